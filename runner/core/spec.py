@@ -1,0 +1,95 @@
+"""What a job asks for, resolved: job.toml with every default filled in.
+
+Times are seconds, sizes are bytes; `None` means "not set" where a field says so. These are plain values:
+`runner.settings` makes them from a job.toml and checks it, `storage.records` keeps them in `job.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+#: Names of jobs: what a folder, a command line and a file name all take without quoting.
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
+class CadenceUnit(StrEnum):
+    """What a checkpoint cadence counts."""
+
+    AUTO = "auto"  #: found by itself from the measured cost of a save
+    SECONDS = "s"
+    STEPS = "steps"
+    EPOCHS = "epochs"
+
+
+class Mode(StrEnum):
+    """Which direction of the monitored quantity is better."""
+
+    AUTO = "auto"
+    MIN = "min"
+    MAX = "max"
+
+
+@dataclass(frozen=True)
+class Every:
+    """A checkpoint cadence, such as 30 seconds, 500 steps or 1 epoch; `count` is unused for AUTO."""
+
+    unit: CadenceUnit = CadenceUnit.AUTO
+    count: float = 0.0
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """`[checkpoint]`: when to save, what to keep, what is best."""
+
+    every: Every = field(default_factory=Every)
+    keep: int = 3
+    monitor: str | None = None  #: None: val_loss, else loss
+    mode: Mode = Mode.AUTO
+    best: str = "best.weights.h5"
+
+
+@dataclass(frozen=True)
+class RestartSpec:
+    """`[restart]`: how often, how fast, and after what never."""
+
+    budget: int = 5
+    backoff_min_s: float = 1.0
+    backoff_max_s: float = 60.0
+    fatal_exit_codes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LimitsSpec:
+    """`[limits]`: how long things may take, how much they may use."""
+
+    hang_s: float | None = None  #: None: learned from the job itself; math.inf: never
+    startup_s: float = 600.0
+    grace_s: float = 30.0
+    wall_s: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ResourcesSpec:
+    """`[resources]`: what an attempt occupies while it runs."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """A job as submitted. Exactly one of `entry` and `command` is set."""
+
+    entry: str | None = "train.py"
+    command: tuple[str, ...] | None = None
+    python: str = "auto"
+    args: tuple[str, ...] = ()
+    priority: int = 0
+    env: dict[str, str] = field(default_factory=dict)
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    restart: RestartSpec = field(default_factory=RestartSpec)
+    limits: LimitsSpec = field(default_factory=LimitsSpec)
+    resources: ResourcesSpec = field(default_factory=ResourcesSpec)
+    seed: int | None = None  #: None: chosen once per job and recorded

@@ -1,0 +1,148 @@
+"""Durable files: the only place that renames or fsyncs.
+
+Promises (each is tested by failing and by killing at every system call):
+
+- A file published here is the old one or the new one, never a mixture (P1), and when the call has returned
+  it survives a power cut (P2): temporary file in the same folder, write, fsync, rename, fsync of the folder.
+- A failed fsync is final for that file (P6): the temporary file is dropped and the error raised; it is never
+  fsynced again and called saved. After a failure of the *folder's* fsync the new file is in place, but the
+  caller is told of the failure and must not report it as saved.
+
+Limits: a disk that lies about having flushed its cache is believed. Removal is made durable only where said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_WRITE_BYTES_MAX = 16 * 1024 * 1024
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of `data` to `fd`; a short write is continued.
+
+    Raises:
+        OSError: a write failed, or wrote nothing.
+    """
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.write(fd, view[:_WRITE_BYTES_MAX])
+        if written == 0:
+            raise OSError(f"write of {len(view)} bytes wrote nothing")
+        view = view[written:]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, verify: Callable[[Path], None] | None = None, mode: int = 0o644) -> Iterator[int]:
+    """Replace `path` durably by what the block writes to the yielded file descriptor.
+
+    Args:
+        path: the file to be replaced or created; its folder exists.
+        verify: called with the temporary file after its fsync and before the rename; what it raises
+            prevents the publication.
+        mode: permissions of the new file, subject to the umask.
+
+    Raises:
+        OSError: any step failed; `path` is then as it was (or new, when only the folder's fsync failed).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            yield fd
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if verify is not None:
+            verify(temporary)
+        temporary.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace `path` durably by `data`."""
+    with replacing(path) as fd:
+        write_all(fd, data)
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Replace `path` atomically by `data`, without making it durable: for what is worthless after a reboot."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.rename(path)
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and the missing folders above it, durably."""
+    missing = []
+    folder = path
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def link(path: Path, target: str) -> None:
+    """Point the symbolic link `path` at `target`, atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    temporary.symlink_to(target)
+    temporary.rename(path)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or a whole folder durably within one file system; `target`'s folder exists."""
+    source.rename(target)
+    sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, durably; a missing one is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        sync_folder(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a whole folder: first renamed out of sight in one step, then deleted."""
+    grave = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        move(path, grave)
+        shutil.rmtree(grave, ignore_errors=True)
+
+
+def sync_tree(root: Path) -> None:
+    """Make a freshly written tree of regular files and folders durable."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder) / name
+            if path.is_symlink() or not path.is_file():
+                continue
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_folder(Path(folder))

@@ -1,0 +1,231 @@
+"""Where everything lies: the only module that knows a path.
+
+A home holds `jobs/` (written by people) and `state/` (written by the runner); see README, "The state folder".
+Each file has one writer, named in the comments here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote_from_bytes
+
+from runner.core.spec import NAME_PATTERN
+
+_NAME = re.compile(NAME_PATTERN)
+_CHECKPOINT = re.compile(r"step-(\d{12})\.weights\.h5")
+_ATTEMPT = re.compile(r"\d{4,}")
+
+
+def is_job_name(name: str) -> bool:
+    """Tell whether `name` may be a job's."""
+    return _NAME.fullmatch(name) is not None and not name.endswith(".tmp")
+
+
+def printable_name(folder: str) -> str:
+    """Give a folder of any name a printable, unique one; a valid job name is its own.
+
+    Other names are percent-encoded byte by byte, and a valid name holds no `%`: the two never meet.
+    """
+    if is_job_name(folder):
+        return folder
+    quoted = quote_from_bytes(os.fsencode(folder), safe="").replace(".", "%2E").replace("~", "%7E")
+    return quoted[:200] if "%" in quoted else "%" + quoted[:199]
+
+
+def find_home(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> Path:
+    """Choose the home: `--home`, else `$RUNNER_HOME`, else the nearest folder upward that holds both
+    `jobs/` and `state/`, else `$XDG_STATE_HOME/training-runner`.
+    """
+    if explicit is not None:
+        return explicit.absolute()
+    if environ.get("RUNNER_HOME"):
+        return Path(environ["RUNNER_HOME"]).absolute()
+    for folder in (cwd, *cwd.parents):
+        if (folder / "jobs").is_dir() and (folder / "state").is_dir():
+            return folder
+    base = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "training-runner"
+
+
+@dataclass(frozen=True)
+class AttemptPaths:
+    """One attempt's folder, `state/NAME/attempts/0001/`."""
+
+    dir: Path
+
+    @property
+    def launch(self) -> Path:
+        """What to run and how; writer: supervisor, before the attempt starts."""
+        return self.dir / "launch.json"
+
+    @property
+    def shim(self) -> Path:
+        """Identities of the shim and of the worker; writer: shim."""
+        return self.dir / "shim.json"
+
+    @property
+    def log(self) -> Path:
+        """Stdout and stderr of the worker; writer: shim (it owns the open file)."""
+        return self.dir / "log"
+
+    @property
+    def outcome(self) -> Path:
+        """How the worker ended; writer: shim."""
+        return self.dir / "outcome.json"
+
+    @property
+    def stacks(self) -> Path:
+        """Evidence taken before a kill; writer: shim (through the worker's faulthandler)."""
+        return self.dir / "stacks.txt"
+
+    @property
+    def facts(self) -> Path:
+        """What the worker reports, one JSON a line, relayed to events.jsonl; writer: worker."""
+        return self.dir / "facts.jsonl"
+
+
+@dataclass(frozen=True)
+class JobPaths:
+    """One job's state folder, `state/NAME/`."""
+
+    dir: Path
+
+    @property
+    def record(self) -> Path:
+        """The durable truth; writer: supervisor."""
+        return self.dir / "job.json"
+
+    @property
+    def events(self) -> Path:
+        """Every transition and notable fact; writer: supervisor."""
+        return self.dir / "events.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """Where training is, at most once a second; writer: worker."""
+        return self.dir / "progress.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line an epoch; writer: worker."""
+        return self.dir / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the periodic checkpoints; writer: worker."""
+        return self.dir / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Folder of the best models; writer: worker."""
+        return self.dir / "best"
+
+    @property
+    def quarantine(self) -> Path:
+        """Folder of what failed verification, each with its reason beside it; writer: worker."""
+        return self.dir / "quarantine"
+
+    @property
+    def attempts(self) -> Path:
+        """Folder of the attempts."""
+        return self.dir / "attempts"
+
+    @property
+    def current(self) -> Path:
+        """Link to the newest attempt; writer: supervisor."""
+        return self.dir / "current"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the shim as long as an attempt's processes may live."""
+        return self.dir / ".lock"
+
+    def attempt(self, number: int) -> AttemptPaths:
+        """Return the folder of attempt `number`, counted from 1."""
+        return AttemptPaths(self.attempts / f"{number:04d}")
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the checkpoint taken after `step` completed steps."""
+        return self.checkpoints / f"step-{step:012d}.weights.h5"
+
+    def list_checkpoints(self) -> list[tuple[int, Path]]:
+        """List (step, path), oldest first; other files are not looked at."""
+        found = []
+        for path in _entries(self.checkpoints):
+            match = _CHECKPOINT.fullmatch(path.name)
+            if match:
+                found.append((int(match[1]), path))
+        return sorted(found)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A home folder."""
+
+    root: Path
+
+    @property
+    def jobs(self) -> Path:
+        """What shall run; written by people and by `submit`."""
+        return self.root / "jobs"
+
+    @property
+    def requests(self) -> Path:
+        """The command line's requests to the supervisor, a file each."""
+        return self.jobs / ".requests"
+
+    @property
+    def state(self) -> Path:
+        """What happened; written by the runner."""
+        return self.root / "state"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the one supervisor of this home."""
+        return self.state / ".supervisor.lock"
+
+    @property
+    def supervisor(self) -> Path:
+        """Identity of the running supervisor; writer: supervisor."""
+        return self.state / ".supervisor.json"
+
+    def folder(self, name: str) -> Path:
+        """Return the folder that was submitted as job `name`: the worker's working directory."""
+        return self.jobs / name
+
+    def job(self, name: str) -> JobPaths:
+        """Return the state folder of job `name`."""
+        return JobPaths(self.state / printable_name(name))
+
+    def create(self) -> None:
+        """Make the folders of the home that are missing."""
+        for folder in (self.jobs, self.requests, self.state):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def submitted(self) -> Iterator[str]:
+        """Yield the names of the folders in `jobs/`, dot-names and `*.tmp` left out."""
+        for path in _entries(self.jobs):
+            if not path.name.startswith(".") and not path.name.endswith(".tmp") and path.is_dir():
+                yield path.name
+
+    def recorded(self) -> Iterator[str]:
+        """Yield the names (as printed) of the jobs that have a state folder with a record."""
+        for path in _entries(self.state):
+            if not path.name.startswith(".") and (path / "job.json").exists():
+                yield path.name
+
+
+def attempt_numbers(attempts: Path) -> list[int]:
+    """List the numbers of the attempts that have a folder, ascending."""
+    return sorted(int(path.name) for path in _entries(attempts) if _ATTEMPT.fullmatch(path.name))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []

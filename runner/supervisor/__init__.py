@@ -1,0 +1,1 @@
+"""The daemon: watches, decides, restarts. Imports no tensorflow, h5py or numpy."""

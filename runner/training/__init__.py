@@ -1,0 +1,1 @@
+"""The worker's side: runs the script, instruments Keras, saves and resumes. Never imported by the daemon."""
