@@ -46,7 +46,9 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, verify: Callable[[Path], None] | None = None, mode: int = 0o644) -> Iterator[int]:
+def replacing(
+    path: Path, *, verify: Callable[[Path], None] | None = None, mode: int = 0o644
+) -> Iterator[int]:
     """Replace `path` durably by what the block writes to the yielded file descriptor.
 
     Args:
@@ -83,7 +85,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def publish(path: Path, data: bytes) -> None:
-    """Replace `path` atomically by `data`, without making it durable: for what is worthless after a reboot."""
+    """Replace `path` atomically but not durably: for what is worthless after a reboot."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)
     temporary.rename(path)

@@ -37,8 +37,10 @@ def printable_name(folder: str) -> str:
 
 
 def find_home(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> Path:
-    """Choose the home: `--home`, else `$RUNNER_HOME`, else the nearest folder upward that holds both
-    `jobs/` and `state/`, else `$XDG_STATE_HOME/training-runner`.
+    """Choose the home folder.
+
+    It is `--home`, else `$RUNNER_HOME`, else the nearest folder upward that holds both `jobs/` and `state/`,
+    else `$XDG_STATE_HOME/training-runner`.
     """
     if explicit is not None:
         return explicit.absolute()
