@@ -1,0 +1,97 @@
+"""What may happen to a job: requests of people, and observations of the supervisor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from runner.core.spec import JobSpec
+
+
+class Request(StrEnum):
+    """What people ask for, by verb."""
+
+    STOP = "stop"  #: checkpoint, end, be cancelled
+    CANCEL = "cancel"  #: be killed now, be cancelled
+    PAUSE = "pause"  #: checkpoint, end, be held
+    RESUME = "resume"  #: leave the hold
+    RETRY = "retry"  #: run a settled job again, from its last checkpoint
+    REMOVE = "rm"  #: forget the job
+
+
+class Sight(StrEnum):
+    """What the supervisor observes, by kind."""
+
+    ADMITTED = "admitted"
+    START_FAILED = "start-failed"
+    REPORTED = "reported"
+    ENDED = "ended"
+    HUNG = "hung"
+    WALL_OVER = "wall-over"
+    MEMORY_OVER = "memory-over"
+    BACKOFF_OVER = "backoff-over"
+    DRAIN = "drain"
+
+
+Kind: TypeAlias = Request | Sight
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event without details of its own: every request, and ADMITTED, BACKOFF_OVER, DRAIN."""
+
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """The attempt could not be started at all."""
+
+    reason: str
+    kind: Kind = field(default=Sight.START_FAILED, init=False)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The worker appended facts; `read` is the new length of what was relayed, in bytes."""
+
+    facts: tuple[dict[str, Any], ...]
+    read: int
+    kind: Kind = field(default=Sight.REPORTED, init=False)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The attempt's processes are gone.
+
+    `exit_code` and `signal` are the worker's as the shim reaped it; both None when nobody saw the end.
+    `asked` tells whether the shim had asked it to stop. `rebooted` tells that the machine went down.
+    """
+
+    exit_code: int | None = None
+    signal: str | None = None
+    asked: bool = False
+    rebooted: bool = False
+    reason: str = ""
+    max_rss_bytes: int | None = None
+    kind: Kind = field(default=Sight.ENDED, init=False)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The attempt went over a limit (HUNG, WALL_OVER, MEMORY_OVER); `reason` says which and by how much."""
+
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A settled job shall run again, with what its folder says now."""
+
+    spec: JobSpec
+    kind: Kind = field(default=Request.RETRY, init=False)
+
+
+AnyEvent: TypeAlias = Event | StartFailed | Reported | Ended | Limit | Retry

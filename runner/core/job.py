@@ -1,0 +1,190 @@
+"""The durable record of a job: what `state/NAME/job.json` holds, and the words for its states.
+
+Plain frozen values. Times are ISO 8601 strings in UTC as `Moment.iso` gives them; durations are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from runner.core.spec import JobSpec
+
+#: Version of job.json; a reader refuses a newer one.
+RECORD_VERSION = 1
+
+#: Attempts kept in the record; older ones stay readable in attempts/ and in events.jsonl.
+ATTEMPTS_MAX = 200
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"  #: waits for a free slot
+    RUNNING = "running"  #: an attempt trains
+    STOPPING = "stopping"  #: an attempt was asked to end and has not yet
+    BACKOFF = "backoff"  #: waits before the next attempt
+    PAUSED = "paused"  #: held until `resume`
+    SUCCEEDED = "succeeded"  #: ended with exit code 0
+    FAILED = "failed"  #: given up, with a reason
+    CANCELLED = "cancelled"  #: ended on request
+    REJECTED = "rejected"  #: never accepted, with a reason
+
+
+#: States in which an attempt's processes may live.
+ACTIVE = frozenset({State.RUNNING, State.STOPPING})
+#: States that only a request can leave.
+SETTLED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.REJECTED})
+
+
+class Goal(StrEnum):
+    """What is wanted of the job once its present attempt has ended."""
+
+    RUN = "run"  #: train on
+    PAUSE = "pause"  #: hold
+    CANCEL = "cancel"  #: end as cancelled
+    FAIL = "fail"  #: end as failed (a limit of the job was reached)
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"  #: exit code 0
+    FAILED = "failed"  #: an exit code of its own
+    CRASHED = "crashed"  #: by a signal that was not ours
+    HUNG = "hung"  #: killed because it made no progress
+    OUT_OF_MEMORY = "out-of-memory"  #: killed at its memory limit, or by the kernel for memory
+    PREEMPTED = "preempted"  #: checkpointed and left in order to run again
+    STOPPED = "stopped"  #: ended on request
+    ABANDONED = "abandoned"  #: lost with the machine or with its shim: nobody saw the end
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The outside facts that a decision may use: wall-clock time and one random number in [0, 1)."""
+
+    iso: str
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """A durable, verified checkpoint; `path` is relative to the job's state folder."""
+
+    path: str
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class BestRef:
+    """The best model so far; `path` is relative to the job's state folder."""
+
+    path: str
+    step: int
+    epoch: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at the job."""
+
+    number: int
+    started_at: str
+    start_step: int = 0
+    ended_at: str | None = None
+    outcome: Outcome | None = None
+    exit_code: int | None = None
+    signal: str | None = None
+    reason: str = ""
+    max_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Where the time went, in seconds."""
+
+    useful_s: float = 0.0
+    lost_s: float = 0.0
+    down_s: float = 0.0
+    checkpoint_s: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Useful time as a share of all time; 1.0 before anything ran."""
+        total = self.useful_s + self.lost_s + self.down_s + self.checkpoint_s
+        return self.useful_s / total if total > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's record. `outbox` holds this revision's events until they are in events.jsonl."""
+
+    name: str
+    state: State
+    submitted_at: str
+    order: int  #: place in the queue among equal priorities
+    spec: JobSpec = field(default_factory=JobSpec)
+    version: int = RECORD_VERSION
+    goal: Goal = Goal.RUN
+    reason: str = ""
+    seed: int = 0
+    threads: int = 1
+    attempt: int = 0  #: number of the newest attempt; 0 before the first
+    attempts: tuple[Attempt, ...] = ()
+    restarts: int = 0
+    charged: int = 0  #: death tally: ends charged to the budget since the durable step advanced
+    fruitless: int = 0  #: ends in a row without a newer durable step, charged or not
+    mark_step: int = -1  #: durable step at the last end; -1 before any
+    backoff_s: float = 0.0
+    hung: bool = False  #: the present attempt is being ended because it made no progress
+    starved: bool = False  #: the present attempt is being ended because of its memory limit
+    checkpoint: CheckpointRef | None = None
+    checkpoint_at: str | None = None
+    best: BestRef | None = None
+    exactness: str = ""  #: what the worker said of the exactness of this job's resumes
+    ledger: Ledger = field(default_factory=Ledger)
+    facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
+    source: str | None = None  #: the job and checkpoint this one started from, as NAME@STEP
+    started_at: str | None = None
+    finished_at: str | None = None
+    revision: int = 0  #: number of the last event in events.jsonl
+    outbox: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def durable_step(self) -> int:
+        """Completed steps that are safe on disk."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def current(self) -> Attempt | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The code that `runner wait` returns; None while the job is not settled."""
+        if self.state is State.SUCCEEDED:
+            return 0
+        if self.state not in SETTLED:
+            return None
+        last = self.current
+        if last is None or not last.exit_code:
+            return 1
+        return last.exit_code
+
+    def with_attempt(self, attempt: Attempt) -> Job:
+        """Return the record with its newest attempt replaced, or `attempt` added when its number is new."""
+        kept = tuple(a for a in self.attempts if a.number != attempt.number)
+        return replace(self, attempts=(*kept, attempt)[-ATTEMPTS_MAX:])
+
+
+def seconds_between(earlier: str | None, later: str) -> float:
+    """Seconds from one ISO time to another; 0 where the clock went backwards or nothing is known."""
+    if earlier is None:
+        return 0.0
+    return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())

@@ -1,0 +1,369 @@
+"""The life of a job as one total table: (state, kind of event) -> what it means.
+
+`decide` is the only door: it returns the next record, with the events to publish in its outbox, and the
+actions to apply once that record is durable. An event that is refused or ignored changes nothing.
+The diagram in ARCHITECTURE.md is printed from this table (`python -m runner.core.diagram`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
+from runner.core.events import AnyEvent, Ended, Kind, Limit, Reported, Request, Retry, Sight, StartFailed
+from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Moment, Outcome, State, seconds_between
+from runner.core.reports import apply_facts
+from runner.core.restart import EXIT_RETRY, GiveUp, judge
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows an event. `refusal` is why nothing does; the record is then the one given."""
+
+    job: Job
+    actions: tuple[Action, ...] = ()
+    refusal: str = ""
+
+
+Step: TypeAlias = Callable[[Job, Any, Moment], Decision]
+
+
+@dataclass(frozen=True)
+class Move:
+    """The event is legal: `do` it; it leads to one of `to`."""
+
+    do: Step
+    to: frozenset[State]
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """A request that cannot be granted in this state."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """An observation that comes too late, or tells nothing in this state."""
+
+    why: str
+
+
+Row: TypeAlias = Move | Refuse | Ignore
+
+
+def decide(job: Job, event: AnyEvent, moment: Moment) -> Decision:
+    """Return the next record and the actions for `event` at `moment`."""
+    row = TABLE[job.state, event.kind]
+    match row:
+        case Refuse(why) | Ignore(why):
+            return Decision(job, (), f"{job.name}: {why}")
+        case Move(do, to):
+            decision = do(replace(job, outbox=()), event, moment)
+            if decision.job.state not in to:
+                raise AssertionError(f"{job.state} + {event.kind} led to {decision.job.state}, not in {to}")
+            return decision
+
+
+def refusal(state: State, kind: Kind) -> str | None:
+    """Tell why a request would be refused in `state`; None where it would not."""
+    row = TABLE[state, kind]
+    return row.why if isinstance(row, Refuse) else None
+
+
+def publish(job: Job, moment: Moment, event: str, **details: Any) -> Job:
+    """Return the record with one more event in its outbox."""
+    revision = job.revision + 1
+    line = {"seq": revision, "time": moment.iso, "event": event, "attempt": job.attempt, **details}
+    return replace(job, revision=revision, outbox=(*job.outbox, line))
+
+
+def _enter(job: Job, state: State, moment: Moment, reason: str = "", **details: Any) -> Job:
+    job = replace(job, state=state, reason=reason)
+    if state in SETTLED:
+        job = replace(job, finished_at=moment.iso)
+    if reason:
+        details["reason"] = reason
+    return publish(job, moment, state.value, **details)
+
+
+# --- starting ---------------------------------------------------------------------------------------------
+
+
+def _start(job: Job, moment: Moment) -> Decision:
+    number = job.attempt + 1
+    previous = job.current
+    down_s = seconds_between(previous.ended_at, moment.iso) if previous and previous.ended_at else 0.0
+    if previous and previous.outcome is Outcome.STOPPED:
+        down_s = 0.0
+    job = replace(
+        job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step)),
+        attempt=number,
+        restarts=job.restarts + (1 if number > 1 else 0),
+        goal=Goal.RUN,
+        hung=False,
+        starved=False,
+        facts_read=0,
+        backoff_s=0.0,
+        started_at=job.started_at or moment.iso,
+        finished_at=None,
+        ledger=replace(job.ledger, down_s=job.ledger.down_s + down_s),
+    )
+    return Decision(_enter(job, State.RUNNING, moment, step=job.durable_step), (Start(number),))
+
+
+def _admitted(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
+    return _start(job, moment)
+
+
+def _start_failed(job: Job, event: StartFailed, moment: Moment) -> Decision:
+    job = _close(job, Ended(reason=event.reason), Outcome.FAILED, moment)
+    return Decision(_enter(job, State.FAILED, moment, event.reason))
+
+
+def _backoff_over(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
+    return Decision(_enter(job, State.QUEUED, moment))
+
+
+# --- while it runs ----------------------------------------------------------------------------------------
+
+
+def _reported(job: Job, event: Reported, moment: Moment) -> Decision:
+    job = apply_facts(job, event.facts, moment.iso)
+    for fact in event.facts:
+        details = {key: value for key, value in fact.items() if key not in {"event", "seq", "attempt"}}
+        job = publish(job, moment, str(fact.get("event", "note")), **details)
+    return Decision(replace(job, facts_read=event.read))
+
+
+def _ask(goal: Goal, ask: Ask, reason: str) -> Step:
+    def do(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
+        job = replace(job, goal=goal)
+        return Decision(_enter(job, State.STOPPING, moment, reason, goal=goal.value), (Signal(ask),))
+
+    return do
+
+
+def _limit(job: Job, event: Limit, moment: Moment) -> Decision:
+    ask = Ask.STOP
+    if event.kind is Sight.HUNG:
+        job, ask = replace(job, hung=True), Ask.HANG
+    elif event.kind is Sight.MEMORY_OVER:
+        job, ask = replace(job, starved=True), Ask.KILL
+    else:
+        job = replace(job, goal=Goal.FAIL)
+    job = publish(job, moment, event.kind.value, reason=event.reason)
+    return Decision(_enter(job, State.STOPPING, moment, event.reason, goal=job.goal.value), (Signal(ask),))
+
+
+def _keep_running(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
+    """Resume while stopping: the attempt ends all the same, and the job goes on after it."""
+    job = replace(job, goal=Goal.RUN, reason="ends its attempt, then runs again")
+    return Decision(publish(job, moment, "resume-requested"))
+
+
+# --- at an attempt's end ----------------------------------------------------------------------------------
+
+
+def outcome_of(job: Job, event: Ended) -> Outcome:
+    """Say how the attempt ended, in the contract's words."""
+    if event.exit_code == 0 and not (event.asked and job.spec.command):
+        return Outcome.SUCCEEDED
+    if job.starved or event.reason == Outcome.OUT_OF_MEMORY.value:
+        return Outcome.OUT_OF_MEMORY
+    if job.hung:
+        return Outcome.HUNG
+    if event.exit_code is None and event.signal is None:
+        return Outcome.ABANDONED
+    own_failure = event.exit_code is not None and event.exit_code not in {0, EXIT_RETRY, 128 + 15}
+    if event.asked and not own_failure:
+        return Outcome.PREEMPTED if job.goal is Goal.RUN else Outcome.STOPPED
+    if event.exit_code == EXIT_RETRY:
+        return Outcome.PREEMPTED
+    if event.signal is not None or (event.exit_code or 0) > 128:
+        return Outcome.CRASHED
+    return Outcome.FAILED
+
+
+def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
+    """Write the end of the newest attempt into the record, and its time into the ledger."""
+    attempt = job.current
+    if attempt is None:
+        return job
+    run_s = seconds_between(attempt.started_at, moment.iso)
+    lost_s = 0.0
+    if outcome is not Outcome.SUCCEEDED:
+        saved_at = job.checkpoint_at
+        if saved_at is None or seconds_between(saved_at, attempt.started_at) > 0:
+            saved_at = attempt.started_at
+        lost_s = min(run_s, seconds_between(saved_at, moment.iso))
+    ledger = job.ledger
+    job = replace(
+        job.with_attempt(
+            replace(
+                attempt,
+                ended_at=moment.iso,
+                outcome=outcome,
+                exit_code=event.exit_code,
+                signal=event.signal,
+                reason=event.reason,
+                max_rss_bytes=event.max_rss_bytes,
+            )
+        ),
+        ledger=replace(ledger, useful_s=ledger.useful_s + run_s - lost_s, lost_s=ledger.lost_s + lost_s),
+    )
+    return publish(
+        job,
+        moment,
+        "ended",
+        outcome=outcome.value,
+        exit_code=event.exit_code,
+        signal=event.signal,
+        step=job.durable_step,
+        lost_s=round(lost_s, 3),
+    )
+
+
+def _ended(job: Job, event: Ended, moment: Moment) -> Decision:
+    outcome = outcome_of(job, event)
+    was = job.state
+    stop_reason = job.reason
+    job = _close(job, event, outcome, moment)
+    if outcome is Outcome.SUCCEEDED:
+        return Decision(_enter(job, State.SUCCEEDED, moment))
+    match job.goal:
+        case Goal.PAUSE:
+            return Decision(_enter(job, State.PAUSED, moment, f"paused at step {job.durable_step}"))
+        case Goal.CANCEL:
+            return Decision(_enter(job, State.CANCELLED, moment, stop_reason))
+        case Goal.FAIL:
+            return Decision(_enter(job, State.FAILED, moment, stop_reason))
+        case Goal.RUN:
+            return _after(job, event, outcome, moment, was)
+
+
+def _after(job: Job, event: Ended, outcome: Outcome, moment: Moment, was: State) -> Decision:
+    verdict = judge(job, outcome, event.exit_code, moment.jitter, rebooted=event.rebooted)
+    job = replace(job, mark_step=max(job.durable_step, job.mark_step), hung=False, starved=False)
+    if isinstance(verdict, GiveUp):
+        return Decision(_enter(job, State.FAILED, moment, verdict.reason))
+    job = replace(job, charged=verdict.charged, fruitless=verdict.fruitless, backoff_s=verdict.delay_s)
+    drained = was is State.STOPPING and outcome is Outcome.PREEMPTED
+    if drained or (was is State.STOPPING and verdict.delay_s == 0):
+        return Decision(_enter(replace(job, backoff_s=0.0), State.QUEUED, moment))
+    if verdict.delay_s == 0:
+        return _start(job, moment)
+    reason = f"{outcome.value}; next attempt in {verdict.delay_s:.1f} s"
+    job = _enter(job, State.BACKOFF, moment, reason, delay_s=round(verdict.delay_s, 3))
+    return Decision(job, (Wait(verdict.delay_s),))
+
+
+# --- requests in states without an attempt ----------------------------------------------------------------
+
+
+def _settle(state: State, reason: str) -> Step:
+    def do(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
+        return Decision(_enter(job, state, moment, reason))
+
+    return do
+
+
+def _retry(job: Job, event: Retry, moment: Moment) -> Decision:
+    job = replace(
+        job,
+        spec=event.spec,
+        goal=Goal.RUN,
+        charged=0,
+        fruitless=0,
+        mark_step=job.durable_step if job.attempt else -1,
+        backoff_s=0.0,
+        finished_at=None,
+    )
+    return Decision(_enter(job, State.QUEUED, moment))
+
+
+def _remove(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
+    return Decision(publish(job, moment, "removed"), (Remove(),))
+
+
+def _move(do: Step, *to: State) -> Move:
+    return Move(do, frozenset(to))
+
+
+_GRACE = "stops: checkpoints within its grace"
+_REMOVE_FIRST = "it is active; stop or cancel it first"
+_LATE = Ignore("no attempt runs")
+_NOT_QUEUED = Ignore("it is not queued")
+_RETRY_ACTIVE = Refuse("it has not ended; there is nothing to retry")
+
+#: The total table. Every (state, kind) has a row; a test checks it.
+TABLE: dict[tuple[State, Kind], Row] = {
+    (State.QUEUED, Request.STOP): _move(_settle(State.CANCELLED, "stopped before it ran"), State.CANCELLED),
+    (State.QUEUED, Request.CANCEL): _move(_settle(State.CANCELLED, "cancelled"), State.CANCELLED),
+    (State.QUEUED, Request.PAUSE): _move(_settle(State.PAUSED, "paused"), State.PAUSED),
+    (State.QUEUED, Request.RESUME): Refuse("it is queued already"),
+    (State.QUEUED, Request.RETRY): _RETRY_ACTIVE,
+    (State.QUEUED, Request.REMOVE): _move(_remove, State.QUEUED),
+    (State.QUEUED, Sight.ADMITTED): _move(_admitted, State.RUNNING),
+    (State.RUNNING, Request.STOP): _move(_ask(Goal.CANCEL, Ask.STOP, "stopped on request"), State.STOPPING),
+    (State.RUNNING, Request.CANCEL): _move(
+        _ask(Goal.CANCEL, Ask.KILL, "cancelled on request"), State.STOPPING
+    ),
+    (State.RUNNING, Request.PAUSE): _move(_ask(Goal.PAUSE, Ask.STOP, _GRACE), State.STOPPING),
+    (State.RUNNING, Request.RESUME): Refuse("it runs already"),
+    (State.RUNNING, Request.RETRY): _RETRY_ACTIVE,
+    (State.RUNNING, Request.REMOVE): Refuse(_REMOVE_FIRST),
+    (State.RUNNING, Sight.ADMITTED): _NOT_QUEUED,
+    (State.RUNNING, Sight.START_FAILED): _move(_start_failed, State.FAILED),
+    (State.RUNNING, Sight.REPORTED): _move(_reported, State.RUNNING),
+    (State.RUNNING, Sight.ENDED): _move(_ended, State.SUCCEEDED, State.FAILED, State.BACKOFF, State.RUNNING),
+    (State.RUNNING, Sight.HUNG): _move(_limit, State.STOPPING),
+    (State.RUNNING, Sight.WALL_OVER): _move(_limit, State.STOPPING),
+    (State.RUNNING, Sight.MEMORY_OVER): _move(_limit, State.STOPPING),
+    (State.RUNNING, Sight.DRAIN): _move(_ask(Goal.RUN, Ask.STOP, "the supervisor drains"), State.STOPPING),
+    (State.STOPPING, Request.STOP): _move(_ask(Goal.CANCEL, Ask.STOP, "stopped on request"), State.STOPPING),
+    (State.STOPPING, Request.CANCEL): _move(
+        _ask(Goal.CANCEL, Ask.KILL, "cancelled on request"), State.STOPPING
+    ),
+    (State.STOPPING, Request.PAUSE): _move(_ask(Goal.PAUSE, Ask.STOP, _GRACE), State.STOPPING),
+    (State.STOPPING, Request.RESUME): _move(_keep_running, State.STOPPING),
+    (State.STOPPING, Request.RETRY): _RETRY_ACTIVE,
+    (State.STOPPING, Request.REMOVE): Refuse(_REMOVE_FIRST),
+    (State.STOPPING, Sight.ADMITTED): _NOT_QUEUED,
+    (State.STOPPING, Sight.START_FAILED): _move(_start_failed, State.FAILED),
+    (State.STOPPING, Sight.REPORTED): _move(_reported, State.STOPPING),
+    (State.STOPPING, Sight.ENDED): _move(
+        _ended, State.SUCCEEDED, State.FAILED, State.BACKOFF, State.QUEUED, State.PAUSED, State.CANCELLED
+    ),
+    (State.STOPPING, Sight.HUNG): Ignore("it is stopping already; the grace bounds it"),
+    (State.STOPPING, Sight.WALL_OVER): Ignore("it is stopping already"),
+    (State.STOPPING, Sight.MEMORY_OVER): _move(_limit, State.STOPPING),
+    (State.STOPPING, Sight.DRAIN): Ignore("it is stopping already"),
+    (State.BACKOFF, Request.STOP): _move(_settle(State.CANCELLED, "stopped on request"), State.CANCELLED),
+    (State.BACKOFF, Request.CANCEL): _move(_settle(State.CANCELLED, "cancelled on request"), State.CANCELLED),
+    (State.BACKOFF, Request.PAUSE): _move(_settle(State.PAUSED, "paused"), State.PAUSED),
+    (State.BACKOFF, Request.RESUME): _move(_backoff_over, State.QUEUED),
+    (State.BACKOFF, Request.RETRY): _RETRY_ACTIVE,
+    (State.BACKOFF, Request.REMOVE): _move(_remove, State.BACKOFF),
+    (State.BACKOFF, Sight.BACKOFF_OVER): _move(_backoff_over, State.QUEUED),
+    (State.PAUSED, Request.STOP): _move(_settle(State.CANCELLED, "stopped on request"), State.CANCELLED),
+    (State.PAUSED, Request.CANCEL): _move(_settle(State.CANCELLED, "cancelled on request"), State.CANCELLED),
+    (State.PAUSED, Request.PAUSE): Refuse("it is paused already"),
+    (State.PAUSED, Request.RESUME): _move(_backoff_over, State.QUEUED),
+    (State.PAUSED, Request.RETRY): Refuse("it is paused; resume it instead"),
+    (State.PAUSED, Request.REMOVE): _move(_remove, State.PAUSED),
+}
+
+for _state in SETTLED:
+    for _request in (Request.STOP, Request.CANCEL, Request.PAUSE):
+        TABLE[_state, _request] = Refuse(f"it has ended already ({_state.value})")
+    TABLE[_state, Request.RESUME] = Refuse(f"it has ended ({_state.value}); only a paused job resumes")
+    TABLE[_state, Request.RETRY] = _move(_retry, State.QUEUED)
+    TABLE[_state, Request.REMOVE] = _move(_remove, _state)
+TABLE[State.SUCCEEDED, Request.RETRY] = Refuse("it has succeeded; submit its folder under another name")
+for _state in State:
+    for _sight in Sight:
+        TABLE.setdefault((_state, _sight), _NOT_QUEUED if _state in ACTIVE else _LATE)

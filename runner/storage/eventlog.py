@@ -1,0 +1,102 @@
+"""`events.jsonl`: append-only, one JSON object a line, numbered by `seq` without gaps.
+
+The record's outbox makes it exactly-once: a turn's events are durable in the record first, then appended
+here; after a crash in between, what the log lacks is appended from the outbox. A torn last line (a crash in
+the middle of an append) is completed to a line of its own, so that it can be reported and is never glued to
+the next event.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.storage import durable
+
+_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Torn:
+    """A line that is not a whole JSON object; `line` counts from 1."""
+
+    line: int
+    text: str
+
+
+def append(path: Path, events: Sequence[dict[str, Any]]) -> None:
+    """Append those of `events` that the log does not have yet, and make them durable.
+
+    Raises:
+        OSError: they could not be made durable; calling again later is safe.
+    """
+    if not events:
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        tail = os.pread(fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        last = _last_seq(tail)
+        fresh = [event for event in events if event["seq"] > last]
+        if fresh:
+            lines = b"" if not tail or tail.endswith(b"\n") else b"\n"
+            lines += b"".join(json.dumps(event).encode() + b"\n" for event in fresh)
+            durable.write_all(fd, lines)
+            os.fdatasync(fd)
+        if size == 0:
+            durable.sync_folder(path.parent)
+    finally:
+        os.close(fd)
+
+
+def read(path: Path) -> Iterator[dict[str, Any] | Torn]:
+    """Yield the events in order; a line that is torn or damaged comes as `Torn` in its place."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for number, line in enumerate(file, 1):
+            event = _parse(line)
+            yield (
+                event if event is not None else Torn(number, line[:200].decode(errors="replace").rstrip("\n"))
+            )
+
+
+def read_from(path: Path, offset: int, size_max: int = 1 << 20) -> tuple[list[dict[str, Any]], int]:
+    """Read whole lines from byte `offset` on, at most `size_max` bytes; return them and the new offset.
+
+    A line without its newline is left for the next call; one that is damaged, or longer than `size_max`, is
+    passed over.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size_max)
+    except FileNotFoundError:
+        return [], offset
+    end = data.rfind(b"\n") + 1
+    if end == 0:
+        return [], offset + (len(data) if len(data) >= size_max else 0)
+    lines = (_parse(line) for line in data[:end].splitlines())
+    return [line for line in lines if line is not None], offset + end
+
+
+def _last_seq(tail: bytes) -> int:
+    for line in reversed(tail.splitlines()):
+        event = _parse(line)
+        if event is not None and isinstance(event.get("seq"), int):
+            return int(event["seq"])
+    return 0
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

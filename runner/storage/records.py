@@ -1,0 +1,111 @@
+"""Records: `job.json` and the small JSON files beside it, written durably and read back strictly.
+
+A record that is there but cannot be read is an error that names it; it is never taken for an empty one.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from runner.core.job import RECORD_VERSION, Job
+from runner.errors import UnreadableRecordError
+from runner.storage import durable
+
+#: No record of ours comes near this; a larger file is not read into memory.
+RECORD_BYTES_MAX = 16 * 1024 * 1024
+
+
+@cache
+def _jobs() -> TypeAdapter[Job]:
+    return TypeAdapter(Job)
+
+
+def save_job(path: Path, job: Job) -> None:
+    """Replace the record at `path` durably; its folder is made where it is missing.
+
+    Raises:
+        OSError: it could not be made durable.
+    """
+    durable.make_folder(path.parent)
+    durable.write(path, _jobs().dump_json(job, indent=1) + b"\n")
+
+
+def load_job(path: Path) -> Job:
+    """Read the record at `path`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnreadableRecordError: it is damaged, or of a newer version.
+    """
+    data = read_bounded(path)
+    try:
+        return _jobs().validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
+        if _version(data) > RECORD_VERSION:
+            what = f"was written by a newer runner (record version {_version(data)})"
+        else:
+            what = f"cannot be read: {place}: {first['msg']}"
+        raise UnreadableRecordError(
+            f"{path}: {what}; restore it from a backup, or `runner rm` the job"
+        ) from None
+
+
+def save_json(path: Path, value: dict[str, Any], *, durably: bool = True) -> None:
+    """Write a small JSON object, atomically, and durably unless told otherwise."""
+    data = (json.dumps(value, indent=1) + "\n").encode()
+    if durably:
+        durable.write(path, data)
+    else:
+        durable.publish(path, data)
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a small JSON object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnreadableRecordError: it is not a JSON object.
+    """
+    data = read_bounded(path)
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise UnreadableRecordError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UnreadableRecordError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_bounded(path: Path, size_max: int = RECORD_BYTES_MAX) -> bytes:
+    """Read a file that must be small.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnreadableRecordError: it is too large, no regular file, or not readable.
+    """
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise UnreadableRecordError(f"{path}: expected a regular file")
+            raise FileNotFoundError(path)
+        with path.open("rb") as file:
+            data = file.read(size_max + 1)
+    except (PermissionError, IsADirectoryError) as error:
+        raise UnreadableRecordError(f"{path}: {error.strerror}") from None
+    if len(data) > size_max:
+        raise UnreadableRecordError(f"{path}: larger than {size_max} bytes; not one of ours")
+    return data
+
+
+def _version(data: bytes) -> int:
+    try:
+        return int(json.loads(data)["version"])
+    except (ValueError, KeyError, TypeError):
+        return 0

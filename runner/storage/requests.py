@@ -1,0 +1,70 @@
+"""Requests of the command line to the supervisor: a file each in `jobs/.requests/`, staged and renamed.
+
+A request works while no supervisor runs, and takes effect when one does. Files are named by the time of
+asking, so that they are taken in order; the supervisor removes each when it has been carried out or refused.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runner.errors import UnreadableRecordError
+from runner.storage import durable, records
+from runner.storage.layout import Home
+
+VERSION = 1
+#: The verb of `submit`: look at the folder at once instead of waiting until it has been quiet.
+SUBMIT = "submit"
+_BYTES_MAX = 64 * 1024
+
+
+@dataclass(frozen=True)
+class RequestFile:
+    """One request, as read."""
+
+    path: Path
+    verb: str
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def submit_request(home: Home, verb: str, name: str, args: dict[str, Any] | None = None) -> Path:
+    """Leave a request for the supervisor; return its file, which vanishes once it has been dealt with.
+
+    Raises:
+        OSError: the request could not be made durable.
+    """
+    durable.make_folder(home.requests)
+    path = home.requests / f"{time.time_ns():020d}-{os.urandom(4).hex()}.json"
+    records.save_json(path, {"version": VERSION, "verb": verb, "name": name, "args": args or {}})
+    return path
+
+
+def pending(home: Home, limit: int = 1000) -> list[Path]:
+    """List the oldest `limit` request files, oldest first."""
+    try:
+        found = [path for path in home.requests.iterdir() if not path.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    return sorted(path for path in found if path.suffix != ".tmp")[:limit]
+
+
+def read(path: Path) -> RequestFile:
+    """Read one request.
+
+    Raises:
+        UnreadableRecordError: it is not a request.
+        FileNotFoundError: it is gone.
+    """
+    size = path.stat().st_size
+    if size > _BYTES_MAX:
+        raise UnreadableRecordError(f"{path}: a request of {size} bytes; at most {_BYTES_MAX} are read")
+    value = records.load_json(path)
+    verb, name, args = value.get("verb"), value.get("name"), value.get("args", {})
+    if not isinstance(verb, str) or not isinstance(name, str) or not isinstance(args, dict):
+        raise UnreadableRecordError(f"{path}: expected verb and name as strings and args as an object")
+    return RequestFile(path, verb, name, args)
