@@ -15,6 +15,12 @@ from urllib.parse import quote_from_bytes
 
 from runner.core.spec import NAME_PATTERN
 
+#: In a job's folder when `submit` put it there whole: it need not be waited for to become quiet.
+#: Holds {"version": 1, "source": "NAME@STEP" or null}.
+SUBMITTED_MARK = ".submitted.json"
+#: In a job's folder when it shall start from another job's checkpoint: a copy of that file.
+START_FROM = ".from.weights.h5"
+
 _NAME = re.compile(NAME_PATTERN)
 _CHECKPOINT = re.compile(r"step-(\d{12})\.weights\.h5")
 _ATTEMPT = re.compile(r"\d{4,}")

@@ -17,8 +17,6 @@ from runner.storage import durable, records
 from runner.storage.layout import Home
 
 VERSION = 1
-#: The verb of `submit`: look at the folder at once instead of waiting until it has been quiet.
-SUBMIT = "submit"
 _BYTES_MAX = 64 * 1024
 
 

@@ -1,0 +1,90 @@
+"""Identity and life of an OS process: boot id + pid + start time, and a pidfd to wait for its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Names one process for good: a pid alone is reused, and means nothing after a reboot.
+
+    `start` is field 22 of /proc/PID/stat: clock ticks since boot (proc(5)).
+    """
+
+    boot: str
+    pid: int
+    start: int
+
+    @classmethod
+    def parse(cls, value: Any) -> Identity | None:
+        """Read an identity from a record; None where it is not one."""
+        try:
+            return cls(str(value["boot"]), int(value["pid"]), int(value["start"]))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+def boot_id() -> str:
+    """Return the kernel's id of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def identify(pid: int) -> Identity | None:
+    """Return the identity of the process that has `pid` now; None where there is none."""
+    fields = _stat(pid)
+    return Identity(boot_id(), pid, int(fields[19])) if fields else None
+
+
+def is_alive(identity: Identity) -> bool:
+    """Tell whether that very process exists and is not a zombie."""
+    fields = _stat(identity.pid)
+    return bool(
+        fields and int(fields[19]) == identity.start and fields[0] not in "ZX" and identity.boot == boot_id()
+    )
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether the process is stopped (SIGSTOP, a debugger): it cannot make progress then."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] in "Tt"
+
+
+def open_pidfd(identity: Identity) -> int | None:
+    """Open a descriptor that becomes readable when the process ends; None where it has ended already."""
+    try:
+        fd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return None
+    if not is_alive(identity):
+        os.close(fd)
+        return None
+    return fd
+
+
+def carrying(mark: tuple[str, str]) -> list[int]:
+    """List the processes whose environment carries `mark` (a name and a value): a job's strays.
+
+    Environments of other users' processes cannot be read and are passed over.
+    """
+    wanted = f"{mark[0]}={mark[1]}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat after the command's name, from the state on."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    return text[text.rindex(")") + 2 :].split()

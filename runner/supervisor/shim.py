@@ -1,0 +1,309 @@
+"""The shim: the small parent of one attempt. It outlives the supervisor and tells the truth afterwards.
+
+Run as `python -I -S shim.py ATTEMPT_DIR` with the job's lock inherited as descriptor 3. It needs nothing but
+the standard library, so that it is up within milliseconds.
+
+- The worker runs in a session of its own, with stdout and stderr on `log`, and dies with the shim
+  (PR_SET_PDEATHSIG). The shim is a subreaper: whatever the worker's tree leaves behind becomes its child.
+- SIGTERM: asks the worker to stop; after the grace the tree is killed. SIGUSR1: kills the tree. SIGUSR2: the
+  attempt hangs: the worker's faulthandler writes its stacks, /proc is noted, then as SIGTERM, shortly.
+- When the worker has ended, every process that is left of the tree is killed and reaped, the outcome is
+  written durably (again and again while the disk refuses), and only then the lock is let go.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+LOCK_FD = 3
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+#: Seconds for the worker's faulthandler to write its stacks, and from SIGTERM to SIGKILL after a hang.
+EVIDENCE_S = 2.0
+HANG_GRACE_S = 5.0
+OUTCOME_RETRY_S = 1.0
+
+
+def main():
+    """Run one attempt to its end."""
+    folder = sys.argv[1]
+    with open(os.path.join(folder, "launch.json"), "rb") as file:
+        launch = json.load(file)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if fcntl.fcntl(LOCK_FD, fcntl.F_GETFD) >= 0:
+        os.set_inheritable(LOCK_FD, False)
+    wake = watch_signals()
+    began = time.monotonic()
+    error, worker = "", 0
+    try:
+        worker = start_worker(launch, folder, libc)
+    except OSError as failure:
+        error = str(failure)
+    write_json(
+        os.path.join(folder, "shim.json"),
+        {"version": 1, "shim": identity(os.getpid()), "worker": identity(worker) if worker else None},
+    )
+    attempt = Attempt(worker, folder, float(launch["grace_s"]))
+    if worker:
+        attempt.supervise(wake)
+    write_outcome(folder, attempt.outcome(error, time.monotonic() - began))
+
+
+class Attempt:
+    """The worker and all that descends from it."""
+
+    def __init__(self, worker, folder, grace_s):
+        self.worker = worker
+        self.folder = folder
+        self.grace_s = grace_s
+        self.status = None
+        self.asked = None  # what the supervisor asked for: "stop", "kill", "hang"
+        self.killed = False  # we sent SIGKILL
+        self.strays = 0
+        self.usage = None
+        self.oom_kills = oom_kills()
+        self.deadlines = {}  # what to do -> when (monotonic)
+
+    def supervise(self, wake):
+        """Wait for the worker's end, doing what is asked; then clear away its tree."""
+        while self.status is None:
+            timeout = None
+            if self.deadlines:
+                timeout = max(0.0, min(self.deadlines.values()) - time.monotonic())
+            if select.select([wake], [], [], timeout)[0]:
+                for number in os.read(wake, 512):
+                    self.on_signal(number)
+            for deed in [d for d, when in self.deadlines.items() if when <= time.monotonic()]:
+                del self.deadlines[deed]
+                getattr(self, deed)()
+            self.reap()
+        self.clear_tree()
+
+    def on_signal(self, number):
+        """Do what the supervisor asks."""
+        if number == signal.SIGTERM:
+            self.asked = self.asked or "stop"
+            self.stop(self.grace_s)
+        elif number == signal.SIGUSR1:
+            self.asked = "kill"
+            self.kill()
+        elif number == signal.SIGUSR2:
+            self.asked = "hang"
+            self.note_evidence()
+            self.send(signal.SIGUSR2)
+            self.deadlines["stop_hung"] = time.monotonic() + EVIDENCE_S
+
+    def stop(self, grace_s):
+        """Ask the worker to end, and kill its tree after the grace."""
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGCONT)
+        self.deadlines.setdefault("kill", time.monotonic() + grace_s)
+
+    def stop_hung(self):
+        """End a hung worker: its evidence is taken."""
+        self.stop(HANG_GRACE_S)
+
+    def kill(self):
+        """SIGKILL the worker; the rest of the tree follows when it has been reaped."""
+        self.killed = True
+        self.send(signal.SIGKILL)
+
+    def send(self, number):
+        """Signal the worker, and for anything but SIGUSR2 nobody else: it owns its children."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.worker, number)
+
+    def note_evidence(self):
+        """Write what /proc tells about the worker before it is asked anything."""
+        with open(os.path.join(self.folder, "stacks.txt"), "a") as out:
+            for name in ("status", "wchan", "stack", "syscall"):
+                with contextlib.suppress(OSError), open(f"/proc/{self.worker}/{name}") as source:
+                    out.write(f"--- /proc/{self.worker}/{name}\n{source.read()}\n")
+
+    def reap(self):
+        """Collect every child that has ended; the worker's status is kept."""
+        while True:
+            try:
+                pid, status, self_usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.worker:
+                self.status = status
+                self.usage = self_usage
+
+    def clear_tree(self):
+        """Kill what is left of the tree until nothing is: orphans are ours, as we are their subreaper."""
+        while True:
+            left = descendants()
+            if not left:
+                with contextlib.suppress(ChildProcessError):
+                    while os.waitpid(-1, 0):
+                        pass
+                return
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    self.strays += 1
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, 0)
+
+    def outcome(self, error, duration_s):
+        """Say how it ended, as outcome.json holds it."""
+        code = number = None
+        usage = {}
+        if self.status is not None:
+            if os.WIFSIGNALED(self.status):
+                number = os.WTERMSIG(self.status)
+            else:
+                code = os.WEXITSTATUS(self.status)
+            usage = {
+                "user_s": self.usage.ru_utime,
+                "system_s": self.usage.ru_stime,
+                "max_rss_bytes": self.usage.ru_maxrss * 1024,
+            }
+        return {
+            "version": 1,
+            "exit_code": code,
+            "signal": signal.Signals(number).name if number in list(signal.Signals) else number,
+            "asked": self.asked,
+            "killed": self.killed,
+            "kernel_oom": number == signal.SIGKILL and not self.killed and oom_kills() > self.oom_kills,
+            "strays_killed": self.strays,
+            "error": error,
+            "duration_s": duration_s,
+            "ended_at": time.time(),
+            "rusage": usage,
+        }
+
+
+def start_worker(launch, folder, libc):
+    """Start the worker; return its pid. Raises OSError where its program or folder is not there."""
+    log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    report_read, report_write = os.pipe()
+    shim = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != shim:
+                os._exit(1)
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.chdir(launch["cwd"])
+            os.execvpe(launch["argv"][0], launch["argv"], {**os.environ, **launch["env"]})
+        except BaseException as failure:  # noqa: BLE001 - the child reports whatever stops it, and ends
+            os.write(report_write, f"{launch['argv'][0]}: {failure}".encode(errors="replace"))
+        os._exit(127)
+    os.close(report_write)
+    os.close(log)
+    problem = b""
+    while chunk := os.read(report_read, 4096):
+        problem += chunk
+    os.close(report_read)
+    if problem:
+        os.waitpid(pid, 0)
+        raise OSError(problem.decode(errors="replace"))
+    return pid
+
+
+def watch_signals():
+    """Route signals into a pipe; return its reading end."""
+    read, write = os.pipe()
+    for fd in (read, write):
+        os.set_blocking(fd, False)
+        os.set_inheritable(fd, False)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.set_wakeup_fd(write)
+    # The supervisor starts us with these blocked, so that none is lost before this point.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return read
+
+
+def descendants():
+    """List all living descendants of this process, nearest first."""
+    children = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+                fields = file.read().rsplit(")", 1)[1].split()
+                if fields[0] != "Z":
+                    children.setdefault(int(fields[1]), []).append(int(name))
+    found, layer = [], [os.getpid()]
+    while layer:
+        layer = [child for parent in layer for child in children.get(parent, ())]
+        found += layer
+    return found
+
+
+def oom_kills():
+    """Return how many processes the kernel has killed for memory since boot (proc(5), vmstat)."""
+    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
+        for line in file:
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def identity(pid):
+    """Return boot id, pid and start time of a process (see supervisor.process.Identity)."""
+    with open(f"/proc/{pid}/stat") as file:
+        start = int(file.read().rsplit(")", 1)[1].split()[19])
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return {"boot": file.read().strip(), "pid": pid, "start": start}
+
+
+def write_outcome(folder, outcome):
+    """Write outcome.json durably, trying again for as long as the disk refuses."""
+    while True:
+        try:
+            return write_json(os.path.join(folder, "outcome.json"), outcome, durably=True)
+        except OSError:
+            if not os.path.isdir(folder):
+                return None  # the job's state was removed under us: nobody will ask
+            time.sleep(OUTCOME_RETRY_S)
+
+
+def write_json(path, value, durably=False):
+    """Replace a JSON file atomically."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, (json.dumps(value) + "\n").encode())
+        if durably:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+    if durably:
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+if __name__ == "__main__":
+    # The working directory may be removed under us, and we must not keep a file system busy.
+    os.chdir("/")
+    main()
