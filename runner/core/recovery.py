@@ -2,7 +2,8 @@
 
 The truth about an attempt is its lock and its outcome: the shim holds the job's lock as long as anything of
 the attempt may live, and writes the outcome before it lets go. So an active record means
-lock held: still running, re-adopt it; outcome there: it ended so; neither: nobody saw the end.
+outcome there: it ended so; lock held: it still runs, re-adopt it; no shim ever: start it now; none of these:
+nobody saw the end.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from runner.core.events import Ended, Event, Sight
+from runner.core.events import Ended, Event, Sight, StartFailed
 from runner.core.job import ACTIVE, Job, State
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies beside a record: is its lock held, and how its newest attempt ended, if that was written."""
+    """What lies beside a record.
+
+    `locked`: its lock is held; `started`: its newest attempt got as far as a shim that wrote its identity;
+    `ended`: how that attempt ended, if that was written; `rebooted`: that shim was of an earlier boot.
+    """
 
     locked: bool
-    ended: Ended | None = None
+    started: bool = True
+    ended: Ended | StartFailed | None = None
     rebooted: bool = False
 
 
@@ -35,7 +41,12 @@ class Resume:
     delay_s: float
 
 
-Recovered: TypeAlias = Adopt | Resume | Ended | Event | None
+@dataclass(frozen=True)
+class Launch:
+    """The record says that the attempt starts, and the supervisor died before it did: start it."""
+
+
+Recovered: TypeAlias = Adopt | Launch | Resume | Ended | StartFailed | Event | None
 
 
 def recover(job: Job, found: Found) -> Recovered:
@@ -45,6 +56,8 @@ def recover(job: Job, found: Found) -> Recovered:
             return found.ended
         if found.locked:
             return Adopt()
+        if not found.started:
+            return Launch()
         reason = "the machine went down" if found.rebooted else "its shim was gone; nobody saw the end"
         return Ended(rebooted=found.rebooted, reason=reason)
     if job.state is State.BACKOFF:

@@ -220,10 +220,16 @@ class Home:
             if not path.name.startswith(".") and not path.name.endswith(".tmp") and path.is_dir():
                 yield path.name
 
+    def submitted_as(self, name: str) -> Iterator[Path]:
+        """Yield the folder in `jobs/` that job `name` (as printed) stands for, where it is there."""
+        for path in _entries(self.jobs):
+            if printable_name(path.name) == name and not path.name.startswith("."):
+                yield path
+
     def recorded(self) -> Iterator[str]:
         """Yield the names (as printed) of the jobs that have a state folder with a record."""
         for path in _entries(self.state):
-            if not path.name.startswith(".") and (path / "job.json").exists():
+            if not path.name.startswith(".") and JobPaths(path).record.exists():
                 yield path.name
 
 

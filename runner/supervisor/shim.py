@@ -11,6 +11,8 @@ the standard library, so that it is up within milliseconds.
   written durably (again and again while the disk refuses), and only then the lock is let go.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import fcntl
@@ -21,6 +23,11 @@ import signal
 import sys
 import time
 
+TYPE_CHECKING = False  # as typing's, without its import
+if TYPE_CHECKING:
+    import resource
+    from typing import Any
+
 LOCK_FD = 3
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -30,7 +37,7 @@ HANG_GRACE_S = 5.0
 OUTCOME_RETRY_S = 1.0
 
 
-def main():
+def main() -> None:
     """Run one attempt to its end."""
     folder = sys.argv[1]
     with open(os.path.join(folder, "launch.json"), "rb") as file:
@@ -59,19 +66,19 @@ def main():
 class Attempt:
     """The worker and all that descends from it."""
 
-    def __init__(self, worker, folder, grace_s):
+    def __init__(self, worker: int, folder: str, grace_s: float) -> None:
         self.worker = worker
         self.folder = folder
         self.grace_s = grace_s
-        self.status = None
-        self.asked = None  # what the supervisor asked for: "stop", "kill", "hang"
+        self.status: int | None = None
+        self.asked: str | None = None  # what the supervisor asked for: "stop", "kill", "hang"
         self.killed = False  # we sent SIGKILL
         self.strays = 0
-        self.usage = None
+        self.usage: resource.struct_rusage | None = None
         self.oom_kills = oom_kills()
-        self.deadlines = {}  # what to do -> when (monotonic)
+        self.deadlines: dict[str, float] = {}  # what to do -> when (monotonic)
 
-    def supervise(self, wake):
+    def supervise(self, wake: int) -> None:
         """Wait for the worker's end, doing what is asked; then clear away its tree."""
         while self.status is None:
             timeout = None
@@ -86,7 +93,7 @@ class Attempt:
             self.reap()
         self.clear_tree()
 
-    def on_signal(self, number):
+    def on_signal(self, number: int) -> None:
         """Do what the supervisor asks."""
         if number == signal.SIGTERM:
             self.asked = self.asked or "stop"
@@ -100,35 +107,35 @@ class Attempt:
             self.send(signal.SIGUSR2)
             self.deadlines["stop_hung"] = time.monotonic() + EVIDENCE_S
 
-    def stop(self, grace_s):
+    def stop(self, grace_s: float) -> None:
         """Ask the worker to end, and kill its tree after the grace."""
         self.send(signal.SIGTERM)
         self.send(signal.SIGCONT)
         self.deadlines.setdefault("kill", time.monotonic() + grace_s)
 
-    def stop_hung(self):
+    def stop_hung(self) -> None:
         """End a hung worker: its evidence is taken."""
         self.stop(HANG_GRACE_S)
 
-    def kill(self):
+    def kill(self) -> None:
         """SIGKILL the worker; the rest of the tree follows when it has been reaped."""
         self.killed = True
         self.send(signal.SIGKILL)
 
-    def send(self, number):
+    def send(self, number: int) -> None:
         """Signal the worker, and for anything but SIGUSR2 nobody else: it owns its children."""
         if self.status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.worker, number)
 
-    def note_evidence(self):
+    def note_evidence(self) -> None:
         """Write what /proc tells about the worker before it is asked anything."""
         with open(os.path.join(self.folder, "stacks.txt"), "a") as out:
             for name in ("status", "wchan", "stack", "syscall"):
                 with contextlib.suppress(OSError), open(f"/proc/{self.worker}/{name}") as source:
                     out.write(f"--- /proc/{self.worker}/{name}\n{source.read()}\n")
 
-    def reap(self):
+    def reap(self) -> None:
         """Collect every child that has ended; the worker's status is kept."""
         while True:
             try:
@@ -141,7 +148,7 @@ class Attempt:
                 self.status = status
                 self.usage = self_usage
 
-    def clear_tree(self):
+    def clear_tree(self) -> None:
         """Kill what is left of the tree until nothing is: orphans are ours, as we are their subreaper."""
         while True:
             left = descendants()
@@ -157,15 +164,16 @@ class Attempt:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(-1, 0)
 
-    def outcome(self, error, duration_s):
+    def outcome(self, error: str, duration_s: float) -> dict[str, object]:
         """Say how it ended, as outcome.json holds it."""
         code = number = None
-        usage = {}
+        usage: dict[str, float] = {}
         if self.status is not None:
             if os.WIFSIGNALED(self.status):
                 number = os.WTERMSIG(self.status)
             else:
                 code = os.WEXITSTATUS(self.status)
+        if self.usage is not None:
             usage = {
                 "user_s": self.usage.ru_utime,
                 "system_s": self.usage.ru_stime,
@@ -186,7 +194,7 @@ class Attempt:
         }
 
 
-def start_worker(launch, folder, libc):
+def start_worker(launch: dict[str, Any], folder: str, libc: ctypes.CDLL) -> int:
     """Start the worker; return its pid. Raises OSError where its program or folder is not there."""
     log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     report_read, report_write = os.pipe()
@@ -224,7 +232,7 @@ def start_worker(launch, folder, libc):
     return pid
 
 
-def watch_signals():
+def watch_signals() -> int:
     """Route signals into a pipe; return its reading end."""
     read, write = os.pipe()
     for fd in (read, write):
@@ -240,23 +248,24 @@ def watch_signals():
     return read
 
 
-def descendants():
+def descendants() -> list[int]:
     """List all living descendants of this process, nearest first."""
-    children = {}
+    children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
                 fields = file.read().rsplit(")", 1)[1].split()
                 if fields[0] != "Z":
                     children.setdefault(int(fields[1]), []).append(int(name))
-    found, layer = [], [os.getpid()]
+    found: list[int] = []
+    layer = [os.getpid()]
     while layer:
         layer = [child for parent in layer for child in children.get(parent, ())]
         found += layer
     return found
 
 
-def oom_kills():
+def oom_kills() -> int:
     """Return how many processes the kernel has killed for memory since boot (proc(5), vmstat)."""
     with contextlib.suppress(OSError), open("/proc/vmstat") as file:
         for line in file:
@@ -265,7 +274,7 @@ def oom_kills():
     return 0
 
 
-def identity(pid):
+def identity(pid: int) -> dict[str, object]:
     """Return boot id, pid and start time of a process (see supervisor.process.Identity)."""
     with open(f"/proc/{pid}/stat") as file:
         start = int(file.read().rsplit(")", 1)[1].split()[19])
@@ -273,18 +282,19 @@ def identity(pid):
         return {"boot": file.read().strip(), "pid": pid, "start": start}
 
 
-def write_outcome(folder, outcome):
+def write_outcome(folder: str, outcome: dict[str, object]) -> None:
     """Write outcome.json durably, trying again for as long as the disk refuses."""
     while True:
         try:
-            return write_json(os.path.join(folder, "outcome.json"), outcome, durably=True)
+            write_json(os.path.join(folder, "outcome.json"), outcome, durably=True)
+            return
         except OSError:
             if not os.path.isdir(folder):
-                return None  # the job's state was removed under us: nobody will ask
+                return  # the job's state was removed under us: nobody will ask
             time.sleep(OUTCOME_RETRY_S)
 
 
-def write_json(path, value, durably=False):
+def write_json(path: str, value: dict[str, object], durably: bool = False) -> None:
     """Replace a JSON file atomically."""
     temporary = f"{path}.{os.getpid()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)

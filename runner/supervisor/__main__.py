@@ -1,0 +1,65 @@
+"""`python -m runner.supervisor`: the daemon's process, without anything of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from runner.errors import RunnerError
+from runner.storage.layout import Home, find_home
+from runner.supervisor.supervisor import Config, Supervisor
+
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+class _Journal(logging.Formatter):
+    """One line a record, with the priority prefix that journald understands (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).replace("\n", "\n  ")
+        return f"<{_PRIORITIES.get(record.levelno, 6)}>{text}"
+
+
+def set_up_logging() -> None:
+    """Log to stderr: with priorities for the journal, with times for people."""
+    handler = logging.StreamHandler()
+    if os.environ.get("JOURNAL_STREAM"):
+        handler.setFormatter(_Journal("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("watchdog").setLevel(logging.WARNING)
+
+
+def parse(argv: list[str]) -> tuple[Home, Config]:
+    """Read the daemon's command line."""
+    parser = argparse.ArgumentParser(prog="python -m runner.supervisor")
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--on-term", choices=("drain", "leave"), default="drain")
+    parser.add_argument("--only", metavar="NAME")
+    parser.add_argument("--follow", type=int, metavar="PID")
+    options = parser.parse_args(argv)
+    home = Home(find_home(options.home, os.environ, Path.cwd()))
+    return home, Config(options.on_term == "drain", options.only, options.follow)
+
+
+def main(argv: list[str]) -> int:
+    """Serve until told to end; return the exit code."""
+    set_up_logging()
+    home, config = parse(argv)
+    supervisor = Supervisor(home, config)
+    try:
+        supervisor.run()
+    except RunnerError as error:
+        print(f"runner: {error}", file=sys.stderr)  # noqa: T201 - the last word to whoever started us
+        return error.exit_code
+    if supervisor.exec_again:
+        os.execv(sys.executable, [sys.executable, "-m", "runner.supervisor", *argv])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

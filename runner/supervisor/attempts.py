@@ -1,0 +1,182 @@
+"""The attempts that live: started or adopted, asked to end, watched to their true end.
+
+`Attempts` tells its owner of an attempt's end exactly once, after everything of it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runner.core.actions import Ask
+from runner.core.events import Ended, StartFailed
+from runner.core.hang import Pulse
+from runner.core.job import Job, Outcome
+from runner.errors import UnreadableRecordError
+from runner.storage import lock, records
+from runner.storage.layout import AttemptPaths, Home
+from runner.supervisor import launch, process
+from runner.supervisor.loop import Loop
+from runner.supervisor.process import Identity
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = {Ask.STOP: signal.SIGTERM, Ask.KILL: signal.SIGUSR1, Ask.HANG: signal.SIGUSR2}
+#: Between two looks at something that must happen soon.
+_SOON_S = 0.02
+#: An adopted shim without shim.json is given this long to write it.
+_BIRTH_S = 10.0
+
+
+@dataclass
+class Live:
+    """One attempt whose shim lives."""
+
+    name: str
+    number: int
+    shim: Identity | None = None
+    pidfd: int = -1
+    child: bool = False  #: the shim is our own child, to be reaped
+    asked: Ask | None = None
+    waited_s: float = 0.0
+    pulse: Pulse = field(default_factory=lambda: Pulse(0.0))
+
+
+class Attempts:
+    """Starts, adopts, asks and watches attempts."""
+
+    def __init__(self, home: Home, loop: Loop, on_end: Callable[[str, Ended | StartFailed], None]) -> None:
+        self._home = home
+        self._loop = loop
+        self._on_end = on_end
+        self.live: dict[str, Live] = {}
+
+    def start(self, job: Job) -> None:
+        """Start the job's newest attempt, unless it is under way already."""
+        if job.name in self.live:
+            return
+        attempt = Live(job.name, job.attempt)
+        self.live[job.name] = attempt
+        self._spawn(attempt, job)
+
+    def adopt(self, job: Job, ask: Ask | None) -> None:
+        """Watch an attempt that another supervisor started, and ask it again what was asked of it."""
+        attempt = Live(job.name, job.attempt, asked=ask)
+        self.live[job.name] = attempt
+        self._find_shim(attempt)
+
+    def ask(self, name: str, ask: Ask) -> None:
+        """Ask the attempt's shim; what comes before the shim can be reached is sent when it can."""
+        attempt = self.live.get(name)
+        if attempt is None:
+            return
+        attempt.asked = ask
+        self._send(attempt)
+
+    def _spawn(self, attempt: Live, job: Job) -> None:
+        try:
+            pid = launch.start_shim(self._home, job)
+        except launch.StillLockedError:
+            self._loop.after(_SOON_S, lambda: self._spawn(attempt, job))
+            return
+        except OSError as error:
+            self._finish(attempt, StartFailed(f"cannot start attempt {job.attempt}: {error}"))
+            return
+        attempt.child = True
+        attempt.shim = process.identify(pid)
+        attempt.pidfd = os.pidfd_open(pid)
+        self._watch(attempt)
+
+    def _find_shim(self, attempt: Live) -> None:
+        """Find the shim that holds the lock; it may be too young to have written its identity."""
+        paths = self._paths(attempt)
+        identity = read_identity(paths, "shim")
+        pidfd = process.open_pidfd(identity) if identity else None
+        if pidfd is not None:
+            attempt.shim, attempt.pidfd = identity, pidfd
+            self._watch(attempt)
+        elif lock.is_locked(self._home.job(attempt.name).lock) and attempt.waited_s < _BIRTH_S:
+            attempt.waited_s += _SOON_S
+            self._loop.after(_SOON_S, lambda: self._find_shim(attempt))
+        else:
+            self._settle(attempt)
+
+    def _watch(self, attempt: Live) -> None:
+        self._loop.on_readable(attempt.pidfd, lambda: self._shim_ended(attempt))
+        if attempt.asked is not None:
+            self._send(attempt)
+
+    def _send(self, attempt: Live) -> None:
+        if attempt.pidfd >= 0 and attempt.asked is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(attempt.pidfd, _SIGNALS[attempt.asked])
+
+    def _shim_ended(self, attempt: Live) -> None:
+        self._loop.forget(attempt.pidfd)
+        if attempt.child:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, attempt.pidfd, os.WEXITED)
+        os.close(attempt.pidfd)
+        attempt.pidfd = -1
+        self._settle(attempt)
+
+    def _settle(self, attempt: Live) -> None:
+        """Read the truth the shim left; where it left none, make sure first that nothing of it lives."""
+        ended = read_outcome(self._paths(attempt))
+        if ended is None and self._kill_strays(attempt):
+            self._loop.after(_SOON_S, lambda: self._settle(attempt))
+            return
+        self._finish(attempt, ended or Ended(reason="its shim was killed; nobody saw the end"))
+
+    def _kill_strays(self, attempt: Live) -> bool:
+        strays = process.carrying(("RUNNER_STATE", str(self._home.job(attempt.name).dir)))
+        for pid in strays:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(strays) or lock.is_locked(self._home.job(attempt.name).lock)
+
+    def _finish(self, attempt: Live, ended: Ended | StartFailed) -> None:
+        del self.live[attempt.name]
+        self._on_end(attempt.name, ended)
+
+    def _paths(self, attempt: Live) -> AttemptPaths:
+        return self._home.job(attempt.name).attempt(attempt.number)
+
+
+def read_identity(paths: AttemptPaths, who: str) -> Identity | None:
+    """Read the identity of the attempt's `shim` or `worker`; None where it is not known."""
+    return Identity.parse(_read(paths.shim).get(who))
+
+
+def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
+    """Read how the attempt ended, as its shim wrote it; None where nothing was written."""
+    value = _read(paths.outcome)
+    if not value:
+        return None
+    if value.get("error"):
+        return StartFailed(f"cannot start: {value['error']}")
+    code, number = value.get("exit_code"), value.get("signal")
+    usage = value.get("rusage") or {}
+    return Ended(
+        exit_code=int(code) if code is not None else None,
+        signal=str(number) if number is not None else None,
+        asked=bool(value.get("asked")),
+        reason=Outcome.OUT_OF_MEMORY.value if value.get("kernel_oom") else "",
+        max_rss_bytes=usage.get("max_rss_bytes"),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return records.load_json(path)
+    except FileNotFoundError:
+        return {}
+    except UnreadableRecordError as error:
+        log.error("%s", error)
+        return {}

@@ -1,0 +1,102 @@
+"""From a record to a running shim: what the worker is started with, and how."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from runner.core.job import Job
+from runner.storage import durable, lock, records
+from runner.storage.layout import START_FROM, Home
+
+_SHIM = Path(__file__).with_name("shim.py")
+_BOOTSTRAP = Path(__file__).parent.parent / "training" / "bootstrap.py"
+_SHIM_LOCK_FD = 3
+#: What systemd says to us is not for the workers.
+_OURS_ALONE = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "INVOCATION_ID", "JOURNAL_STREAM"}
+
+
+class StillLockedError(Exception):
+    """Something of an earlier attempt still holds the job's lock."""
+
+
+def launch_plan(home: Home, job: Job) -> dict[str, Any]:
+    """Return the content of launch.json for the job's newest attempt (see ARCHITECTURE.md)."""
+    spec, paths, folder = job.spec, home.job(job.name), home.folder(job.name)
+    start_from = folder / START_FROM
+    env = {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONHASHSEED": str(job.seed % 2**32),
+        "TF_NUM_INTRAOP_THREADS": str(job.threads),
+        **spec.env,
+        "RUNNER_HOME": str(home.root),
+        "RUNNER_JOB": job.name,
+        "RUNNER_ATTEMPT": str(job.attempt),
+        "RUNNER_STATE": str(paths.dir),
+        "RUNNER_RESUME": "1" if job.checkpoint else "0",
+    }
+    argv = [*spec.command] if spec.command else [interpreter(spec.python, folder), str(_BOOTSTRAP)]
+    return {
+        "version": 1,
+        "job": job.name,
+        "attempt": job.attempt,
+        "state": str(paths.dir),
+        "cwd": str(folder),
+        "argv": [*argv, *spec.args] if spec.command else argv,
+        "env": env,
+        "grace_s": spec.limits.grace_s,
+        "seed": job.seed,
+        "threads": job.threads,
+        "entry": spec.entry if not spec.command else None,
+        "args": list(spec.args),
+        "checkpoint": asdict(spec.checkpoint),
+        "from": str(start_from) if start_from.exists() else None,
+    }
+
+
+def interpreter(python: str, folder: Path) -> str:
+    """Choose the job's interpreter: `auto` is its own virtual environment's, else the runner's."""
+    if python != "auto":
+        return str(folder / python) if "/" in python else python
+    own = folder / ".venv" / "bin" / "python"
+    return str(own) if own.exists() else sys.executable
+
+
+def start_shim(home: Home, job: Job) -> int:
+    """Start the shim of the job's newest attempt; return its pid.
+
+    Raises:
+        StillLockedError: an earlier attempt is not entirely gone.
+        OSError: the attempt's folder could not be written, or no process could be made.
+    """
+    paths = home.job(job.name)
+    attempt = paths.attempt(job.attempt)
+    lock_fd = lock.try_lock(paths.lock)
+    if lock_fd is None:
+        raise StillLockedError(job.name)
+    try:
+        attempt.dir.mkdir(parents=True, exist_ok=True)
+        records.save_json(attempt.launch, launch_plan(home, job), durably=False)
+        durable.link(paths.current, f"attempts/{attempt.dir.name}")
+        environ = {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-S", str(_SHIM), str(attempt.dir)],
+            environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(attempt.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, lock_fd, _SHIM_LOCK_FD),
+            ],
+            setsid=True,
+            # Blocked until the shim has its handlers: a signal sent meanwhile waits instead of killing it.
+            setsigmask=[signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
+            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGHUP],
+        )
+    finally:
+        os.close(lock_fd)

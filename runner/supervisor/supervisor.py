@@ -1,0 +1,416 @@
+"""The supervisor: gathers events, decides by the table, makes the record durable, then acts.
+
+A turn for one job is `handle`: decide -> persist the record (events in its outbox) -> apply actions ->
+append the events to the log. What cannot be made durable is not acted upon, and tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from runner.core.actions import Ask, Remove, Signal, Start, Wait
+from runner.core.admission import Capacity, admit
+from runner.core.events import AnyEvent, Ended, Event, Reported, Request, Retry, Sight, StartFailed
+from runner.core.job import ACTIVE, SETTLED, Job, Moment, State
+from runner.core.recovery import Adopt, Found, Launch, Resume, recover
+from runner.core.table import Decision, decide, publish
+from runner.errors import AlreadyRunningError, BadJobError, UnreadableRecordError
+from runner.storage import durable, eventlog, lock, records, requests
+from runner.storage.layout import Home
+from runner.supervisor import folders, intake, notify, process
+from runner.supervisor.attempts import Attempts, read_identity, read_outcome
+from runner.supervisor.loop import Loop, Timer
+from runner.supervisor.vitals import Vitals
+
+log = logging.getLogger(__name__)
+
+#: Inotify loses events: how often to look by itself.
+RESCAN_S = 5.0
+#: How often the facts of running attempts are relayed.
+RELAY_S = 0.25
+#: After a folder event, how long to wait for more of them.
+_SETTLE_S = 0.01
+_RETRY_DISK_S = 1.0
+_LOCK_WAIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """How this supervisor runs."""
+
+    drain_on_term: bool = True  #: on SIGTERM: let workers checkpoint and stop; else leave them training
+    only: str | None = None  #: serve this one job, and end when it does
+    follow_pid: int | None = None  #: drain when this process ends
+    capacity: Capacity | None = None
+
+
+class Supervisor:
+    """The daemon of one home."""
+
+    def __init__(self, home: Home, config: Config) -> None:
+        self.home = home
+        self.config = config
+        self.jobs: dict[str, Job] = {}
+        self.refused: set[str] = set()  #: names whose record cannot be read: left alone, loudly
+        self.loop = Loop()
+        self.attempts = Attempts(home, self.loop, self._attempt_ended)
+        self.vitals = Vitals(home, self.attempts)
+        self.draining = False
+        self.exec_again = False
+        self._capacity = config.capacity or Capacity(float(os.cpu_count() or 1), float(_gpus()))
+        self._waits: dict[str, Timer] = {}
+        self._scan: Timer | None = None
+        self._locks: list[int] = []
+        self._order = 0
+
+    # --- life ------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve the home until told to end.
+
+        Raises:
+            AlreadyRunningError: another supervisor serves it.
+        """
+        self.home.create()
+        self._take_locks()
+        self._hook_up()
+        observer = folders.watch([self.home.jobs, self.home.requests], self.loop.wake)
+        try:
+            self._boot()
+            notify.notify("READY=1", self._status_line())
+            log.info("supervising %s: %s", self.home.root, self._status_line())
+            self.loop.run()
+        finally:
+            observer.stop()
+            durable.remove(self.home.supervisor)
+            self.loop.close()
+
+    def _take_locks(self) -> None:
+        """Hold the home: wholly for a daemon, together with others for a supervisor of one job."""
+        only = self.config.only
+        wanted = [(self.home.lock, only is not None)]
+        if only is not None:
+            wanted.append((self.home.job(only).dir / ".supervisor.lock", False))
+        for path, shared in wanted:
+            deadline = time.monotonic() + _LOCK_WAIT_S
+            while (fd := lock.try_lock(path, shared=shared)) is None:
+                if time.monotonic() > deadline:
+                    raise AlreadyRunningError(self._who_runs())
+                time.sleep(0.05)
+            self._locks.append(fd)
+
+    def _who_runs(self) -> str:
+        try:
+            pid = records.load_json(self.home.supervisor)["identity"]["pid"]
+        except (OSError, UnreadableRecordError, KeyError, TypeError):
+            pid = "unknown"
+        return (
+            f"{self.home.root}: a supervisor runs here already (pid {pid}); stop it, or choose another --home"
+        )
+
+    def _hook_up(self) -> None:
+        loop = self.loop
+        loop.on_signal(signal.SIGTERM, self._on_term)
+        loop.on_signal(signal.SIGINT, self._on_term)
+        loop.on_signal(signal.SIGHUP, self._on_hangup)
+        loop.on_wake(self._scan_soon)
+        loop.every(RESCAN_S, self._look)
+        loop.every(RELAY_S, self._relay)
+        watchdog_s = notify.watchdog_s()
+        if watchdog_s:
+            loop.every(watchdog_s / 3, lambda: notify.notify("WATCHDOG=1", self._status_line()))
+        if self.config.follow_pid is not None:
+            self._follow(os.pidfd_open(self.config.follow_pid))
+
+    def _follow(self, pidfd: int) -> None:
+        def gone() -> None:
+            self.loop.forget(pidfd)
+            self.drain()
+
+        self.loop.on_readable(pidfd, gone)
+
+    def _on_term(self) -> None:
+        if self.draining or not self.config.drain_on_term:
+            self.loop.stop()  # asked twice, or configured so: the shims see to the workers
+        else:
+            self.drain()
+
+    def _on_hangup(self) -> None:
+        """SIGHUP: a supervisor of one job lost its terminal; a daemon starts anew under the same pid."""
+        if self.config.only is not None:
+            self.drain()
+        else:
+            self.exec_again = True
+            self.loop.stop()
+
+    def drain(self) -> None:
+        """Let every running attempt checkpoint and stop, start none, then end."""
+        if self.draining:
+            return
+        self.draining = True
+        notify.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(self._longest_grace_s() * 1e6) + 10_000_000}")
+        log.info("draining: %d running", len(self.attempts.live))
+        for name in list(self.jobs):
+            self.handle(name, Event(Sight.DRAIN))
+        self._end_if_done()
+
+    def _longest_grace_s(self) -> float:
+        return max((self.jobs[name].spec.limits.grace_s for name in self.attempts.live), default=0.0)
+
+    def _end_if_done(self) -> None:
+        only = self.config.only
+        if self.draining and not self.attempts.live:
+            self.loop.stop()
+        elif only is not None and not self.attempts.live:
+            job = self.jobs.get(only)
+            if only in self.refused or (job and job.state in SETTLED | {State.PAUSED}):
+                self.loop.stop()
+
+    def _status_line(self) -> str:
+        states = [job.state for job in self.jobs.values()]
+        counts = {state.value: states.count(state) for state in State if state in states}
+        return "STATUS=" + (", ".join(f"{count} {name}" for name, count in counts.items()) or "no jobs")
+
+    # --- boot ------------------------------------------------------------------------------------------
+
+    def _boot(self) -> None:
+        identity = process.identify(os.getpid())
+        if identity is not None:
+            about = {"version": 1, "identity": identity.__dict__, "only": self.config.only}
+            records.save_json(self.home.supervisor, about, durably=False)
+        for name in self.home.recorded():
+            if self.config.only in {None, name}:
+                self._load(name)
+        self._order = max((job.order for job in self.jobs.values()), default=0)
+        for name in list(self.jobs):
+            self._recover(name)
+        self._look()
+
+    def _load(self, name: str) -> None:
+        paths = self.home.job(name)
+        try:
+            job = records.load_job(paths.record)
+            eventlog.append(paths.events, job.outbox)
+        except (UnreadableRecordError, OSError) as error:
+            self.refused.add(name)
+            log.error("%s", error)
+        else:
+            self.jobs[name] = job
+
+    def _recover(self, name: str) -> None:
+        job = self.jobs[name]
+        paths = self.home.job(name)
+        attempt = paths.attempt(job.attempt)
+        shim = read_identity(attempt, "shim") if job.state in ACTIVE else None
+        found = Found(
+            locked=job.state in ACTIVE and lock.is_locked(paths.lock),
+            started=attempt.shim.exists(),
+            ended=read_outcome(attempt) if job.state in ACTIVE else None,
+            rebooted=shim is not None and shim.boot != process.boot_id(),
+        )
+        match recover(job, found):
+            case None:
+                pass
+            case Adopt():
+                self.attempts.adopt(job, Ask.STOP if job.state is State.STOPPING else None)
+                self._note(name, "adopted")
+            case Launch():
+                self.attempts.start(job)
+            case Resume(delay_s):
+                self._waits[name] = self.loop.after(delay_s, lambda: self._backoff_over(name))
+            case Ended() | StartFailed() | Event() as event:
+                self._relay_job(name)
+                self._insist(name, event)
+
+    # --- one turn for one job --------------------------------------------------------------------------
+
+    def handle(self, name: str, event: AnyEvent) -> Decision | None:
+        """Decide, persist, act; None where the disk refused (then nothing was done)."""
+        job = self.jobs[name]
+        decision = decide(job, event, self._moment())
+        if decision.job is not job and not self._commit(decision.job):
+            return None
+        for action in decision.actions:
+            self._apply(decision.job, action)
+        if decision.job is not job and name in self.jobs:
+            self._log_events(decision.job)
+        if decision.job.state is not job.state:
+            log.info("%s: %s %s", name, decision.job.state.value, decision.job.reason)
+            self.loop.after(0.0, self._admit)
+        return decision
+
+    def _commit(self, job: Job) -> bool:
+        previous = self.jobs.get(job.name)
+        if previous is not None and not self._log_events(previous):
+            return False  # its outbox must reach the log before it is replaced
+        try:
+            records.save_job(self.home.job(job.name).record, job)
+        except OSError as error:
+            log.error("%s: cannot save its record: %s; trying again", job.name, error)
+            return False
+        self.jobs[job.name] = job
+        return True
+
+    def _log_events(self, job: Job) -> bool:
+        try:
+            eventlog.append(self.home.job(job.name).events, job.outbox)
+        except OSError as error:
+            log.error("%s: cannot append to its event log: %s; trying again", job.name, error)
+            return False
+        if job.outbox and self.jobs.get(job.name) is job:
+            self.jobs[job.name] = replace(job, outbox=())
+        return True
+
+    def _insist(self, name: str, event: AnyEvent) -> None:
+        """Handle what must not be lost, again and again while the disk refuses."""
+        if name in self.jobs and self.handle(name, event) is None:
+            self.loop.after(_RETRY_DISK_S, lambda: self._insist(name, event))
+        else:
+            self._end_if_done()
+
+    def _apply(self, job: Job, action: Start | Signal | Wait | Remove) -> None:
+        self._cancel_wait(job.name)
+        match action:
+            case Start():
+                self.attempts.start(job)
+            case Signal(ask):
+                self.attempts.ask(job.name, ask)
+            case Wait(delay_s):
+                self._waits[job.name] = self.loop.after(delay_s, lambda: self._backoff_over(job.name))
+            case Remove():
+                self._remove(job)
+
+    def _cancel_wait(self, name: str) -> None:
+        timer = self._waits.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _remove(self, job: Job) -> None:
+        del self.jobs[job.name]
+        for folder in self.home.submitted_as(job.name):
+            durable.remove_tree(folder)
+        durable.remove_tree(self.home.job(job.name).dir)
+
+    def _moment(self) -> Moment:
+        return Moment(datetime.now(UTC).isoformat(timespec="milliseconds"), random.random())
+
+    def _note(self, name: str, event: str, **details: object) -> None:
+        """Record a fact that changes nothing else."""
+        self._commit(publish(replace(self.jobs[name], outbox=()), self._moment(), event, **details))
+        self._log_events(self.jobs[name])
+
+    # --- what happens ----------------------------------------------------------------------------------
+
+    def _attempt_ended(self, name: str, ended: Ended | StartFailed) -> None:
+        self._relay_job(name)
+        self._insist(name, ended)
+
+    def _backoff_over(self, name: str) -> None:
+        self._waits.pop(name, None)
+        self._insist(name, Event(Sight.BACKOFF_OVER))
+
+    def _relay(self) -> None:
+        """Take over what the workers reported, and see whether they are well."""
+        for name in list(self.attempts.live):
+            self._relay_job(name)
+            if name in self.attempts.live and (limit := self.vitals.check(self.jobs[name])):
+                self.handle(name, limit)
+
+    def _relay_job(self, name: str) -> None:
+        while (job := self.jobs.get(name)) is not None and job.state in ACTIVE:
+            paths = self.home.job(name).attempt(job.attempt)
+            facts, read = eventlog.read_from(paths.facts, job.facts_read)
+            if read == job.facts_read or self.handle(name, Reported(tuple(facts), read)) is None:
+                return
+
+    def _admit(self) -> None:
+        if self.draining:
+            return
+        plan = admit(self.jobs.values(), self._capacity)
+        for name in plan.start:
+            self.handle(name, Event(Sight.ADMITTED))
+        for name, reason in plan.waiting.items():
+            if self.jobs[name].reason != reason:
+                self._commit(replace(self.jobs[name], reason=reason))
+
+    # --- what comes in ---------------------------------------------------------------------------------
+
+    def _scan_soon(self) -> None:
+        if self._scan is None:
+            self._scan = self.loop.after(_SETTLE_S, self._look)
+
+    def _look(self) -> None:
+        """Look through jobs/ and the requests."""
+        if self._scan is not None:
+            self._scan.cancel()
+            self._scan = None
+        self._take_up_folders()
+        for path in requests.pending(self.home):
+            self._request(path)
+        self._admit()
+        self._end_if_done()
+
+    def _take_up_folders(self) -> None:
+        noisy = False
+        for folder, quiet in intake.unclaimed(self.home, self.jobs.keys() | self.refused):
+            if self.config.only not in {None, folder}:
+                continue
+            if not quiet:
+                noisy = True
+                continue
+            job = intake.take_up(self.home, folder, self._order + 1, self._moment())
+            if self._commit(job):
+                self._order += 1
+                self._log_events(job)
+                log.info("%s: %s %s", job.name, job.state.value, job.reason)
+        if noisy:
+            self.loop.after(intake.QUIET_S / 2, self._scan_soon)
+
+    def _request(self, path: Path) -> None:
+        try:
+            request = requests.read(path)
+        except FileNotFoundError:
+            return
+        except (UnreadableRecordError, OSError) as error:
+            log.error("a request was dropped: %s", error)
+            durable.remove(path)
+            return
+        if self.config.only not in {None, request.name}:
+            return
+        if self._carry_out(request):
+            durable.remove(path)
+
+    def _carry_out(self, request: requests.RequestFile) -> bool:
+        """Do what is asked, or refuse it for good; False where the disk refused: try again."""
+        name = request.name
+        if name not in self.jobs:
+            log.warning("%s: no such job; the request %r was dropped", name, request.verb)
+            return True
+        try:
+            event = self._event_for(request)
+        except (BadJobError, ValueError) as error:
+            self._note(name, "refused", verb=request.verb, reason=str(error))
+            return True
+        decision = self.handle(name, event)
+        if decision is not None and decision.refusal:
+            self._note(name, "refused", verb=request.verb, reason=decision.refusal)
+        return decision is not None
+
+    def _event_for(self, request: requests.RequestFile) -> AnyEvent:
+        kind = Request(request.verb)
+        if kind is Request.RETRY and self.jobs[request.name].state in SETTLED:
+            return Retry(intake.load_again(self.home, request.name))
+        return Event(kind)
+
+
+def _gpus() -> int:
+    """Count the NVIDIA GPUs that the kernel's driver lists."""
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0

@@ -1,0 +1,104 @@
+"""Whether running attempts are well: progress, wall time, memory."""
+
+from __future__ import annotations
+
+import time
+
+from runner.core.events import Limit, Sight
+from runner.core.hang import Pulse, hangs, observe
+from runner.core.job import Job, State, seconds_between
+from runner.errors import UnreadableRecordError
+from runner.storage import records
+from runner.storage.layout import Home
+from runner.supervisor import process
+from runner.supervisor.attempts import Attempts, Live, read_identity
+
+#: How often one attempt is looked at.
+LOOK_S = 1.0
+#: A gap between two looks beyond this was not ours to see: the machine slept, or we did.
+_GAP_MAX_S = 10.0
+
+
+class Vitals:
+    """Looks at each live attempt about once a second."""
+
+    def __init__(self, home: Home, attempts: Attempts) -> None:
+        self._home = home
+        self._attempts = attempts
+        self._wall: dict[str, float] = {}
+
+    def check(self, job: Job) -> Limit | None:
+        """Look at the job's attempt if it is time; return the limit it went over, if any."""
+        attempt = self._attempts.live[job.name]
+        now = time.monotonic()
+        first = attempt.pulse.seen_at == 0.0
+        if first:
+            attempt.pulse = Pulse(now)
+        since_s = now - attempt.pulse.seen_at
+        if job.state is not State.RUNNING or (since_s < LOOK_S and not first):
+            return None
+        self._observe(job, attempt, now, since_s)
+        reason = hangs(attempt.pulse, job.spec.limits) if self._reports(job) else None
+        if reason:
+            return Limit(Sight.HUNG, reason)
+        return self._over_wall(job, since_s) or self._over_memory(job, attempt)
+
+    def _observe(self, job: Job, attempt: Live, now: float, since_s: float) -> None:
+        worker = read_identity(self._home.job(job.name).attempt(attempt.number), "worker")
+        runnable = since_s < _GAP_MAX_S and not (worker and process.is_stopped(worker.pid))
+        progress = self._progress(job)
+        mark = f"{progress.get('step')}/{progress.get('phase')}/{progress.get('beat', 0)}"
+        stepped = bool(progress.get("stepped"))
+        attempt.pulse = observe(attempt.pulse, now, mark, stepped=stepped, runnable=runnable)
+
+    def _progress(self, job: Job) -> dict[str, object]:
+        """Read the attempt's progress; one left by an earlier attempt counts as none."""
+        try:
+            progress = records.load_json(self._home.job(job.name).progress)
+        except (OSError, UnreadableRecordError):
+            return {}
+        return progress if progress.get("attempt") == job.attempt else {}
+
+    def _reports(self, job: Job) -> bool:
+        """Tell whether silence means anything: a command that never reported may just not know how."""
+        return job.spec.command is None or bool(self._progress(job)) or job.spec.limits.hang_s is not None
+
+    def _over_wall(self, job: Job, since_s: float) -> Limit | None:
+        wall_s = job.spec.limits.wall_s
+        if wall_s is None:
+            return None
+        if job.name not in self._wall:
+            self._wall[job.name] = sum(
+                seconds_between(a.started_at, a.ended_at) for a in job.attempts if a.ended_at
+            )
+        self._wall[job.name] += min(since_s, _GAP_MAX_S)
+        if self._wall[job.name] <= wall_s:
+            return None
+        return Limit(Sight.WALL_OVER, f"ran for {self._wall[job.name]:.0f} s (limits.wall = {wall_s:.0f} s)")
+
+    def _over_memory(self, job: Job, attempt: Live) -> Limit | None:
+        allowed = job.spec.limits.memory_bytes
+        if allowed is None or attempt.shim is None:
+            return None
+        used = tree_rss_bytes(attempt.shim.pid)
+        if used <= allowed:
+            return None
+        return Limit(
+            Sight.MEMORY_OVER, f"uses {used >> 20} MiB of memory (limits.memory = {allowed >> 20} MiB)"
+        )
+
+
+def tree_rss_bytes(shim_pid: int) -> int:
+    """Sum the resident memory of everything below the shim; pages shared within the tree count twice."""
+    import psutil  # only where a job has a memory limit
+
+    total = 0
+    try:
+        for member in psutil.Process(shim_pid).children(recursive=True):
+            try:
+                total += member.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        return 0
+    return total
