@@ -1,0 +1,318 @@
+"""What the keys of job.toml take: a check each, which converts a value or says what was expected."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from runner.core.spec import CadenceUnit, Every, Mode
+from runner.settings.text import is_inside
+
+ARGUMENT_BYTES_MAX = 128 * 1024  # Linux: MAX_ARG_STRLEN
+DURATION_S_MAX = 10 * 365 * 86400.0
+#: Set by the runner for every worker; a job may not.
+RESERVED_ENV = frozenset({"RUNNER_HOME", "RUNNER_JOB", "RUNNER_ATTEMPT", "RUNNER_STATE", "RUNNER_RESUME"})
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_COUNTED = re.compile(r"([0-9]{1,15}) ?(steps?|epochs?)")
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([KMGT]i?B|B)")
+_SIZE_UNITS = {"B": 1} | {
+    prefix + end: base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for end, base in (("B", 1000), ("iB", 1024))
+}
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
+_FORMAT = re.compile(r"[<>=^]?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[deEfFgG%]?")
+
+#: Takes the value and the job's folder; raises WrongError.
+Check: TypeAlias = Callable[[Any, Path], Any]
+
+
+class WrongError(Exception):
+    """A value is not what its key takes; the text goes after the key's name."""
+
+
+def parse_duration(value: Any) -> float:
+    """Return seconds: "500ms", "30s", "1h30m", or a number of seconds.
+
+    Raises:
+        ValueError: it is none of these, is not finite, is negative, or is over ten years.
+    """
+    if isinstance(value, str) and _DURATION.fullmatch(value) and len(value) <= 100:
+        seconds = sum(float(count) * _UNITS_S[unit] for count, unit in _DURATION_PART.findall(value))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(min(value, 10**18)) if isinstance(value, int) else value
+    else:
+        raise ValueError(value)
+    if not 0 <= seconds <= DURATION_S_MAX:
+        raise ValueError(value)
+    return seconds
+
+
+def parse_size(value: Any) -> int:
+    """Return bytes: "8GiB", "512MB", or a number of bytes.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**60:
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(value)
+    return int(float(match[1]) * _SIZE_UNITS[match[2]])
+
+
+def _shown(value: Any) -> str:
+    """Quote a value from the file as TOML would, shortened."""
+    if isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, str):
+        text = f'"{value[:60]}"'
+    else:
+        text = (
+            repr(value)
+            if not isinstance(value, dict | list)
+            else "a table"
+            if value.__class__ is dict
+            else "a list"
+        )
+    return text if len(text) <= 70 else text[:67] + "..."
+
+
+def _fail(expected: str, value: Any) -> WrongError:
+    return WrongError(f"must be {expected}, not {_shown(value)}")
+
+
+def duration(words: dict[str, float | None] | None = None, *, positive: bool = True) -> Check:
+    """Take a duration, or one of `words` with its meaning."""
+    words = words or {}
+    choices = ['a duration such as "30s" or "1h30m"', *(f'"{word}"' for word in words)]
+
+    def check(value: Any, _folder: Path) -> float | None:
+        if isinstance(value, str) and value in words:
+            return words[value]
+        try:
+            seconds = parse_duration(value)
+        except ValueError:
+            raise _fail(" or ".join(choices), value) from None
+        if positive and seconds <= 0:
+            raise _fail("more than zero", value)
+        return seconds
+
+    return check
+
+
+def integer(low: int, high: int) -> Check:
+    """Take a whole number within the bounds; a bool is none."""
+
+    def check(value: Any, _folder: Path) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _fail(f"a whole number from {low} to {high}", value)
+        return value
+
+    return check
+
+
+def number(low: float, high: float) -> Check:
+    """Take a finite number within the bounds."""
+
+    def check(value: Any, _folder: Path) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise _fail(f"a number from {low:g} to {high:g}", value)
+        return float(value)
+
+    return check
+
+
+def every(value: Any, _folder: Path) -> Every:
+    """Take a checkpoint cadence."""
+    if value == "auto":
+        return Every()
+    expected = '"auto", or a time, steps or epochs such as "30s", "500 steps" or "1 epoch"'
+    if not isinstance(value, str):
+        raise _fail(expected, value)
+    counted = _COUNTED.fullmatch(value)
+    if counted and int(counted[1]) > 0:
+        unit = CadenceUnit.STEPS if counted[2].startswith("step") else CadenceUnit.EPOCHS
+        return Every(unit, float(counted[1]))
+    try:
+        seconds = parse_duration(value)
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise _fail(expected, value)
+    return Every(CadenceUnit.SECONDS, seconds)
+
+
+def backoff(value: Any, _folder: Path) -> tuple[float, float]:
+    """Take a range of times; one time stands for both ends."""
+    expected = 'a range of times such as "1s..60s"'
+    if not isinstance(value, str):
+        raise _fail(expected, value)
+    low, dots, high = value.partition("..")
+    try:
+        least_s = parse_duration(low.strip())
+        most_s = parse_duration(high.strip()) if dots else least_s
+    except ValueError:
+        raise _fail(expected, value) from None
+    if not 0 < least_s <= most_s:
+        raise _fail('a range from a shorter to a longer time, such as "1s..60s"', value)
+    return least_s, most_s
+
+
+def memory(value: Any, _folder: Path) -> int | None:
+    """Take a size, or "none"."""
+    if value == "none":
+        return None
+    try:
+        size = parse_size(value)
+    except ValueError:
+        raise _fail('a size such as "8GiB" or "512MB", or "none"', value) from None
+    if size < 1024 * 1024:
+        raise _fail("at least 1MiB", value)
+    return size
+
+
+def mode(value: Any, _folder: Path) -> Mode:
+    """Take the direction that is better."""
+    if value not in list(Mode) or not isinstance(value, str):
+        raise _fail('"auto", "min" or "max"', value)
+    return Mode(value)
+
+
+def text(value: Any, _folder: Path) -> str:
+    """Take a metric's name."""
+    if not isinstance(value, str) or not value or not value.isprintable() or len(value) > 200:
+        raise _fail("the name of a metric", value)
+    return value
+
+
+def exit_codes(value: Any, _folder: Path) -> tuple[int, ...]:
+    """Take a list of exit codes other than 0."""
+    codes = value if isinstance(value, list) else [None]
+    for code in codes:
+        if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
+            raise _fail("a list of exit codes from 1 to 255", value if code is None else code)
+    return tuple(codes)
+
+
+def strings(value: Any, _folder: Path) -> tuple[str, ...]:
+    """Take a list of strings that a program can be given."""
+    if not isinstance(value, list):
+        raise _fail('a list of strings such as ["--epochs", "50"]', value)
+    for item in value:
+        if not isinstance(item, str):
+            raise WrongError(f"must hold strings only, not {_shown(item)}; quote it")
+        if "\0" in item:
+            raise WrongError("must not hold a NUL character")
+        if len(item.encode()) >= ARGUMENT_BYTES_MAX:
+            raise WrongError("holds a string of 128 KiB or more, which no program can be given")
+    return tuple(value)
+
+
+def env_value(name: str, value: Any) -> str:
+    """Take the value of the environment variable `name`."""
+    if not name or "=" in name or "\0" in name or not name.isprintable():
+        raise WrongError("is not a name that an environment variable may have")
+    if name in RESERVED_ENV:
+        raise WrongError("is set by the runner itself; choose another name")
+    if not isinstance(value, str):
+        raise WrongError(f'must be a string; quote it: {name} = "{_shown(value)}"')
+    return strings([value], Path())[0]
+
+
+def best(value: Any, _folder: Path) -> str:
+    """Take the template of the best models' file names."""
+    example = 'such as "best.weights.h5" or "best-{epoch:02d}-{val_loss:.2f}.keras"'
+    if not isinstance(value, str):
+        raise _fail(f"a file name {example}", value)
+    if not value.endswith((".weights.h5", ".keras")):
+        raise _fail("a file name that ends in .weights.h5 or .keras", value)
+    if "/" in value or "\\" in value or value.startswith(".") or not value.isprintable():
+        raise _fail("a file name without folders (it lies in the job's best/)", value)
+    try:
+        shown = "".join(
+            text + _sample(field, spec, conversion)
+            for text, field, spec, conversion in string.Formatter().parse(value)
+        )
+    except ValueError as error:
+        raise WrongError(f"is not a valid template ({error}); write it {example}") from None
+    if len(shown.encode()) > 200:
+        raise WrongError("is too long for a file's name")
+    return value
+
+
+def _sample(field: str | None, spec: str | None, conversion: str | None) -> str:
+    """Format a sample value for one field of a template; raises ValueError where that cannot work."""
+    if field is None:
+        return ""
+    if conversion or not _FIELD.fullmatch(field):
+        raise ValueError(f"{{{field}}} is not epoch, step or a metric's name")
+    if not _FORMAT.fullmatch(spec or ""):
+        raise ValueError(f"the format {spec!r} is not one such as 02d or .2f")
+    return format(1 if field in {"epoch", "step"} else 0.5, spec or "")
+
+
+# --- files of the job ---------------------------------------------------------------------------------------
+
+
+def entry(value: Any, folder: Path) -> str:
+    """Take the path of a script inside the job's folder."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise _fail('the path of a script in the job\'s folder, such as "train.py"', value)
+    path = folder / value
+    if Path(value).is_absolute() or not is_inside(path, folder):
+        raise WrongError(f"must stay inside the job's folder: {_shown(value)}")
+    try:
+        kind = path.stat().st_mode
+    except OSError as error:
+        raise WrongError(f"names {_shown(value)}: {error.strerror}") from None
+    if not stat.S_ISREG(kind):
+        raise WrongError(f"names {_shown(value)}, which is not a regular file")
+    if not os.access(path, os.R_OK):
+        raise WrongError(f"names {_shown(value)}, which may not be read; see its permissions")
+    return value
+
+
+def command(value: Any, folder: Path) -> tuple[str, ...]:
+    """Take a program and its arguments."""
+    words = strings(value, folder)
+    if not words or not words[0]:
+        raise WrongError('must name a program, such as ["./train.sh", "--big"]')
+    if "/" in words[0]:
+        _program(words[0], folder)
+    elif shutil.which(words[0]) is None:
+        raise WrongError(
+            f'names {_shown(words[0])}, which is not in PATH; for one in the folder write "./..."'
+        )
+    return words
+
+
+def python(value: Any, folder: Path) -> str:
+    """Take "auto" or the path of an interpreter."""
+    if not isinstance(value, str) or "\0" in value or (value != "auto" and "/" not in value):
+        raise _fail('"auto" or the path of an interpreter, such as "/usr/bin/python3"', value)
+    if value != "auto":
+        _program(value, folder)
+    return value
+
+
+def _program(value: str, folder: Path) -> None:
+    path = folder / value
+    try:
+        kind = path.stat().st_mode
+    except OSError as error:
+        raise WrongError(f"names {_shown(value)}: {error.strerror}") from None
+    if not stat.S_ISREG(kind):
+        raise WrongError(f"names {_shown(value)}, which is not a regular file")
+    if not os.access(path, os.X_OK):
+        raise WrongError(f"names {_shown(value)}, which is not executable; chmod +x it")
