@@ -1,27 +1,31 @@
 """Records: `job.json` and the small JSON files beside it, written durably and read back strictly.
 
 A record that is there but cannot be read is an error that names it; it is never taken for an empty one.
+`job.json` ends with a digest of everything before it: JSON alone would not notice a changed letter, and a
+field of which the name is damaged would silently be its default again.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from runner.core.job import RECORD_VERSION, Job
 from runner.errors import UnreadableRecordError
-from runner.storage import durable
+from runner.storage import durable, jsontext
 
 #: No record of ours comes near this; a larger file is not read into memory.
 RECORD_BYTES_MAX = 16 * 1024 * 1024
+_SEAL = b',\n "sha256": "'
+_END = b'"\n}\n'
 
 
 @cache
 def _jobs() -> TypeAdapter[Job]:
+    from pydantic import TypeAdapter  # 0.1 s that commands which only look need not pay
+
     return TypeAdapter(Job)
 
 
@@ -32,7 +36,8 @@ def save_job(path: Path, job: Job) -> None:
         OSError: it could not be made durable.
     """
     durable.make_folder(path.parent)
-    durable.write(path, _jobs().dump_json(job, indent=1) + b"\n")
+    body = jsontext.encode(_jobs().dump_python(job), indent=1).removesuffix(b"\n}")
+    durable.write(path, body + _SEAL + _digest(body) + _END)
 
 
 def load_job(path: Path) -> Job:
@@ -44,22 +49,39 @@ def load_job(path: Path) -> Job:
     """
     data = read_bounded(path)
     try:
-        return _jobs().validate_json(data)
+        return _parse_job(data)
+    except ValueError as error:
+        raise UnreadableRecordError(
+            f"{path}: {error}; restore it from a backup, or `runner rm` the job"
+        ) from None
+
+
+def _parse_job(data: bytes) -> Job:
+    try:
+        value = jsontext.decode(data)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    version = value.get("version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > RECORD_VERSION:
+        raise ValueError(f"was written by a newer runner (record version {version})")
+    body, _, seal = data.rpartition(_SEAL)
+    if seal != _digest(body) + _END:
+        raise ValueError("damaged: it does not match the sha256 at its end")
+    try:
+        return _jobs().validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        if _version(data) > RECORD_VERSION:
-            what = f"was written by a newer runner (record version {_version(data)})"
-        else:
-            what = f"cannot be read: {place}: {first['msg']}"
-        raise UnreadableRecordError(
-            f"{path}: {what}; restore it from a backup, or `runner rm` the job"
-        ) from None
+        raise ValueError(f"cannot be read: {place}: {first['msg']}") from None
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode()
 
 
 def save_json(path: Path, value: dict[str, Any], *, durably: bool = True) -> None:
     """Write a small JSON object, atomically, and durably unless told otherwise."""
-    data = (json.dumps(value, indent=1) + "\n").encode()
+    data = jsontext.encode(value, indent=1) + b"\n"
     if durably:
         durable.write(path, data)
     else:
@@ -75,7 +97,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """
     data = read_bounded(path)
     try:
-        value = json.loads(data)
+        value = jsontext.decode(data)
     except ValueError as error:
         raise UnreadableRecordError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -102,10 +124,3 @@ def read_bounded(path: Path, size_max: int = RECORD_BYTES_MAX) -> bytes:
     if len(data) > size_max:
         raise UnreadableRecordError(f"{path}: larger than {size_max} bytes; not one of ours")
     return data
-
-
-def _version(data: bytes) -> int:
-    try:
-        return int(json.loads(data)["version"])
-    except (ValueError, KeyError, TypeError):
-        return 0
