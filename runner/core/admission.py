@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from runner.core.job import ACTIVE, Job, State
 
+#: Shares such as 0.9 and 0.1 do not add up to 1.0 exactly.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -43,7 +46,7 @@ def admit(jobs: Iterable[Job], capacity: Capacity) -> Plan:
                 f"asks for {need.cpus:g} cpus and {need.gpus:g} gpus; "
                 f"this machine has {capacity.cpus:g} and {capacity.gpus:g}"
             )
-        elif blocked or need.cpus > free_cpus or need.gpus > free_gpus:
+        elif blocked or need.cpus > free_cpus + _ROUNDING or need.gpus > free_gpus + _ROUNDING:
             blocked = True
             waiting[job.name] = "waits for a free slot"
         else:

@@ -2,8 +2,8 @@
 
 The truth about an attempt is its lock and its outcome: the shim holds the job's lock as long as anything of
 the attempt may live, and writes the outcome before it lets go. So an active record means
-outcome there: it ended so; lock held: it still runs, re-adopt it; no shim ever: start it now; none of these:
-nobody saw the end.
+outcome there: it ended so; lock held: it still runs, re-adopt it; no shim ever: start it now, unless it was
+to stop; none of these: nobody saw the end.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ def recover(job: Job, found: Found) -> Recovered:
             return found.ended
         if found.locked:
             return Adopt()
-        if not found.started:
+        if not found.started and job.state is State.RUNNING:
             return Launch()
+        if not found.started:
+            return Ended(reason="it was asked to end before it had started")
         reason = "the machine went down" if found.rebooted else "its shim was gone; nobody saw the end"
         return Ended(rebooted=found.rebooted, reason=reason)
     if job.state is State.BACKOFF:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from runner.core.job import BestRef, CheckpointRef, Job
+from runner.core.job import BestRef, CheckpointRef, Job, seconds_between
 
 
 def apply_facts(job: Job, facts: Iterable[Mapping[str, Any]], now: str) -> Job:
@@ -14,7 +15,7 @@ def apply_facts(job: Job, facts: Iterable[Mapping[str, Any]], now: str) -> Job:
     for fact in facts:
         try:
             job = _apply(job, fact, now)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
     return job
 
@@ -22,16 +23,17 @@ def apply_facts(job: Job, facts: Iterable[Mapping[str, Any]], now: str) -> Job:
 def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
     match fact.get("event"):
         case "checkpoint":
-            stall_s = max(0.0, float(fact.get("stall_s", 0.0)))
+            since_start_s = seconds_between(job.current.started_at, now) if job.current else 0.0
+            stall_s = min(max(0.0, float(fact.get("stall_s", 0.0))), since_start_s)
             ledger = job.ledger
             ledger = replace(
                 ledger, checkpoint_s=ledger.checkpoint_s + stall_s, useful_s=ledger.useful_s - stall_s
             )
             return replace(job, checkpoint=_checkpoint(fact), checkpoint_at=now, ledger=ledger)
         case "resumed":
-            attempt = job.current
-            job = replace(job, checkpoint=_checkpoint(fact))
-            return job.with_attempt(replace(attempt, start_step=int(fact["step"]))) if attempt else job
+            attempt, checkpoint = job.current, _checkpoint(fact)
+            job = replace(job, checkpoint=checkpoint)
+            return job.with_attempt(replace(attempt, start_step=checkpoint.step)) if attempt else job
         case "quarantined":
             gone = job.checkpoint is not None and job.checkpoint.path == fact["path"]
             return replace(job, checkpoint=None) if gone else job
@@ -47,10 +49,25 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
 
 
 def _checkpoint(fact: Mapping[str, Any]) -> CheckpointRef:
-    return CheckpointRef(str(fact["path"]), int(fact["step"]), int(fact["epoch"]))
+    return CheckpointRef(_path(fact), _count(fact["step"]), _count(fact["epoch"]))
 
 
 def _best(fact: Mapping[str, Any]) -> BestRef:
-    return BestRef(
-        str(fact["path"]), int(fact["step"]), int(fact["epoch"]), str(fact["metric"]), float(fact["value"])
-    )
+    value = float(fact["value"])
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is never the best")
+    return BestRef(_path(fact), _count(fact["step"]), _count(fact["epoch"]), str(fact["metric"]), value)
+
+
+def _path(fact: Mapping[str, Any]) -> str:
+    path = fact["path"]
+    if not isinstance(path, str) or not path:
+        raise TypeError(f"expected a path, found {path!r}")
+    return path
+
+
+def _count(value: object) -> int:
+    """Return `value` where it can count steps or epochs."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"expected a count, found {value!r}")
+    return value

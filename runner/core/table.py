@@ -74,11 +74,11 @@ def refusal(state: State, kind: Kind) -> str | None:
     return row.why if isinstance(row, Refuse) else None
 
 
-def publish(job: Job, moment: Moment, event: str, **details: Any) -> Job:
-    """Return the record with one more event in its outbox."""
+def publish(job: Job, moment: Moment, event: str, /, **details: Any) -> Job:
+    """Return the record with one more event in its outbox; `details` cannot replace what is ours to say."""
     revision = job.revision + 1
-    line = {"seq": revision, "time": moment.iso, "event": event, "attempt": job.attempt, **details}
-    return replace(job, revision=revision, outbox=(*job.outbox, line))
+    ours = {"seq": revision, "time": moment.iso, "event": event, "attempt": job.attempt}
+    return replace(job, revision=revision, outbox=(*job.outbox, {**ours, **details, **ours}))
 
 
 def _enter(job: Job, state: State, moment: Moment, reason: str = "", **details: Any) -> Job:
@@ -134,8 +134,7 @@ def _backoff_over(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
 def _reported(job: Job, event: Reported, moment: Moment) -> Decision:
     job = apply_facts(job, event.facts, moment.iso)
     for fact in event.facts:
-        details = {key: value for key, value in fact.items() if key not in {"event", "seq", "attempt"}}
-        job = publish(job, moment, str(fact.get("event", "note")), **details)
+        job = publish(job, moment, str(fact.get("event", "note")), **fact)
     return Decision(replace(job, facts_read=event.read))
 
 

@@ -62,7 +62,7 @@ def replacing(
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
+    with _dropping(temporary):
         try:
             yield fd
             os.fsync(fd)
@@ -71,11 +71,18 @@ def replacing(
         if verify is not None:
             verify(temporary)
         temporary.rename(path)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _dropping(temporary: Path) -> Iterator[None]:
+    """Remove the temporary file, as far as that can be done, where the block fails."""
+    try:
+        yield
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
 
 
 def write(path: Path, data: bytes) -> None:
@@ -87,8 +94,9 @@ def write(path: Path, data: bytes) -> None:
 def publish(path: Path, data: bytes) -> None:
     """Replace `path` atomically but not durably: for what is worthless after a reboot."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.rename(path)
+    with _dropping(temporary):
+        temporary.write_bytes(data)
+        temporary.rename(path)
 
 
 def make_folder(path: Path) -> None:
@@ -108,8 +116,9 @@ def link(path: Path, target: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
-    temporary.symlink_to(target)
-    temporary.rename(path)
+    with _dropping(temporary):
+        temporary.symlink_to(target)
+        temporary.rename(path)
 
 
 def move(source: Path, target: Path) -> None:

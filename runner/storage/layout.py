@@ -6,6 +6,7 @@ Each file has one writer, named in the comments here.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,8 @@ START_FROM = ".from.weights.h5"
 _NAME = re.compile(NAME_PATTERN)
 _CHECKPOINT = re.compile(r"step-(\d{12})\.weights\.h5")
 _ATTEMPT = re.compile(r"\d{4,}")
+#: Longest printed name: with the marks of a temporary file it still is a file name.
+_PRINTED_MAX = 200
 
 
 def is_job_name(name: str) -> bool:
@@ -34,12 +37,18 @@ def is_job_name(name: str) -> bool:
 def printable_name(folder: str) -> str:
     """Give a folder of any name a printable, unique one; a valid job name is its own.
 
-    Other names are percent-encoded byte by byte, and a valid name holds no `%`: the two never meet.
+    Other names are percent-encoded byte by byte, and a valid name holds no `%`: the two never meet. What is
+    too long for a file name then is cut, and told apart by a digest after a `~`, which nothing else holds.
     """
     if is_job_name(folder):
         return folder
-    quoted = quote_from_bytes(os.fsencode(folder), safe="").replace(".", "%2E").replace("~", "%7E")
-    return quoted[:200] if "%" in quoted else "%" + quoted[:199]
+    raw = os.fsencode(folder)
+    quoted = quote_from_bytes(raw, safe="").replace(".", "%2E").replace("~", "%7E")
+    if "%" not in quoted:
+        quoted = f"%{raw[0]:02X}{quoted[1:]}"
+    if len(quoted) <= _PRINTED_MAX:
+        return quoted
+    return quoted[: _PRINTED_MAX - 17] + "~" + hashlib.sha256(raw).hexdigest()[:16]
 
 
 def find_home(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> Path:
@@ -229,13 +238,24 @@ class Home:
     def recorded(self) -> Iterator[str]:
         """Yield the names (as printed) of the jobs that have a state folder with a record."""
         for path in _entries(self.state):
-            if not path.name.startswith(".") and JobPaths(path).record.exists():
+            if not path.name.startswith(".") and _is_there(JobPaths(path).record):
                 yield path.name
 
 
 def attempt_numbers(attempts: Path) -> list[int]:
     """List the numbers of the attempts that have a folder, ascending."""
     return sorted(int(path.name) for path in _entries(attempts) if _ATTEMPT.fullmatch(path.name))
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether something has that name; what cannot be looked at is there, for the reader to report."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -16,6 +16,9 @@ from runner.core.job import RECORD_VERSION, Job
 from runner.errors import UnreadableRecordError
 from runner.storage import durable, jsontext
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 #: No record of ours comes near this; a larger file is not read into memory.
 RECORD_BYTES_MAX = 16 * 1024 * 1024
 _SEAL = b',\n "sha256": "'
@@ -57,6 +60,8 @@ def load_job(path: Path) -> Job:
 
 
 def _parse_job(data: bytes) -> Job:
+    from pydantic import ValidationError
+
     try:
         value = jsontext.decode(data)
     except ValueError as error:

@@ -43,12 +43,12 @@ def submit_request(home: Home, verb: str, name: str, args: dict[str, Any] | None
 
 
 def pending(home: Home, limit: int = 1000) -> list[Path]:
-    """List the oldest `limit` request files, oldest first."""
+    """List the oldest `limit` request files, oldest first; what is no file is no request and is left alone."""
     try:
         found = [path for path in home.requests.iterdir() if not path.name.startswith(".")]
     except FileNotFoundError:
         return []
-    return sorted(path for path in found if path.suffix != ".tmp")[:limit]
+    return sorted(path for path in found if path.suffix != ".tmp" and path.is_file())[:limit]
 
 
 def read(path: Path) -> RequestFile:
@@ -62,6 +62,11 @@ def read(path: Path) -> RequestFile:
     if size > _BYTES_MAX:
         raise UnreadableRecordError(f"{path}: a request of {size} bytes; at most {_BYTES_MAX} are read")
     value = records.load_json(path)
+    version = value.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise UnreadableRecordError(
+            f"{path}: a request of version {version}; at most {VERSION} is understood"
+        )
     verb, name, args = value.get("verb"), value.get("name"), value.get("args", {})
     if not isinstance(verb, str) or not isinstance(name, str) or not isinstance(args, dict):
         raise UnreadableRecordError(f"{path}: expected verb and name as strings and args as an object")
