@@ -43,7 +43,7 @@ def submit_request(home: Home, verb: str, name: str, args: dict[str, Any] | None
 
 
 def pending(home: Home, limit: int = 1000) -> list[Path]:
-    """List the oldest `limit` request files, oldest first; what is no file is no request and is left alone."""
+    """List the oldest `limit` request files, oldest first; what is no file is left alone."""
     try:
         found = [path for path in home.requests.iterdir() if not path.name.startswith(".")]
     except FileNotFoundError:
