@@ -23,6 +23,7 @@ SUBMITTED_MARK = ".submitted.json"
 START_FROM = ".from.weights.h5"
 
 _NAME = re.compile(NAME_PATTERN)
+_PRINTED = re.compile(rf"{NAME_PATTERN}|%[A-Za-z0-9%_-]*")
 _CHECKPOINT = re.compile(r"step-(\d{12})\.weights\.h5")
 _ATTEMPT = re.compile(r"\d{4,}")
 #: Longest printed name: with the marks of a temporary file it still is a file name.
@@ -215,8 +216,9 @@ class Home:
         return self.jobs / name
 
     def job(self, name: str) -> JobPaths:
-        """Return the state folder of job `name`."""
-        return JobPaths(self.state / printable_name(name))
+        """Return the state folder of job `name`, as printed; any other string leads to no job's folder."""
+        printed = _PRINTED.fullmatch(name) is not None
+        return JobPaths(self.state / (name if printed else printable_name(name)))
 
     def create(self) -> None:
         """Make the folders of the home that are missing."""

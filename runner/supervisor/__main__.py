@@ -50,12 +50,15 @@ def main(argv: list[str]) -> int:
     """Serve until told to end; return the exit code."""
     set_up_logging()
     home, config = parse(argv)
-    supervisor = Supervisor(home, config)
     try:
+        supervisor = Supervisor(home, config)
         supervisor.run()
     except RunnerError as error:
         print(f"runner: {error}", file=sys.stderr)  # noqa: T201 - the last word to whoever started us
         return error.exit_code
+    except OSError as error:
+        print(f"runner: {home.root}: cannot supervise this home: {error}", file=sys.stderr)  # noqa: T201 - as above
+        return 1
     if supervisor.exec_again:
         os.execv(sys.executable, [sys.executable, "-m", "runner.supervisor", *argv])
     return 0

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _SIGNALS = {Ask.STOP: signal.SIGTERM, Ask.KILL: signal.SIGUSR1, Ask.HANG: signal.SIGUSR2}
 #: Between two looks at something that must happen soon.
 _SOON_S = 0.02
+#: Before trying again what the machine refused.
+_REFUSED_S = 1.0
 #: An adopted shim without shim.json is given this long to write it.
 _BIRTH_S = 10.0
 
@@ -80,13 +82,17 @@ class Attempts:
         self._send(attempt)
 
     def _spawn(self, attempt: Live, job: Job) -> None:
+        if attempt.asked is not None:
+            self._finish(attempt, Ended(asked=True, reason="asked to end before it could be started"))
+            return
         try:
             pid = launch.start_shim(self._home, job)
         except launch.StillLockedError:
             self._loop.after(_SOON_S, lambda: self._spawn(attempt, job))
             return
-        except OSError as error:
-            self._finish(attempt, StartFailed(f"cannot start attempt {job.attempt}: {error}"))
+        except OSError as error:  # the disk is full, no process can be made: nothing that the job did
+            log.error("%s: cannot start attempt %d: %s; trying again", job.name, job.attempt, error)
+            self._loop.after(_REFUSED_S, lambda: self._spawn(attempt, job))
             return
         attempt.child = True
         attempt.shim = process.identify(pid)

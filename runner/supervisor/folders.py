@@ -33,8 +33,8 @@ class _Wake(FileSystemEventHandler):
 
 def watch(folders: list[Path], wake: Callable[[], None]) -> BaseObserver:
     """Call `wake`, from another thread, whenever an entry of one of `folders` changes."""
-    observer = _observer(folders[0])
     try:
+        observer = _observer(folders[0])
         _start(observer, folders, wake)
     except OSError as error:
         log.warning("no folder events (%s): polling every %g s instead", error, _POLL_S)

@@ -6,16 +6,18 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runner.core.job import Job, Moment, State
+from runner.core.events import AnyEvent, Event, Request, Retry
+from runner.core.job import SETTLED, Job, Moment, State
 from runner.core.spec import JobSpec
-from runner.core.table import publish
+from runner.core.table import Decision, publish
 from runner.errors import BadJobError, UnreadableRecordError
 from runner.settings import load_spec
-from runner.storage import records
+from runner.storage import durable, records, requests
 from runner.storage.layout import SUBMITTED_MARK, Home, is_job_name, printable_name
+from runner.supervisor.book import Book, moment
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +110,81 @@ def load_again(home: Home, name: str) -> JobSpec:
     return _spec(home, name)
 
 
-def unclaimed(home: Home, known: set[str]) -> Iterator[tuple[str, bool]]:
-    """Yield (folder, quiet) of every folder in `jobs/` that no job in `known` stands for."""
-    now_s = time.time()
-    for folder in home.submitted():
-        if printable_name(folder) not in known:
-            yield folder, is_quiet(home.jobs / folder, now_s)
+class Inbox:
+    """Takes up new folders and carries out requests."""
+
+    def __init__(
+        self, book: Book, handle: Callable[[str, AnyEvent], Decision | None], only: str | None
+    ) -> None:
+        self._book = book
+        self._home = book.home
+        self._handle = handle
+        self._only = only
+
+    def look(self) -> bool:
+        """Take in what is there; False where a folder is still being written and must be looked at soon."""
+        quiet = self._take_up_folders()
+        for path in requests.pending(self._home):
+            self._request(path)
+        return quiet
+
+    def _take_up_folders(self) -> bool:
+        now_s = time.time()
+        all_quiet = True
+        for folder in self._home.submitted():
+            if printable_name(folder) in self._book.names or self._only not in {None, folder}:
+                continue
+            if is_quiet(self._home.jobs / folder, now_s):
+                self._take_up(folder)
+            else:
+                all_quiet = False
+        return all_quiet
+
+    def _take_up(self, folder: str) -> None:
+        order = 1 + max((job.order for job in self._book.jobs.values()), default=0)
+        job = take_up(self._home, folder, order, moment())
+        if self._book.commit(job):
+            self._book.log_events(job)
+            log.info("%s: %s %s", job.name, job.state.value, job.reason)
+
+    def _request(self, path: Path) -> None:
+        try:
+            request = requests.read(path)
+        except FileNotFoundError:
+            return
+        except (UnreadableRecordError, OSError) as error:
+            log.error("a request was dropped: %s", error)
+            _discard(path)
+            return
+        if self._only in {None, request.name} and self._carry_out(request):
+            _discard(path)
+
+    def _carry_out(self, request: requests.RequestFile) -> bool:
+        """Do what is asked, or refuse it for good; False where the disk refused: try again."""
+        name = request.name
+        if name not in self._book.jobs:
+            log.warning("%s: no such job; the request %r was dropped", name, request.verb)
+            return True
+        try:
+            event = self._event_for(request)
+        except (BadJobError, ValueError) as error:
+            self._book.note(name, "refused", verb=request.verb, reason=str(error))
+            return True
+        decision = self._handle(name, event)
+        if decision is not None and decision.refusal:
+            self._book.note(name, "refused", verb=request.verb, reason=decision.refusal)
+        return decision is not None
+
+    def _event_for(self, request: requests.RequestFile) -> AnyEvent:
+        kind = Request(request.verb)
+        if kind is Request.RETRY and self._book.jobs[request.name].state in SETTLED:
+            return Retry(load_again(self._home, request.name))
+        return Event(kind)
+
+
+def _discard(path: Path) -> None:
+    """Remove a request that was dealt with; one that stays is dealt with again, which does no harm."""
+    try:
+        durable.remove(path)
+    except OSError as error:
+        log.error("%s: cannot be removed: %s", path, error)

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import signal
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from runner.core.actions import Ask, Remove, Signal, Start, Wait
 from runner.core.admission import Capacity, admit
-from runner.core.events import AnyEvent, Ended, Event, Reported, Request, Retry, Sight, StartFailed
-from runner.core.job import ACTIVE, SETTLED, Job, Moment, State
+from runner.core.events import AnyEvent, Ended, Event, Reported, Sight, StartFailed
+from runner.core.job import ACTIVE, SETTLED, Job, State
 from runner.core.recovery import Adopt, Found, Launch, Resume, recover
-from runner.core.table import Decision, decide, publish
-from runner.errors import AlreadyRunningError, BadJobError, UnreadableRecordError
-from runner.storage import durable, eventlog, lock, records, requests
+from runner.core.table import Decision, decide
+from runner.errors import AlreadyRunningError, UnreadableRecordError
+from runner.storage import durable, eventlog, lock, records
 from runner.storage.layout import Home
-from runner.supervisor import folders, intake, notify, process
+from runner.supervisor import folders, notify, process
 from runner.supervisor.attempts import Attempts, read_identity, read_outcome
+from runner.supervisor.book import Book, moment
+from runner.supervisor.intake import QUIET_S, Inbox
 from runner.supervisor.loop import Loop, Timer
 from runner.supervisor.vitals import Vitals
 
@@ -57,9 +57,9 @@ class Supervisor:
     def __init__(self, home: Home, config: Config) -> None:
         self.home = home
         self.config = config
-        self.jobs: dict[str, Job] = {}
-        self.refused: set[str] = set()  #: names whose record cannot be read: left alone, loudly
+        self.book = Book(home)
         self.loop = Loop()
+        self.inbox = Inbox(self.book, self.handle, config.only)
         self.attempts = Attempts(home, self.loop, self._attempt_ended)
         self.vitals = Vitals(home, self.attempts)
         self.draining = False
@@ -68,7 +68,7 @@ class Supervisor:
         self._waits: dict[str, Timer] = {}
         self._scan: Timer | None = None
         self._locks: list[int] = []
-        self._order = 0
+        self._relaying = False
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -122,7 +122,6 @@ class Supervisor:
         loop.on_signal(signal.SIGHUP, self._on_hangup)
         loop.on_wake(self._scan_soon)
         loop.every(RESCAN_S, self._look)
-        loop.every(RELAY_S, self._relay)
         watchdog_s = notify.watchdog_s()
         if watchdog_s:
             loop.every(watchdog_s / 3, lambda: notify.notify("WATCHDOG=1", self._status_line()))
@@ -157,24 +156,24 @@ class Supervisor:
         self.draining = True
         notify.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(self._longest_grace_s() * 1e6) + 10_000_000}")
         log.info("draining: %d running", len(self.attempts.live))
-        for name in list(self.jobs):
+        for name in list(self.book.jobs):
             self.handle(name, Event(Sight.DRAIN))
         self._end_if_done()
 
     def _longest_grace_s(self) -> float:
-        return max((self.jobs[name].spec.limits.grace_s for name in self.attempts.live), default=0.0)
+        return max((self.book.jobs[name].spec.limits.grace_s for name in self.attempts.live), default=0.0)
 
     def _end_if_done(self) -> None:
         only = self.config.only
         if self.draining and not self.attempts.live:
             self.loop.stop()
         elif only is not None and not self.attempts.live:
-            job = self.jobs.get(only)
-            if only in self.refused or (job and job.state in SETTLED | {State.PAUSED}):
+            job = self.book.jobs.get(only)
+            if only in self.book.refused or (job and job.state in SETTLED | {State.PAUSED}):
                 self.loop.stop()
 
     def _status_line(self) -> str:
-        states = [job.state for job in self.jobs.values()]
+        states = [job.state for job in self.book.jobs.values()]
         counts = {state.value: states.count(state) for state in State if state in states}
         return "STATUS=" + (", ".join(f"{count} {name}" for name, count in counts.items()) or "no jobs")
 
@@ -187,25 +186,13 @@ class Supervisor:
             records.save_json(self.home.supervisor, about, durably=False)
         for name in self.home.recorded():
             if self.config.only in {None, name}:
-                self._load(name)
-        self._order = max((job.order for job in self.jobs.values()), default=0)
-        for name in list(self.jobs):
+                self.book.load(name)
+        for name in list(self.book.jobs):
             self._recover(name)
         self._look()
 
-    def _load(self, name: str) -> None:
-        paths = self.home.job(name)
-        try:
-            job = records.load_job(paths.record)
-            eventlog.append(paths.events, job.outbox)
-        except (UnreadableRecordError, OSError) as error:
-            self.refused.add(name)
-            log.error("%s", error)
-        else:
-            self.jobs[name] = job
-
     def _recover(self, name: str) -> None:
-        job = self.jobs[name]
+        job = self.book.jobs[name]
         paths = self.home.job(name)
         attempt = paths.attempt(job.attempt)
         shim = read_identity(attempt, "shim") if job.state in ACTIVE else None
@@ -220,9 +207,10 @@ class Supervisor:
                 pass
             case Adopt():
                 self.attempts.adopt(job, Ask.STOP if job.state is State.STOPPING else None)
-                self._note(name, "adopted")
+                self._keep_relaying()
+                self.book.note(name, "adopted")
             case Launch():
-                self.attempts.start(job)
+                self._apply(job, Start(job.attempt))
             case Resume(delay_s):
                 self._waits[name] = self.loop.after(delay_s, lambda: self._backoff_over(name))
             case Ended() | StartFailed() | Event() as event:
@@ -233,44 +221,22 @@ class Supervisor:
 
     def handle(self, name: str, event: AnyEvent) -> Decision | None:
         """Decide, persist, act; None where the disk refused (then nothing was done)."""
-        job = self.jobs[name]
-        decision = decide(job, event, self._moment())
-        if decision.job is not job and not self._commit(decision.job):
+        job = self.book.jobs[name]
+        decision = decide(job, event, moment())
+        if decision.job is not job and not self.book.commit(decision.job):
             return None
         for action in decision.actions:
             self._apply(decision.job, action)
-        if decision.job is not job and name in self.jobs:
-            self._log_events(decision.job)
+        if decision.job is not job and name in self.book.jobs:
+            self.book.log_events(decision.job)
         if decision.job.state is not job.state:
             log.info("%s: %s %s", name, decision.job.state.value, decision.job.reason)
             self.loop.after(0.0, self._admit)
         return decision
 
-    def _commit(self, job: Job) -> bool:
-        previous = self.jobs.get(job.name)
-        if previous is not None and not self._log_events(previous):
-            return False  # its outbox must reach the log before it is replaced
-        try:
-            records.save_job(self.home.job(job.name).record, job)
-        except OSError as error:
-            log.error("%s: cannot save its record: %s; trying again", job.name, error)
-            return False
-        self.jobs[job.name] = job
-        return True
-
-    def _log_events(self, job: Job) -> bool:
-        try:
-            eventlog.append(self.home.job(job.name).events, job.outbox)
-        except OSError as error:
-            log.error("%s: cannot append to its event log: %s; trying again", job.name, error)
-            return False
-        if job.outbox and self.jobs.get(job.name) is job:
-            self.jobs[job.name] = replace(job, outbox=())
-        return True
-
     def _insist(self, name: str, event: AnyEvent) -> None:
         """Handle what must not be lost, again and again while the disk refuses."""
-        if name in self.jobs and self.handle(name, event) is None:
+        if name in self.book.jobs and self.handle(name, event) is None:
             self.loop.after(_RETRY_DISK_S, lambda: self._insist(name, event))
         else:
             self._end_if_done()
@@ -280,31 +246,18 @@ class Supervisor:
         match action:
             case Start():
                 self.attempts.start(job)
+                self._keep_relaying()
             case Signal(ask):
                 self.attempts.ask(job.name, ask)
             case Wait(delay_s):
                 self._waits[job.name] = self.loop.after(delay_s, lambda: self._backoff_over(job.name))
             case Remove():
-                self._remove(job)
+                self.book.remove(job.name)
 
     def _cancel_wait(self, name: str) -> None:
         timer = self._waits.pop(name, None)
         if timer is not None:
             timer.cancel()
-
-    def _remove(self, job: Job) -> None:
-        del self.jobs[job.name]
-        for folder in self.home.submitted_as(job.name):
-            durable.remove_tree(folder)
-        durable.remove_tree(self.home.job(job.name).dir)
-
-    def _moment(self) -> Moment:
-        return Moment(datetime.now(UTC).isoformat(timespec="milliseconds"), random.random())
-
-    def _note(self, name: str, event: str, **details: object) -> None:
-        """Record a fact that changes nothing else."""
-        self._commit(publish(replace(self.jobs[name], outbox=()), self._moment(), event, **details))
-        self._log_events(self.jobs[name])
 
     # --- what happens ----------------------------------------------------------------------------------
 
@@ -316,15 +269,24 @@ class Supervisor:
         self._waits.pop(name, None)
         self._insist(name, Event(Sight.BACKOFF_OVER))
 
+    def _keep_relaying(self) -> None:
+        """Look at the live attempts now and then, for as long as there are any."""
+        if not self._relaying:
+            self._relaying = True
+            self.loop.after(RELAY_S, self._relay)
+
     def _relay(self) -> None:
         """Take over what the workers reported, and see whether they are well."""
+        self._relaying = False
+        if self.attempts.live:
+            self._keep_relaying()
         for name in list(self.attempts.live):
             self._relay_job(name)
-            if name in self.attempts.live and (limit := self.vitals.check(self.jobs[name])):
+            if name in self.attempts.live and (limit := self.vitals.check(self.book.jobs[name])):
                 self.handle(name, limit)
 
     def _relay_job(self, name: str) -> None:
-        while (job := self.jobs.get(name)) is not None and job.state in ACTIVE:
+        while (job := self.book.jobs.get(name)) is not None and job.state in ACTIVE:
             paths = self.home.job(name).attempt(job.attempt)
             facts, read = eventlog.read_from(paths.facts, job.facts_read)
             if read == job.facts_read or self.handle(name, Reported(tuple(facts), read)) is None:
@@ -333,12 +295,12 @@ class Supervisor:
     def _admit(self) -> None:
         if self.draining:
             return
-        plan = admit(self.jobs.values(), self._capacity)
+        plan = admit(self.book.jobs.values(), self._capacity)
         for name in plan.start:
             self.handle(name, Event(Sight.ADMITTED))
         for name, reason in plan.waiting.items():
-            if self.jobs[name].reason != reason:
-                self._commit(replace(self.jobs[name], reason=reason))
+            if self.book.jobs[name].reason != reason:
+                self.book.commit(replace(self.book.jobs[name], reason=reason))
 
     # --- what comes in ---------------------------------------------------------------------------------
 
@@ -351,63 +313,10 @@ class Supervisor:
         if self._scan is not None:
             self._scan.cancel()
             self._scan = None
-        self._take_up_folders()
-        for path in requests.pending(self.home):
-            self._request(path)
+        if not self.inbox.look():
+            self.loop.after(QUIET_S / 2, self._scan_soon)
         self._admit()
         self._end_if_done()
-
-    def _take_up_folders(self) -> None:
-        noisy = False
-        for folder, quiet in intake.unclaimed(self.home, self.jobs.keys() | self.refused):
-            if self.config.only not in {None, folder}:
-                continue
-            if not quiet:
-                noisy = True
-                continue
-            job = intake.take_up(self.home, folder, self._order + 1, self._moment())
-            if self._commit(job):
-                self._order += 1
-                self._log_events(job)
-                log.info("%s: %s %s", job.name, job.state.value, job.reason)
-        if noisy:
-            self.loop.after(intake.QUIET_S / 2, self._scan_soon)
-
-    def _request(self, path: Path) -> None:
-        try:
-            request = requests.read(path)
-        except FileNotFoundError:
-            return
-        except (UnreadableRecordError, OSError) as error:
-            log.error("a request was dropped: %s", error)
-            durable.remove(path)
-            return
-        if self.config.only not in {None, request.name}:
-            return
-        if self._carry_out(request):
-            durable.remove(path)
-
-    def _carry_out(self, request: requests.RequestFile) -> bool:
-        """Do what is asked, or refuse it for good; False where the disk refused: try again."""
-        name = request.name
-        if name not in self.jobs:
-            log.warning("%s: no such job; the request %r was dropped", name, request.verb)
-            return True
-        try:
-            event = self._event_for(request)
-        except (BadJobError, ValueError) as error:
-            self._note(name, "refused", verb=request.verb, reason=str(error))
-            return True
-        decision = self.handle(name, event)
-        if decision is not None and decision.refusal:
-            self._note(name, "refused", verb=request.verb, reason=decision.refusal)
-        return decision is not None
-
-    def _event_for(self, request: requests.RequestFile) -> AnyEvent:
-        kind = Request(request.verb)
-        if kind is Request.RETRY and self.jobs[request.name].state in SETTLED:
-            return Retry(intake.load_again(self.home, request.name))
-        return Event(kind)
 
 
 def _gpus() -> int:

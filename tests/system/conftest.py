@@ -1,0 +1,143 @@
+"""Real daemons on real homes; every process that is started here is ended here, by its pid."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from runner.core.job import Job, State
+from runner.storage import eventlog, records, requests
+from runner.storage.layout import Home
+from runner.supervisor import process
+
+T = TypeVar("T")
+COUNTER = Path(__file__).with_name("counter.py")
+
+
+def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
+    """Wait until `condition` gives something true, and return that."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(0.005)
+    return result
+
+
+class Site:
+    """A home with its daemon, as a test sees it."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root)
+        self.home.create()
+        self.daemons: list[subprocess.Popen[bytes]] = []
+        self.log = root / "daemon.log"
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as out:
+            daemon = subprocess.Popen(
+                [sys.executable, "-m", "runner.supervisor", "--home", str(self.home.root), *options],
+                stdout=out,
+                stderr=out,
+            )
+        self.daemons.append(daemon)
+        return daemon
+
+    def submit(self, name: str, *arguments: str, toml: str = "", command: list[str] | None = None) -> None:
+        """Put a whole job folder in place in one step, as `runner submit` does."""
+        staged = self.home.jobs / f".{name}.tmp"
+        staged.mkdir()
+        command = command or [sys.executable, str(COUNTER), *arguments]
+        (staged / "job.toml").write_text(f"command = {json.dumps(command)}\n{toml}")
+        (staged / ".submitted.json").write_text('{"version": 1, "source": null}')
+        staged.rename(self.home.folder(name))
+
+    def job(self, name: str) -> Job | None:
+        with contextlib.suppress(FileNotFoundError):
+            return records.load_job(self.home.job(name).record)
+        return None
+
+    def wait(self, name: str, *states: State, timeout_s: float = 30.0) -> Job:
+        def reached() -> Job | None:
+            job = self.job(name)
+            return job if job and job.state in states else None
+
+        return wait_for(reached, f"{name} to be {' or '.join(states)}", timeout_s)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        found = list(eventlog.read(self.home.job(name).events))
+        assert not any(isinstance(event, eventlog.Torn) for event in found)
+        return [event for event in found if isinstance(event, dict)]
+
+    def kinds(self, name: str) -> list[str]:
+        return [event["event"] for event in self.events(name)]
+
+    def ask(self, verb: str, name: str) -> None:
+        path = requests.submit_request(self.home, verb, name)
+        wait_for(lambda: not path.exists(), f"the request {verb} to be taken")
+
+    def count(self, name: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return int((self.home.folder(name) / "count").read_text())
+        return 0
+
+    def trace(self, name: str) -> list[list[int]]:
+        """What the counter wrote at each start: attempt, pid, count."""
+        text = (self.home.folder(name) / "trace").read_text()
+        return [[int(field) for field in line.split()] for line in text.splitlines()]
+
+    def identity(self, name: str, who: str, attempt: int | None = None) -> process.Identity:
+        def found() -> process.Identity | None:
+            job = self.job(name)
+            if job is None or job.attempt == 0:
+                return None
+            path = self.home.job(name).attempt(attempt or job.attempt).shim
+            with contextlib.suppress(OSError):
+                return process.Identity.parse(records.load_json(path).get(who))
+            return None
+
+        return wait_for(found, f"the {who} of {name}")
+
+    def living(self, name: str) -> list[int]:
+        """Pids of everything that carries this job's environment."""
+        return process.carrying(("RUNNER_STATE", str(self.home.job(name).dir)))
+
+    def close(self) -> None:
+        for daemon in self.daemons:
+            if daemon.poll() is None:
+                daemon.kill()
+            daemon.wait()
+        for name in list(self.home.recorded()):
+            for number in self.living(name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path / "home")
+    try:
+        yield site
+    finally:
+        site.close()
+
+
+def assert_events_in_order(events: list[dict[str, Any]]) -> None:
+    """The event log's own promises: numbered without gaps, attempts never go back, times neither."""
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    attempts = [event["attempt"] for event in events]
+    assert attempts == sorted(attempts)
+    started = [event["attempt"] for event in events if event["event"] == "running"]
+    assert started == list(range(1, len(started) + 1))
+    ended = [event["attempt"] for event in events if event["event"] == "ended"]
+    assert ended == sorted(set(ended)), "an attempt ended twice"

@@ -1,0 +1,234 @@
+"""What must survive the supervisor's own end, in every way it can come."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.core.job import Outcome, State
+from runner.supervisor import process
+from tests.system.conftest import Site, assert_events_in_order, wait_for
+
+
+def kill_daemon(site: Site) -> None:
+    daemon = site.daemons[-1]
+    daemon.kill()
+    daemon.wait()
+
+
+def test_workers_train_on_and_are_adopted(site: Site) -> None:
+    site.start()
+    site.submit("count", "400", "0.01")
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    worker = site.identity("count", "worker")
+    kill_daemon(site)
+    seen = site.count("count")
+    wait_for(lambda: site.count("count") >= seen + 30, "progress without a supervisor")
+    site.start()
+    wait_for(lambda: "adopted" in site.kinds("count"), "the adoption")
+    assert process.is_alive(worker)
+    job = site.wait("count", State.SUCCEEDED)
+    assert job.attempt == 1
+    assert job.durable_step == 400
+    assert_events_in_order(site.events("count"))
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "outcome"),
+    [([], State.SUCCEEDED, Outcome.SUCCEEDED), (["--fail-at", "30", "78"], State.FAILED, Outcome.FAILED)],
+)
+def test_what_ended_meanwhile_is_recorded_truly(
+    site: Site, options: list[str], state: State, outcome: Outcome
+) -> None:
+    site.start()
+    site.submit("count", "60", "0.01", *options)
+    wait_for(lambda: site.count("count") >= 10, "progress")
+    kill_daemon(site)
+    wait_for(site.home.job("count").attempt(1).outcome.exists, "the end, seen by the shim alone")
+    assert site.job("count").state is State.RUNNING
+    site.start()
+    job = site.wait("count", state)
+    assert [a.outcome for a in job.attempts] == [outcome]
+    assert_events_in_order(site.events("count"))
+
+
+def test_a_killed_shim_takes_its_worker_down_and_the_job_goes_on(site: Site) -> None:
+    site.start()
+    site.submit("count", "200", "0.01")
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    worker = site.identity("count", "worker", 1)
+    os.kill(site.identity("count", "shim", 1).pid, signal.SIGKILL)
+    job = site.wait("count", State.SUCCEEDED)
+    assert not process.is_alive(worker)
+    assert [a.outcome for a in job.attempts] == [Outcome.ABANDONED, Outcome.SUCCEEDED]
+    assert site.trace("count")[1][2] >= 20
+
+
+def test_supervisor_and_shim_killed_together(site: Site) -> None:
+    site.start()
+    site.submit("count", "200", "0.01")
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    shim = site.identity("count", "shim", 1)
+    kill_daemon(site)
+    os.kill(shim.pid, signal.SIGKILL)
+    wait_for(lambda: site.living("count") == [], "the worker to die with its shim")
+    site.start()
+    job = site.wait("count", State.SUCCEEDED)
+    assert [a.outcome for a in job.attempts] == [Outcome.ABANDONED, Outcome.SUCCEEDED]
+
+
+def test_sigterm_drains(site: Site) -> None:
+    daemon = site.start("--on-term", "drain")
+    site.submit("count", "300", "0.01")
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    daemon.terminate()
+    assert daemon.wait(timeout=30) == 0
+    job = site.job("count")
+    assert job.state is State.QUEUED
+    assert job.current.outcome is Outcome.PREEMPTED
+    assert job.durable_step == site.count("count"), "it checkpointed on its way out"
+    assert job.charged == 0
+    assert site.living("count") == []
+    site.start()
+    assert site.wait("count", State.SUCCEEDED).attempt == 2
+
+
+def test_sigterm_can_leave_workers_training(site: Site) -> None:
+    daemon = site.start("--on-term", "leave")
+    site.submit("count", "300", "0.01")
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    worker = site.identity("count", "worker")
+    daemon.terminate()
+    assert daemon.wait(timeout=10) == 0
+    assert process.is_alive(worker)
+    site.start()
+    job = site.wait("count", State.SUCCEEDED)
+    assert job.attempt == 1
+
+
+def test_sighup_starts_the_daemon_anew_under_the_same_pid(site: Site) -> None:
+    daemon = site.start()
+    site.submit("count", "300", "0.01")
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    worker = site.identity("count", "worker")
+    daemon.send_signal(signal.SIGHUP)
+    wait_for(lambda: "adopted" in site.kinds("count"), "the adoption")
+    assert daemon.poll() is None
+    assert process.is_alive(worker)
+    assert site.wait("count", State.SUCCEEDED).attempt == 1
+
+
+def test_a_reboot_is_not_the_jobs_fault(site: Site) -> None:
+    """The state that a power cut leaves: an active record, a shim of another boot, no outcome."""
+    site.start()
+    site.submit("count", "100", "0.01")
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    shim = site.identity("count", "shim", 1)
+    kill_daemon(site)
+    os.kill(shim.pid, signal.SIGKILL)
+    wait_for(lambda: site.living("count") == [], "the worker to die with its shim")
+    path = site.home.job("count").attempt(1).shim
+    path.write_text(path.read_text().replace(shim.boot, "00000000-0000-0000-0000-000000000000"))
+    site.start()
+    job = site.wait("count", State.SUCCEEDED)
+    assert job.attempts[0].outcome is Outcome.ABANDONED
+    assert job.attempts[0].reason == "the machine went down"
+
+
+def test_random_kills_of_both(site: Site) -> None:
+    """The supervisor dies at random moments, workers too: no double run, no lost job, true outcomes."""
+    seed = random.randrange(1 << 32)
+    (site.home.root / f"seed-{seed}").touch()
+    chance = random.Random(seed)
+    site.start()
+    for name in ("a", "b"):
+        site.submit(name, "500", "0.01")
+    wait_for(lambda: site.count("a") and site.count("b"), "both to begin")
+    for _ in range(12):
+        time.sleep(chance.uniform(0.0, 0.3))  # the random moment itself, not a wait for anything
+        kill_daemon(site)
+        for name in ("a", "b"):
+            if chance.random() < 0.4 and (pids := site.living(name)):
+                os.kill(chance.choice(pids), signal.SIGKILL)
+        site.start()
+    for name in ("a", "b"):
+        job = site.wait(name, State.SUCCEEDED, timeout_s=60)
+        assert job.durable_step == 500
+        assert_events_in_order(site.events(name))
+        counts = [count for _, _, count in site.trace(name)]
+        assert counts == sorted(counts)
+        attempts = [attempt for attempt, _, _ in site.trace(name)]
+        assert attempts == sorted(set(attempts)), "two processes ran the same attempt"
+        assert site.living(name) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def test_a_full_disk_stops_nothing_and_loses_nothing(small_disk: Path) -> None:
+    site = Site(small_disk / "home")
+    site.log = small_disk.parent / "daemon.log"
+    ballast = small_disk / "ballast"
+    try:
+        with ballast.open("wb", buffering=0) as out:
+            site.start()
+            site.submit("count", "120", "0.01")
+            wait_for(lambda: site.count("count") >= 10, "progress")
+            with contextlib.suppress(OSError):
+                while True:
+                    out.write(b"x" * 4096)
+        wait_for(lambda: "trying again" in site.log.read_text(), "the daemon to notice")
+        assert site.daemons[-1].poll() is None
+        ballast.unlink()
+        job = site.wait("count", State.SUCCEEDED, timeout_s=60)
+        assert job.durable_step == 120
+        assert_events_in_order(site.events("count"))
+    finally:
+        site.close()
+
+
+def test_submissions_are_seen_without_inotify(site: Site) -> None:
+    """Where no inotify instance is to be had, the daemon polls."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    held = []
+    while (fd := libc.inotify_init1(os.O_CLOEXEC)) >= 0:
+        held.append(fd)
+    try:
+        site.start()
+        wait_for(site.home.supervisor.exists, "the daemon to be up")
+        site.submit("count", "5")
+        site.wait("count", State.SUCCEEDED)
+    finally:
+        for fd in held:
+            os.close(fd)
+    assert "polling" in site.log.read_text()
+
+
+def test_the_daemon_is_small_and_quiet(site: Site) -> None:
+    daemon = site.start()
+    site.submit("count", "5")
+    site.wait("count", State.SUCCEEDED)
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    resident_kib = int(re.search(r"VmRSS:\s+(\d+)", status)[1])
+    assert resident_kib < 45 * 1024
+    maps = Path(f"/proc/{daemon.pid}/maps").read_text()
+    for forbidden in ("tensorflow", "h5py", "numpy"):
+        assert forbidden not in maps
