@@ -1,0 +1,92 @@
+"""The book of jobs: every record in memory as it is on disk, and the only hand that writes either.
+
+`commit` makes a record durable before anything may act on it. The events of a revision are in the record's
+outbox, so that they reach events.jsonl exactly once, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from runner.core.job import Job, Moment
+from runner.core.table import publish
+from runner.errors import UnreadableRecordError
+from runner.storage import durable, eventlog, records
+from runner.storage.layout import Home
+
+log = logging.getLogger(__name__)
+
+
+def moment() -> Moment:
+    """Return the time and a random number, for a decision."""
+    return Moment(datetime.now(UTC).isoformat(timespec="milliseconds"), random.random())
+
+
+class Book:
+    """The records of a home's jobs."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.jobs: dict[str, Job] = {}
+        self.refused: set[str] = set()  #: names whose record cannot be read: left alone, loudly
+
+    @property
+    def names(self) -> set[str]:
+        """Every name that stands for something."""
+        return self.jobs.keys() | self.refused
+
+    def load(self, name: str) -> None:
+        """Read a record; one that cannot be read is refused, never replaced."""
+        paths = self.home.job(name)
+        try:
+            job = records.load_job(paths.record)
+            eventlog.append(paths.events, job.outbox)
+        except (UnreadableRecordError, OSError) as error:
+            self.refused.add(name)
+            log.error("%s", error)
+        else:
+            self.jobs[name] = job
+
+    def commit(self, job: Job) -> bool:
+        """Make the record durable; False where the disk refused, and then the old one stands."""
+        previous = self.jobs.get(job.name)
+        if previous is not None and not self.log_events(previous):
+            return False  # its outbox must reach the log before it is replaced
+        try:
+            records.save_job(self.home.job(job.name).record, job)
+        except OSError as error:
+            log.error("%s: cannot save its record: %s; trying again", job.name, error)
+            return False
+        self.jobs[job.name] = job
+        return True
+
+    def log_events(self, job: Job) -> bool:
+        """Append the record's outbox to the event log; False where the disk refused."""
+        try:
+            eventlog.append(self.home.job(job.name).events, job.outbox)
+        except OSError as error:
+            log.error("%s: cannot append to its event log: %s; trying again", job.name, error)
+            return False
+        if job.outbox and self.jobs.get(job.name) is job:
+            self.jobs[job.name] = replace(job, outbox=())
+        return True
+
+    def note(self, name: str, event: str, **details: object) -> None:
+        """Record a fact that changes nothing else; a disk that refuses loses it, and says so."""
+        job = publish(replace(self.jobs[name], outbox=()), moment(), event, **details)
+        if self.commit(job):
+            self.log_events(job)
+
+    def remove(self, name: str) -> None:
+        """Forget a job: its folder and its state. What the disk refuses to remove keeps the job known."""
+        try:
+            for folder in self.home.submitted_as(name):
+                durable.remove_tree(folder)
+            durable.remove_tree(self.home.job(name).dir)
+        except OSError as error:
+            log.error("%s: cannot be removed: %s", name, error)
+        else:
+            del self.jobs[name]
