@@ -23,7 +23,7 @@ SUBMITTED_MARK = ".submitted.json"
 START_FROM = ".from.weights.h5"
 
 _NAME = re.compile(NAME_PATTERN)
-_PRINTED = re.compile(rf"{NAME_PATTERN}|%[A-Za-z0-9%_-]*")
+_PRINTED = re.compile(rf"{NAME_PATTERN}|[A-Za-z0-9_-]*%[A-Za-z0-9%_~-]*")
 _CHECKPOINT = re.compile(r"step-(\d{12})\.weights\.h5")
 _ATTEMPT = re.compile(r"\d{4,}")
 #: Longest printed name: with the marks of a temporary file it still is a file name.

@@ -242,7 +242,7 @@ def test_junk_stops_nothing(site: Site) -> None:
     site.submit("count", "5")
     requests.submit_request(site.home, "juggle", "count")
     site.wait("count", State.SUCCEEDED)
-    for name in ("%--help", "%FF%FE", "empty"):
+    for name in ("%2D-help", "%FF%FE", "empty"):
         assert site.wait(name, State.REJECTED).reason
     wait_for(lambda: not list(site.home.requests.iterdir()), "the requests to be dealt with")
     assert broken.read_text() == '{"name": "broken"', "an unreadable record is never replaced"
