@@ -162,6 +162,11 @@ class JobPaths:
         """Held (flock) by the shim as long as an attempt's processes may live."""
         return self.dir / ".lock"
 
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held (flock) by a supervisor that serves this one job (`runner run`)."""
+        return self.dir / ".supervisor.lock"
+
     def attempt(self, number: int) -> AttemptPaths:
         """Return the folder of attempt `number`, counted from 1."""
         return AttemptPaths(self.attempts / f"{number:04d}")

@@ -97,7 +97,7 @@ class Supervisor:
         only = self.config.only
         wanted = [(self.home.lock, only is not None)]
         if only is not None:
-            wanted.append((self.home.job(only).dir / ".supervisor.lock", False))
+            wanted.append((self.home.job(only).supervisor_lock, False))
         for path, shared in wanted:
             deadline = time.monotonic() + _LOCK_WAIT_S
             while (fd := lock.try_lock(path, shared=shared)) is None:
