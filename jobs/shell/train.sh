@@ -15,7 +15,7 @@ fi
 
 chunk=$((done_before + 1))
 # 75: run me again, nothing is wrong.
-trap 'echo "asked to stop after chunk $((chunk - 1))"; exit 75' TERM
+trap 'echo "asked to stop in chunk $chunk"; exit 75' TERM
 while [ "$chunk" -le "$chunks" ]; do
     found=$(awk -v from="$(((chunk - 1) * size))" -v size="$size" 'BEGIN {
         for (n = from; n < from + size; n++) {

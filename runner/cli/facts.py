@@ -1,0 +1,126 @@
+"""What the state folder says of a job, gathered for people and for `--json`.
+
+Read straight from the JSON files, without the record's classes: looking at a job must be quick, works with no
+supervisor, and never waits for one.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from runner.core.job import ACTIVE, SETTLED, State, seconds_between
+from runner.errors import UnreadableRecordError
+from runner.storage import records
+from runner.storage.layout import Home, JobPaths
+
+UNREADABLE = "unreadable"
+
+
+def gather(home: Home, name: str) -> dict[str, Any]:
+    """Return the facts of job `name`, with the keys of `runner status --json`.
+
+    A folder in jobs/ that no supervisor has seen yet counts as queued.
+
+    Raises:
+        UnreadableRecordError: there is a record and it cannot be read.
+    """
+    paths = home.job(name)
+    try:
+        record = records.load_json(paths.record)
+    except FileNotFoundError:
+        record = {"name": name, "state": State.QUEUED, "reason": "not taken up yet", "attempt": 0}
+    try:
+        return _facts(paths, record)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UnreadableRecordError(f"{paths.record}: damaged ({error!r}); see `runner rm {name}`") from None
+
+
+def state_of(home: Home, name: str) -> State:
+    """Return where the job stands."""
+    return State(gather(home, name)["state"])
+
+
+def is_settled(facts: dict[str, Any]) -> bool:
+    """Tell whether the job has ended."""
+    return facts["state"] in SETTLED
+
+
+def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
+    state = State(record["state"])
+    attempt = int(record["attempt"])
+    attempts = list(record.get("attempts") or ())
+    progress = _progress(paths, attempt)
+    checkpoint = _placed(paths, record.get("checkpoint"))
+    running_s = 0.0
+    if state in ACTIVE and attempts:
+        running_s = seconds_between(attempts[-1]["started_at"], datetime.now(UTC).isoformat())
+    return {
+        "name": record["name"],
+        "state": state.value,
+        "reason": record.get("reason") or "",
+        "attempt": attempt,
+        "restarts": int(record.get("restarts") or 0),
+        "step": int(progress.get("step") or (checkpoint or {}).get("step") or 0),
+        "epoch": int(progress.get("epoch") or (checkpoint or {}).get("epoch") or 0),
+        "pid": _worker_pid(paths, attempt) if state in ACTIVE else None,
+        "phase": progress.get("phase") if state in ACTIVE else None,
+        "epochs": progress.get("epochs"),
+        "steps_per_epoch": progress.get("steps_per_epoch"),
+        "steps_per_s": progress.get("steps_per_s") if state in ACTIVE else None,
+        "rss_bytes": progress.get("rss_bytes") if state in ACTIVE else None,
+        "checkpoint": checkpoint,
+        "best": _placed(paths, record.get("best")),
+        "metrics": progress.get("metrics") or {},
+        "goodput": _goodput(record.get("ledger") or {}, running_s),
+        "exactness": record.get("exactness") or None,
+        "exit_code": _exit_code(state, attempts),
+        "source": record.get("source"),
+        "seed": record.get("seed"),
+        "submitted_at": record.get("submitted_at"),
+        "started_at": record.get("started_at"),
+        "finished_at": record.get("finished_at"),
+        "revision": int(record.get("revision") or 0),
+        "attempts": attempts,
+    }
+
+
+def _progress(paths: JobPaths, attempt: int) -> dict[str, Any]:
+    """Read the newest attempt's progress; an unreadable or older one says nothing."""
+    try:
+        progress = records.load_json(paths.progress)
+    except (OSError, UnreadableRecordError):
+        return {}
+    return progress if progress.get("attempt") == attempt else {}
+
+
+def _placed(paths: JobPaths, found: dict[str, Any] | None) -> dict[str, Any] | None:
+    return found and {**found, "path": str(paths.dir / found["path"])}
+
+
+def _goodput(ledger: dict[str, float], running_s: float) -> dict[str, float]:
+    """Return where the time went; the attempt that runs counts as useful so far."""
+    parts = {key: float(ledger.get(key) or 0.0) for key in ("useful_s", "lost_s", "down_s", "checkpoint_s")}
+    parts["useful_s"] = max(0.0, parts["useful_s"] + running_s)
+    total = sum(parts.values())
+    rounded = {key: round(value, 3) for key, value in parts.items()}
+    return {**rounded, "ratio": round(parts["useful_s"] / total, 4) if total > 0 else 1.0}
+
+
+def _exit_code(state: State, attempts: list[dict[str, Any]]) -> int | None:
+    """Return the code that `runner wait` ends with (as `Job.exit_code`)."""
+    if state is State.SUCCEEDED:
+        return 0
+    if state not in SETTLED:
+        return None
+    return int((attempts[-1].get("exit_code") if attempts else None) or 1)
+
+
+def _worker_pid(paths: JobPaths, attempt: int) -> int | None:
+    from runner.supervisor.process import Identity, is_alive
+
+    try:
+        worker = Identity.parse(records.load_json(paths.attempt(attempt).shim).get("worker"))
+    except (OSError, UnreadableRecordError):
+        return None
+    return worker.pid if worker and is_alive(worker) else None

@@ -1,0 +1,50 @@
+"""`runner ls`: all jobs of a home."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.cli import facts, output
+from runner.cli.options import HomeOption, JsonOption, job_names, open_home
+from runner.errors import UnreadableRecordError
+from runner.storage.layout import Home
+
+HEAD = ("NAME", "STATE", "STEP", "EPOCH", "RESTARTS", "BEST", "REASON")
+
+
+def command(home: HomeOption = None, json: JsonOption = False) -> None:
+    """List the jobs."""
+    where = open_home(home)
+    jobs = [look(where, name) for name in job_names(where)]
+    if json:
+        output.print_json(jobs)
+    elif jobs:
+        output.print_table(HEAD, [_row(job) for job in jobs], state_column=1)
+    else:
+        print(f"no jobs in {where.root}; runner submit DIR")
+
+
+def look(home: Home, name: str) -> dict[str, Any]:
+    """Return the job's facts; a record that cannot be read is shown as such."""
+    try:
+        job = facts.gather(home, name)
+    except UnreadableRecordError as error:
+        return {"name": name, "state": facts.UNREADABLE, "reason": str(error)}
+    del job["attempts"]
+    return job
+
+
+def _row(job: dict[str, Any]) -> tuple[str, ...]:
+    if job["state"] == facts.UNREADABLE:
+        return (job["name"], job["state"], "", "", "", "", job["reason"])
+    best = job["best"]
+    epochs = f"/{job['epochs']}" if job["epochs"] else ""
+    return (
+        job["name"],
+        job["state"],
+        str(job["step"] or ""),
+        f"{job['epoch']}{epochs}" if job["step"] else "",
+        str(job["restarts"] or ""),
+        f"{best['metric']} {output.metric(best['value'])}" if best else "",
+        job["reason"],
+    )

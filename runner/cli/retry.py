@@ -1,0 +1,14 @@
+"""`runner retry`: run a job again that has ended, from its last checkpoint."""
+
+from __future__ import annotations
+
+from runner.cli import daemon
+from runner.cli.options import HomeOption, NamesArgument, existing, open_home
+from runner.core.events import Request
+
+
+def command(names: NamesArgument, home: HomeOption = None) -> None:
+    """Run jobs again that failed, were cancelled or rejected, from their last checkpoint."""
+    where = open_home(home)
+    for name in [existing(where, name) for name in names]:
+        daemon.ask(where, name, Request.RETRY)

@@ -1,0 +1,41 @@
+"""`runner rm`: forget a job, its folder in jobs/ and its state."""
+
+from __future__ import annotations
+
+import os
+
+from runner.cli import daemon, facts
+from runner.cli.options import HomeOption, NamesArgument, existing, open_home
+from runner.core.events import Request
+from runner.core.job import ACTIVE
+from runner.errors import RefusedError, UnreadableRecordError
+from runner.storage import durable, lock
+from runner.storage.layout import Home
+
+
+def command(names: NamesArgument, home: HomeOption = None) -> None:
+    """Remove jobs that do not run: their folders in jobs/ and their state."""
+    where = open_home(home)
+    for name in [existing(where, name) for name in names]:
+        held = lock.try_lock(where.lock)
+        if held is None:
+            daemon.ask(where, name, Request.REMOVE)
+        else:
+            try:
+                _remove(where, name)
+            finally:
+                os.close(held)
+
+
+def _remove(home: Home, name: str) -> None:
+    """Remove it ourselves: the home's lock is ours, so no supervisor runs or can start."""
+    try:
+        active = facts.state_of(home, name) in ACTIVE
+    except UnreadableRecordError:
+        active = False  # removing it is the remedy
+    if active or lock.is_locked(home.job(name).lock):
+        raise RefusedError(f"{name}: it is active; stop or cancel it first (that needs: runner supervise)")
+    for folder in home.submitted_as(name):
+        durable.remove_tree(folder)
+    durable.remove_tree(home.job(name).dir)
+    print(f"{name}: removed")

@@ -1,0 +1,83 @@
+"""`runner status`: one job, all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.cli import daemon, facts, output
+from runner.cli.options import HomeOption, JsonOption, NameArgument, existing, open_home
+from runner.core.job import SETTLED, State
+
+_ATTEMPTS_SHOWN = 10
+
+
+def command(name: NameArgument, home: HomeOption = None, json: JsonOption = False) -> None:
+    """Show where a job stands."""
+    where = open_home(home)
+    name = existing(where, name)
+    job = facts.gather(where, name)
+    if json:
+        output.print_json(job)
+        return
+    output.print_pairs(_lines(job))
+    for attempt in job["attempts"][-_ATTEMPTS_SHOWN:]:
+        print(_attempt(attempt))
+    if job["state"] not in SETTLED | {State.PAUSED} and not daemon.serves(where, name):
+        print("no supervisor runs here: runner supervise")
+
+
+def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
+    """Describe the job, a labelled line for each thing that is known."""
+    pid = f", worker {job['pid']}" if job["pid"] else ""
+    lines = [
+        ("job", job["name"]),
+        ("state", job["state"] + (f": {job['reason']}" if job["reason"] else "")),
+        ("attempt", f"{job['attempt']} ({job['restarts']} restarts){pid}" if job["attempt"] else ""),
+        ("progress", progress(job) if job["step"] else ""),
+        ("metrics", metrics(job["metrics"])),
+        ("checkpoint", "step {step}, {path}".format(**job["checkpoint"]) if job["checkpoint"] else ""),
+        ("best", best(job["best"]) if job["best"] else ""),
+        ("exactness", job["exactness"]),
+        ("from", job["source"]),
+        ("goodput", goodput(job["goodput"]) if job["attempt"] else ""),
+        ("submitted", job["submitted_at"]),
+        ("started", job["started_at"]),
+        ("finished", job["finished_at"]),
+    ]
+    return [(label, text) for label, text in lines if text]
+
+
+def goodput(spent: dict[str, float]) -> str:
+    """Write the share of useful time, and where the rest went."""
+    parts = ", ".join(f"{key[:-2]} {output.duration(spent[key])}" for key in spent if key != "ratio")
+    return f"{100 * spent['ratio']:.1f} % ({parts})"
+
+
+def progress(job: dict[str, Any]) -> str:
+    """Write step, epoch, phase and rate."""
+    parts = [f"step {job['step']}"]
+    if job["epochs"]:
+        parts.append(f"epoch {job['epoch']} of {job['epochs']}")
+    if job["phase"]:
+        parts.append(job["phase"])
+    if job["steps_per_s"]:
+        parts.append(f"{job['steps_per_s']:.0f} steps/s")
+    return ", ".join(parts)
+
+
+def metrics(values: dict[str, Any]) -> str:
+    """Write metrics on one line."""
+    return ", ".join(f"{name} {output.metric(value)}" for name, value in values.items())
+
+
+def best(found: dict[str, Any]) -> str:
+    """Write the best model: what it reached, when, and where it lies."""
+    return f"{found['metric']} {output.metric(found['value'])} in epoch {found['epoch']}, {found['path']}"
+
+
+def _attempt(attempt: dict[str, Any]) -> str:
+    ended = attempt.get("outcome") or "runs"
+    how = attempt.get("signal") or (f"exit code {attempt['exit_code']}" if attempt.get("exit_code") else "")
+    detail = ", ".join(part for part in (how, attempt.get("reason") or "") if part)
+    text = f"  attempt {attempt['number']}: from step {attempt.get('start_step', 0)}, {ended}"
+    return f"{text} ({detail})" if detail else text
