@@ -1,0 +1,160 @@
+"""Putting a job's folder into `jobs/`: copied aside, made durable, renamed.
+
+A submitted folder is whole or not there. What cannot be copied faithfully is refused: links that lead out of
+the folder, sockets, FIFOs, devices. `__pycache__` is left out; `.venv` may link to the system's Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.cli.models import Model
+from runner.errors import BadJobError, RefusedError, UsageError
+from runner.settings import load_spec
+from runner.storage import durable, records
+from runner.storage.layout import START_FROM, SUBMITTED_MARK, Home, is_job_name
+
+_LEFT_OUT = {"__pycache__", SUBMITTED_MARK, START_FROM}
+_LINKS_OUT = ".venv"
+_CHUNK_BYTES = 1 << 20
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a job may have it.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if not is_job_name(name):
+        raise UsageError(
+            f"{name!r} is not a name for a job: letters, digits, '.', '_' and '-', at most 64, the first a "
+            "letter or digit; give one with --name"
+        )
+    return name
+
+
+def is_taken(home: Home, name: str) -> bool:
+    """Tell whether a job of that name is there."""
+    return os.path.lexists(home.folder(name)) or os.path.lexists(home.job(name).record)
+
+
+def submit(home: Home, source: Path, name: str, model: Model | None = None) -> None:
+    """Copy `source` into the home as job `name`, to start from `model` where one is given.
+
+    Raises:
+        BadJobError: its settings, or something in the folder, cannot be accepted.
+        RefusedError: there is a job of that name already.
+    """
+    load_spec(source)
+    if is_taken(home, name):
+        raise RefusedError(
+            f"{name}: there is a job of that name already; choose another with --name, or: runner rm {name}"
+        )
+    if home.root.resolve().is_relative_to(source.resolve()):
+        raise RefusedError(f"{source}: holds the home {home.root} itself; submit a folder of the job's own")
+    home.create()
+    staged = home.jobs / f".{name}.{secrets.token_hex(4)}.tmp"
+    try:
+        _copy(source, staged)
+        if model is not None:
+            shutil.copyfile(model.path, staged / START_FROM)
+        mark = {"version": 1, "source": model.origin if model else None, "digest": digest(source)}
+        records.save_json(staged / SUBMITTED_MARK, mark, durably=False)
+        durable.sync_tree(staged)
+        _publish(staged, home.folder(name), name)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def _publish(staged: Path, folder: Path, name: str) -> None:
+    try:
+        durable.move(staged, folder)
+    except OSError as error:
+        if folder.exists():  # another submit of the same name was quicker
+            raise RefusedError(
+                f"{name}: there is a job of that name already; choose another: --name"
+            ) from None
+        raise error
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.mkdir()
+    for path, entry in _walk(source):
+        copy = target / path
+        if entry.is_symlink():
+            copy.symlink_to(Path(entry.path).readlink())
+        elif entry.is_dir():
+            copy.mkdir()
+        else:
+            _copy_file(entry.path, copy)
+
+
+def _copy_file(source: str, target: Path) -> None:
+    try:
+        shutil.copy2(source, target, follow_symlinks=False)
+    except PermissionError as error:
+        raise BadJobError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+
+def _walk(source: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
+    """Yield (relative path, entry) of everything that is copied, folders before what they hold."""
+    root = source.resolve()
+    stack = [Path()]
+    while stack:
+        folder = stack.pop()
+        for entry in sorted(os.scandir(source / folder), key=lambda entry: entry.name):
+            path = folder / entry.name
+            if entry.name in _LEFT_OUT:
+                continue
+            _check(entry, path, root)
+            yield path, entry
+            if entry.is_dir(follow_symlinks=False):
+                stack.append(path)
+
+
+def _check(entry: os.DirEntry[str], path: Path, root: Path) -> None:
+    mode = entry.stat(follow_symlinks=False).st_mode
+    if stat.S_ISLNK(mode):
+        target = Path(entry.path).resolve()
+        if path.parts[0] != _LINKS_OUT and not target.is_relative_to(root):
+            raise BadJobError(
+                f"{path}: a link that leads out of the folder (to {target}); copy what it names"
+            )
+    elif not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise BadJobError(f"{path}: a socket, FIFO or device; a job holds files and folders only")
+
+
+def digest(source: Path) -> str:
+    """Return a digest over names, kinds and contents of everything that is copied from `source`."""
+    total = hashlib.sha256()
+    for path, entry in sorted(_walk(source), key=lambda found: os.fsencode(found[0])):
+        name = os.fsencode(path)
+        total.update(len(name).to_bytes(4, "big") + name)
+        if entry.is_symlink():
+            total.update(b"l" + os.fsencode(Path(entry.path).readlink()))
+        elif entry.is_dir():
+            total.update(b"d")
+        else:
+            total.update(b"x" if entry.stat().st_mode & 0o100 else b"f")
+            total.update(_file_digest(entry.path))
+    return total.hexdigest()
+
+
+def _file_digest(path: str) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123 - names of any bytes
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def is_same(home: Home, source: Path, name: str) -> bool:
+    """Tell whether job `name` was submitted from what `source` holds now."""
+    try:
+        return bool(records.load_json(home.folder(name) / SUBMITTED_MARK).get("digest") == digest(source))
+    except FileNotFoundError:
+        return False

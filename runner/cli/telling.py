@@ -1,0 +1,77 @@
+"""Events in people's words: one line each, or nothing where it would only be noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from runner.cli import output
+
+Event = dict[str, Any]
+
+
+def tell(event: Event) -> str | None:
+    """Return the event as a line without time and name; None where it is not worth one."""
+    say = _WORDS.get(str(event.get("event")))
+    return say(event) if say else None
+
+
+def at(event: Event) -> str:
+    """Return the event's time of day (UTC)."""
+    return str(event.get("time", ""))[11:19]
+
+
+def ended(event: Event) -> str:
+    """Write how an attempt ended."""
+    outcome = event.get("outcome")
+    how = event.get("signal") or (f"exit code {event['exit_code']}" if event.get("exit_code") else "")
+    lost = f"; {output.duration(event['lost_s'])} of work lost" if event.get("lost_s") else ""
+    return f"attempt {event.get('attempt')} ended: {outcome}{f' ({how})' if how else ''}{lost}"
+
+
+def resumed(event: Event) -> str:
+    """Write from where training continues, and whether exactly."""
+    exact = "" if event.get("exact", True) else f", not exactly: {event.get('reason') or 'unknown why'}"
+    return f"resumed from step {event.get('step')} (epoch {event.get('epoch')}){exact}"
+
+
+def _running(event: Event) -> str:
+    step = event.get("step")
+    return f"attempt {event.get('attempt')} starts" + (f", from step {step}" if step else "")
+
+
+def _best(event: Event) -> str:
+    value, before, path = output.metric(event.get("value")), event.get("previous"), event.get("path")
+    how = "is" if before is None else f"improved from {output.metric(before)} to"
+    return f"{event.get('metric')} {how} {value}, saving model to {path}"
+
+
+def _classified(event: Event) -> str | None:
+    return None if event.get("exact") else f"a resume will not be exact: {event.get('reason')}"
+
+
+def _reason(words: str) -> Callable[[Event], str]:
+    return lambda event: f"{words}: {event['reason']}" if event.get("reason") else words
+
+
+_WORDS: dict[str, Callable[[Event], str | None]] = {
+    "running": _running,
+    "ended": ended,
+    "resumed": resumed,
+    "best": _best,
+    "classified": _classified,
+    "backoff": _reason("waits"),
+    "stopping": _reason("stopping"),
+    "paused": _reason("held"),
+    "rejected": _reason("rejected"),
+    "failed": _reason("failed"),
+    "cancelled": _reason("cancelled"),
+    "hung": _reason("hangs"),
+    "wall-over": _reason("over its time limit"),
+    "memory-over": _reason("over its memory limit"),
+    "save-failed": _reason("a checkpoint could not be saved"),
+    "quarantined": lambda event: f"{event.get('path')} failed verification: {event.get('reason')}",
+    "refused": lambda event: f"{event.get('verb')} refused: {event.get('reason')}",
+    "adopted": lambda event: f"a new supervisor took over attempt {event.get('attempt')}, which runs on",
+    "warning": lambda event: f"warning: {event.get('message')}",
+}
