@@ -8,7 +8,7 @@ from runner.core.events import Request
 
 
 def command(names: NamesArgument, home: HomeOption = None) -> None:
-    """Kill jobs now (cancelled; `retry` continues from the last checkpoint)."""
+    """Kill jobs now; `retry` continues from the last checkpoint."""
     where = open_home(home)
     for name in [existing(where, name) for name in names]:
         daemon.ask(where, name, Request.CANCEL)

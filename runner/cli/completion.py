@@ -19,7 +19,7 @@ class Shell(StrEnum):
 
 
 def command(shell: Annotated[Shell, typer.Argument(help="The shell.")] = Shell.BASH) -> None:
-    """Print the completion script; in ~/.bashrc: eval "$(runner completion bash)"."""
+    """Print a completion script, to be used as: eval "$(runner completion bash)"."""
     from typer.completion import get_completion_script  # type: ignore[attr-defined] # re-exported
 
     print(get_completion_script(prog_name="runner", complete_var=COMPLETE_VAR, shell=shell.value))

@@ -8,7 +8,10 @@ from runner.core.events import Request
 
 
 def command(names: NamesArgument, home: HomeOption = None) -> None:
-    """Run jobs again that failed, were cancelled or rejected, from their last checkpoint."""
+    """Run jobs again that have not succeeded.
+
+    They continue from their last checkpoint, with a fresh restart budget.
+    """
     where = open_home(home)
     for name in [existing(where, name) for name in names]:
         daemon.ask(where, name, Request.RETRY)

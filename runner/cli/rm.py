@@ -14,7 +14,7 @@ from runner.storage.layout import Home
 
 
 def command(names: NamesArgument, home: HomeOption = None) -> None:
-    """Remove jobs that do not run: their folders in jobs/ and their state."""
+    """Forget jobs that do not run: folder and state."""
     where = open_home(home)
     for name in [existing(where, name) for name in names]:
         held = lock.try_lock(where.lock)

@@ -41,7 +41,10 @@ _REMEDY = {
 
 
 def command(folder: DirArgument, name: NewNameOption = None, home: HomeOption = None) -> None:
-    """Train one job to its end in the foreground; Ctrl-C checkpoints and holds it, the same again resumes."""
+    """Train one job to its end, in the foreground.
+
+    Ctrl-C lets it checkpoint and holds it; the same command again resumes it.
+    """
     where = open_home(home)
     check_folder(folder)
     name = prepare(where, folder, name)
@@ -142,7 +145,7 @@ def _farewell(home: Home, folder: Path, job: dict[str, Any]) -> int:
     """Say how it stands; return the exit code."""
     name, state = job["name"], job["state"]
     if not facts.is_settled(job):
-        print(f"{name}: {state} at step {job['step']}; to resume: runner run {folder}")
+        print(f"{name}: {job['reason'] or state}; to resume: runner run {folder}")
         return EXIT_PAUSED
     log = home.job(name).attempt(job["attempt"]).log
     if state == State.SUCCEEDED:

@@ -61,7 +61,7 @@ def submit(home: Home, source: Path, name: str, model: Model | None = None) -> N
     home.create()
     staged = home.jobs / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
-        _copy(source, staged)
+        copy_tree(source, staged)
         if model is not None:
             shutil.copyfile(model.path, staged / START_FROM)
         mark = {"version": 1, "source": model.origin if model else None, "digest": digest(source)}
@@ -84,7 +84,12 @@ def _publish(staged: Path, folder: Path, name: str) -> None:
         raise error
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy everything that belongs to a job.
+
+    Raises:
+        BadJobError: something in it cannot be copied faithfully.
+    """
     target.mkdir()
     for path, entry in _walk(source):
         copy = target / path

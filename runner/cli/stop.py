@@ -8,7 +8,7 @@ from runner.core.events import Request
 
 
 def command(names: NamesArgument, home: HomeOption = None) -> None:
-    """Let jobs checkpoint and end (cancelled; `retry` continues them)."""
+    """Let jobs checkpoint and end; `retry` continues them."""
     where = open_home(home)
     for name in [existing(where, name) for name in names]:
         daemon.ask(where, name, Request.STOP)

@@ -28,7 +28,7 @@ def command(
         ),
     ] = OnTerm.DRAIN,
 ) -> None:
-    """Run the daemon: take up what is in jobs/ and keep it alive."""
+    """Run the daemon: keep what is in jobs/ alive."""
     root = open_home(home).root
     sys.stdout.flush()
     # In place of this process: the daemon carries nothing of the command line.

@@ -24,7 +24,10 @@ def command(
         float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Wait no longer than this.")
     ] = None,
 ) -> None:
-    """Wait until jobs have ended; exit with the job's own code (of several: the first that is not 0)."""
+    """Wait until jobs have ended; exit with their own code.
+
+    Of several jobs it is the first code that is not 0.
+    """
     where = open_home(home)
     deadline = None if timeout is None else time.monotonic() + timeout
     codes = [_wait(where, name, deadline) for name in [existing(where, name) for name in names]]

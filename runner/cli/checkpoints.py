@@ -1,0 +1,66 @@
+"""`runner checkpoints`: what is kept of a job, and whether it verifies."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runner.cli import output
+from runner.cli.options import HomeOption, JsonOption, NameArgument, existing, open_home
+from runner.errors import BadCheckpointError
+
+
+def command(
+    name: NameArgument,
+    home: HomeOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every digest; exit 1 if one fails.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """List a job's checkpoints, oldest first."""
+    where = open_home(home)
+    name = existing(where, name)
+    found = [_look(path, verify=verify) for _, path in where.job(name).list_checkpoints()]
+    found = [entry for entry in found if entry]
+    if json:
+        output.print_json(found)
+    elif found:
+        head = ("STEP", "EPOCH", "SIZE", "WRITTEN", "FILE", *(("VERIFIED",) if verify else ()))
+        output.print_table(head, [_row(entry, verify=verify) for entry in found])
+    else:
+        print(f"{name}: no checkpoint yet")
+    if verify and not all(entry["verified"] for entry in found):
+        raise typer.Exit(1)
+
+
+def _look(path: Path, *, verify: bool) -> dict[str, Any]:
+    """Describe one checkpoint; nothing where retention removed it meanwhile."""
+    from runner.storage import checkpoint
+
+    entry: dict[str, Any] = {"path": str(path), "step": int(path.name[5:17]), "epoch": None}
+    try:
+        status = os.stat(path)  # noqa: PTH116 - one call for size and time
+        entry |= {"size_bytes": status.st_size, "written_at": _iso(status.st_mtime)}
+        info = checkpoint.verify(path) if verify else checkpoint.describe(path)
+        entry |= {"epoch": info.epoch, "sha256": info.sha256, "verified": verify or None, "problem": None}
+    except BadCheckpointError as error:
+        entry |= {"verified": False, "problem": str(error)}
+    except FileNotFoundError:
+        return {}
+    return entry
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _row(entry: dict[str, Any], *, verify: bool) -> tuple[str, ...]:
+    verified = ("yes" if entry["verified"] else f"NO: {entry['problem']}",) if verify else ()
+    epoch = "" if entry["epoch"] is None else str(entry["epoch"])
+    size = output.size(entry["size_bytes"])
+    return (str(entry["step"]), epoch, size, entry["written_at"], entry["path"], *verified)

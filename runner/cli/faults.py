@@ -1,0 +1,190 @@
+"""What a drill does to a job: each fault strikes once, and says what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from runner.cli import daemon, facts
+from runner.cli.lab import Lab
+from runner.core.job import State
+from runner.storage import eventlog
+
+RECOVERY_S_MAX = 180.0
+_STOPPED_S = 3.0
+_FULL_S_MAX = 10.0
+_SPARE_BYTES = 256 * 1024
+
+
+@dataclass
+class Hit:
+    """One fault that struck, and how the job got over it."""
+
+    fault: str
+    what: str  #: what was done, for people
+    step: int  #: completed steps that were known just before
+    epoch: int
+    resumed_step: int | None = None  #: None: the attempt ran on
+    steps_lost: int = 0
+    restart_s: float | None = None  #: until a new worker was started
+    recovery_s: float = 0.0  #: until training went on
+    held: bool = True
+    note: str = ""
+
+
+Strike = Callable[[Lab, str, Hit, dict[str, Any]], None]
+
+
+def strike(fault: str, lab: Lab, name: str) -> Hit | None:
+    """Let `fault` strike the running job and wait until it has got over it; None if it had ended already."""
+    job = lab.look(name)
+    if job["state"] != State.RUNNING or not job["pid"]:
+        return None
+    hit = Hit(fault, "", job["step"], job["epoch"])
+    FAULTS[fault](lab, name, hit, job)
+    return hit
+
+
+def _worker(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    hit.what = f"kill -9 of the worker (pid {job['pid']})"
+    struck = time.time()
+    _kill(job["pid"])
+    _recovered(lab, name, hit, job, struck)
+
+
+def _supervisor(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    hit.what = f"kill -9 of the supervisor (pid {lab.daemon_pid}), then a new one"
+    struck = time.time()
+    lab.kill_daemon()
+    lab.start()
+    hit.held = daemon.until(lambda: _event_since(lab, name, "adopted", job["revision"]) is not None, 20)
+    hit.recovery_s = time.time() - struck
+    after = lab.look(name)
+    unchanged = after["pid"] == job["pid"] or facts.is_settled(after)
+    hit.held = hit.held and unchanged
+    hit.note = "the worker trained on" if unchanged else "the worker was not the same afterwards"
+
+
+def _both(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    hit.what = f"kill -9 of supervisor and worker (pids {lab.daemon_pid}, {job['pid']})"
+    struck = time.time()
+    lab.kill_daemon()
+    _kill(job["pid"])
+    lab.start()
+    _recovered(lab, name, hit, job, struck)
+
+
+def _stop(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    hit.what = f"SIGSTOP of the worker for {_STOPPED_S:g} s"
+    struck = time.time()
+    os.kill(job["pid"], signal.SIGSTOP)
+    time.sleep(_STOPPED_S)
+    os.kill(job["pid"], signal.SIGCONT)
+    hit.recovery_s = time.time() - struck
+    hit.held = lab.look(name)["attempt"] == job["attempt"]
+    hit.note = "the attempt went on" if hit.held else "the attempt did not survive it"
+
+
+def _torn(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    hit.what = "kill -9 of both, the newest checkpoint cut in half"
+    struck = time.time()
+    lab.kill_daemon()
+    _kill(job["pid"])
+    lab.wait_gone(name)
+    kept = lab.home.job(name).list_checkpoints()
+    if kept:
+        step, path = kept[-1]
+        os.truncate(path, path.stat().st_size // 2)
+        hit.what += f" (step {step})"
+    lab.start()
+    _recovered(lab, name, hit, job, struck)
+    if kept:
+        found = _event_since(lab, name, "quarantined", job["revision"]) is not None
+        hit.held = hit.held and found
+        hit.note = "it was quarantined" if found else "it was not found out"
+
+
+def _disk(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    """Let saves fail as on a full disk: no file may grow beyond a little less than a checkpoint's size."""
+    limit = _limit_bytes(lab, name, job["attempt"])
+    hit.what = "no space for checkpoints"
+    if limit is None:
+        hit.note = "not possible here: its log is larger than its checkpoints"
+        return
+    pid = job["pid"]
+    struck = time.time()
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, before[1]))
+    failed = daemon.until(
+        lambda: _event_since(lab, name, "save-failed", job["revision"]) is not None, _FULL_S_MAX
+    )
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    after = lab.look(name)
+    hit.recovery_s = time.time() - struck
+    hit.held = after["attempt"] == job["attempt"]
+    saves = "a save failed and was reported" if failed else "no save was tried meanwhile"
+    hit.note = f"{saves}; training went on" if hit.held else f"{saves}; the attempt did not survive it"
+
+
+FAULTS: dict[str, Strike] = {
+    "worker": _worker,
+    "supervisor": _supervisor,
+    "both": _both,
+    "stop": _stop,
+    "torn": _torn,
+    "disk": _disk,
+}
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _limit_bytes(lab: Lab, name: str, attempt: int) -> int | None:
+    paths = lab.home.job(name)
+    sizes = [path.stat().st_size for _, path in paths.list_checkpoints()]
+    others = (paths.attempt(attempt).log, paths.attempt(attempt).facts, paths.metrics)
+    largest = max((path.stat().st_size for path in others if path.exists()), default=0)
+    if not sizes or largest + _SPARE_BYTES > min(sizes):
+        return None
+    return min(sizes) - 1
+
+
+def _event_since(lab: Lab, name: str, kind: str, revision: int) -> dict[str, Any] | None:
+    for event in eventlog.read(lab.home.job(name).events):
+        if isinstance(event, dict) and event.get("event") == kind and event.get("seq", 0) > revision:
+            return event
+    return None
+
+
+def _recovered(lab: Lab, name: str, hit: Hit, before: dict[str, Any], struck: float) -> None:
+    """Wait until a new attempt trains, and note from where and when."""
+
+    def trains() -> bool:
+        job = lab.look(name)
+        if facts.is_settled(job):
+            return True
+        return bool(job["attempt"] > before["attempt"] and (job["metrics"] or job["step"] > _start(job)))
+
+    hit.held = daemon.until(trains, RECOVERY_S_MAX)
+    hit.recovery_s = time.time() - struck
+    job = lab.look(name)
+    resumed = _event_since(lab, name, "resumed", before["revision"])
+    hit.resumed_step = int(resumed["step"]) if resumed else _start(job)
+    hit.steps_lost = max(0, hit.step - hit.resumed_step)
+    started = _event_since(lab, name, "running", before["revision"])
+    if started:
+        hit.restart_s = max(0.0, datetime.fromisoformat(started["time"]).timestamp() - struck)
+
+
+def _start(job: dict[str, Any]) -> int:
+    return int(job["attempts"][-1].get("start_step", 0)) if job["attempts"] else 0

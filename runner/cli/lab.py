@@ -1,0 +1,111 @@
+"""A home of its own for a drill: a daemon that may be killed, and jobs that all have one seed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+from runner.cli import daemon, facts, staging
+from runner.core.events import Request
+from runner.errors import RunnerError
+from runner.settings import FILE, load_spec
+from runner.settings.text import key_lines
+from runner.storage import lock, requests
+from runner.storage.layout import Home
+
+_SEED = 20_260_101
+_UP_S = 20.0
+_END_S = 15.0
+
+
+class Lab:
+    """A temporary home with its own daemon."""
+
+    def __init__(self, source: Path) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="runner-drill-"))
+        self.home = Home(self.root / "home")
+        self.source = self.root / "source"
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] = (self.root / "daemon.log").open("ab")
+        staging.copy_tree(source, self.source)
+        if load_spec(self.source).seed is None:
+            _give_seed(self.source / FILE)
+
+    @property
+    def daemon_pid(self) -> int:
+        """The daemon's pid."""
+        assert self._daemon is not None
+        return self._daemon.pid
+
+    def submit(self, name: str) -> None:
+        """Hand the job over once more, under a name of its own."""
+        staging.submit(self.home, self.source, name)
+
+    def start(self) -> None:
+        """Start the daemon and wait until it serves.
+
+        Raises:
+            RunnerError: it does not.
+        """
+        argv = [sys.executable, "-P", "-m", "runner.supervisor", "--home", str(self.home.root)]
+        self._daemon = started = subprocess.Popen(
+            [*argv, "--follow", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        up = daemon.until(lambda: daemon.is_serving(self.home) or started.poll() is not None, _UP_S)
+        if not up or started.poll() is not None:
+            raise RunnerError(f"the drill's supervisor does not start; see {self._log.name}")
+
+    def kill_daemon(self) -> None:
+        """SIGKILL the daemon."""
+        assert self._daemon is not None
+        self._daemon.kill()
+        self._daemon.wait()
+
+    def look(self, name: str) -> dict[str, Any]:
+        """Return the job's facts."""
+        return facts.gather(self.home, name)
+
+    def wait_gone(self, name: str) -> bool:
+        """Wait until nothing of the job's attempt lives."""
+        return daemon.until(lambda: not lock.is_locked(self.home.job(name).lock), _UP_S)
+
+    def close(self, *, keep: bool) -> None:
+        """End whatever runs; remove the folder unless it is to be kept."""
+        for name in list(self.home.recorded()):
+            if not facts.is_settled(self.look(name)):
+                requests.submit_request(self.home, Request.CANCEL.value, name)
+        if self._daemon is not None and self._daemon.poll() is None:
+            daemon.until(lambda: not requests.pending(self.home), _END_S)
+            self._daemon.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._daemon.wait(_END_S)
+            if self._daemon.poll() is None:
+                self.kill_daemon()
+        self._log.close()
+        if not keep:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _give_seed(toml: Path) -> None:
+    """Add `[seed] value` to a job.toml that has none, so that both runs begin alike."""
+    text = toml.read_text(encoding="utf-8-sig") if toml.exists() else ""
+    lines = text.splitlines()
+    place = key_lines(text).get(("seed",))
+    if place is None:
+        lines += ["[seed]", f"value = {_SEED}"]
+    elif lines[place - 1].lstrip().startswith("["):
+        lines.insert(place, f"value = {_SEED}")
+    else:
+        lines[place - 1] = f"seed.value = {_SEED}"
+    toml.write_text("\n".join(lines) + "\n")
