@@ -250,19 +250,38 @@ def watch_signals() -> int:
 
 def descendants() -> list[int]:
     """List all living descendants of this process, nearest first."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
-                fields = file.read().rsplit(")", 1)[1].split()
-                if fields[0] != "Z":
-                    children.setdefault(int(fields[1]), []).append(int(name))
     found: list[int] = []
-    layer = [os.getpid()]
+    layer = children_of(os.getpid())
     while layer:
-        layer = [child for parent in layer for child in children.get(parent, ())]
         found += layer
-    return found
+        layer = [child for parent in layer for child in children_of(parent)]
+    return [pid for pid in found if state_and_parent(pid)[0] not in "ZX"]
+
+
+def children_of(parent: int) -> list[int]:
+    """List the children of a process; by a look at all of them where the kernel keeps no lists (proc(5))."""
+    try:
+        with open(f"/proc/{parent}/task/{parent}/children") as file:
+            children = [int(pid) for pid in file.read().split()]
+        threads = os.listdir(f"/proc/{parent}/task")
+    except OSError:
+        if os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children"):
+            return []  # it has ended
+        pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+        return [pid for pid in pids if state_and_parent(pid)[1] == parent]
+    for thread in threads:
+        if int(thread) != parent:
+            with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{thread}/children") as file:
+                children += [int(pid) for pid in file.read().split()]
+    return children
+
+
+def state_and_parent(pid: int) -> tuple[str, int]:
+    """Return a process's state and parent; ("X", 0) once it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+        return fields[0], int(fields[1])
+    return "X", 0
 
 
 def oom_kills() -> int:
@@ -317,3 +336,4 @@ if __name__ == "__main__":
     # The working directory may be removed under us, and we must not keep a file system busy.
     os.chdir("/")
     main()
+    os._exit(0)  # the outcome is on disk: tearing the interpreter down would only delay the successor
