@@ -12,8 +12,8 @@ The file: a user block (`storage.userblock`), then an HDF5 file with every array
 `/runner/arrays/KEY`; Keras's own paths are hard links to them; `/runner/manifest` is JSON (as Python writes
 it: NaN and Infinity are allowed) with the state and, for each array, its dtype, shape, offset and sha256.
 
-Limits: numbers only (bool, integers, floats, complex of at most 16 bytes, and ml_dtypes' types); in the state,
-as always in JSON, tuples become lists and keys become strings.
+Limits: numbers only (bool, integers, floats, complex, at most 16 bytes, and those of ml_dtypes); in the
+state, as always in JSON, tuples become lists and keys become strings.
 """
 
 from __future__ import annotations

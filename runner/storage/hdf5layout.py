@@ -1,6 +1,6 @@
 """Lay out an HDF5 file without writing it: HDF5 decides where everything lies, the caller writes the bytes.
 
-HDF5's own writing swallows errors (one failed `pwrite` of a chunk, and a corrupt file is reported as saved), and
+HDF5's own writing swallows errors (one failed `pwrite` of a chunk, a corrupt file, reported as saved), and
 its in-memory driver holds every array twice more. Here HDF5 writes only its few kilobytes of metadata, into
 memory; each array is contiguous, allocated early and never filled, so that its place is known and its bytes
 go from the array straight to the file, by a checked loop of ours.

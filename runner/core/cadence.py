@@ -1,0 +1,93 @@
+"""When to save: a cadence and the facts of the moment give yes or no.
+
+AUTO spends at most 1 % of the training time on saving, as measured: a save that costs 20 ms is due every
+2 s. It is due at most every second, at least every five minutes, and for the first time after one second, so
+that an early kill loses little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runner.core.spec import CadenceUnit, Every
+
+#: Share of the training time that AUTO may spend on saving.
+SHARE = 0.01
+INTERVAL_S_MIN = 1.0
+INTERVAL_S_MAX = 300.0
+#: The first save of AUTO, when nothing is known of its cost.
+FIRST_S = 1.0
+#: Delays after a first and a second failed save, and so on, doubling.
+RETRY_S_MIN = 1.0
+RETRY_S_MAX = 300.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where training is; `now_s` is any monotonic clock."""
+
+    step: int  #: completed steps
+    now_s: float
+    epoch_ended: bool = False  #: this step was its epoch's last, and validation and callbacks are done
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The last save, or where training began when there is none yet."""
+
+    step: int
+    at_s: float
+    epochs_since: int = 0  #: epochs that ended after it, the present one included
+
+
+def due(
+    every: Every, moment: Moment, saved: Saved, cost_s: float | None, steps_per_epoch: int | None
+) -> bool:
+    """Tell whether to save now.
+
+    Args:
+        every: the cadence asked for.
+        moment: now.
+        saved: the last save.
+        cost_s: what a save costs training; None before the first.
+        steps_per_epoch: None while unknown; needed for a part of an epoch only.
+    """
+    match every.unit:
+        case CadenceUnit.AUTO:
+            return moment.step > saved.step and moment.now_s - saved.at_s >= interval_s(cost_s)
+        case CadenceUnit.SECONDS:
+            return moment.step > saved.step and moment.now_s - saved.at_s >= every.count
+        case CadenceUnit.STEPS:
+            return _crossed(moment.step, saved.step, every.count)
+        case CadenceUnit.EPOCHS:
+            if every.count < 1 and steps_per_epoch:
+                return _crossed(moment.step, saved.step, every.count * steps_per_epoch)
+            return moment.epoch_ended and saved.epochs_since >= every.count
+
+
+def interval_s(cost_s: float | None) -> float:
+    """Seconds from one AUTO save to the next."""
+    if cost_s is None:
+        return FIRST_S
+    return min(INTERVAL_S_MAX, max(INTERVAL_S_MIN, cost_s / SHARE))
+
+
+def cost_s(stall_s: float, write_cpu_s: float, cores: int) -> float:
+    """Add up what a save takes from training: its pause, and the writing thread's part of the cores."""
+    return stall_s + write_cpu_s / max(1, cores)
+
+
+def settled_s(known_s: float | None, measured_s: float) -> float:
+    """Take a new measurement of the cost into the known one: one slow disk moment shall not last."""
+    return measured_s if known_s is None else (known_s + measured_s) / 2
+
+
+def retry_s(failures: int) -> float:
+    """Seconds to wait after the last of so many failed saves in a row."""
+    return min(RETRY_S_MAX, RETRY_S_MIN * 2.0 ** (min(failures, 30) - 1)) if failures else 0.0
+
+
+def _crossed(step: int, saved_step: int, count: float) -> bool:
+    """Tell whether a multiple of `count` lies in (saved_step, step]: steps may come several at a time."""
+    size = max(1.0, count)
+    return step // size > saved_step // size
