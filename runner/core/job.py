@@ -136,7 +136,7 @@ class Job:
     threads: int = 1
     attempt: int = 0  #: number of the newest attempt; 0 before the first
     attempts: tuple[Attempt, ...] = ()
-    restarts: int = 0
+    restarts: int = 0  #: attempts started because the one before did not end as it should
     charged: int = 0  #: death tally: ends charged to the budget since the durable step advanced
     fruitless: int = 0  #: ends in a row without a newer durable step, charged or not
     mark_step: int = -1  #: durable step at the last end; -1 before any

@@ -102,7 +102,7 @@ def _start(job: Job, moment: Moment) -> Decision:
     job = replace(
         job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step)),
         attempt=number,
-        restarts=job.restarts + (1 if number > 1 else 0),
+        restarts=job.restarts + (1 if previous and previous.outcome is not Outcome.STOPPED else 0),
         goal=Goal.RUN,
         hung=False,
         starved=False,
