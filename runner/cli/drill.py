@@ -97,6 +97,7 @@ def _course(
     """Run the job to its end; let the faults strike, spread evenly over it."""
     display.say(f"--- {name}{': ' + ', '.join(faults) if faults else ''}")
     watch = Watch(lab.home, name, display, from_start=True)
+    lab.say, lab.idle = display.say, watch.look
     began = time.monotonic()
     lab.submit(name)
     course = Course({}, 0.0)
@@ -107,7 +108,7 @@ def _course(
             if hit is not None:
                 pending.pop(0)
                 course.hits.append(hit)
-                display.say(f"*** {_account(hit)}")
+                display.say(f"*** {_came_of(hit)}")
         time.sleep(_POLL_S)
     course.job, course.duration_s, course.missed = job, time.monotonic() - began, pending
     return course
@@ -130,11 +131,20 @@ def _all_held(calm: Course, rough: Course, verdict: sameness.Verdict) -> bool:
 
 def _account(hit: Hit) -> str:
     """Describe one fault and what came of it on one line."""
-    text = f"{hit.what} at step {hit.step}, in epoch {hit.epoch + 1}"
+    where = f" at step {hit.step}, in epoch {hit.epoch + 1}" if hit.step else ""
+    return f"{hit.what}{where}: {_came_of(hit)}"
+
+
+def _came_of(hit: Hit) -> str:
+    parts = []
     if hit.resumed_step is not None:
-        text += f": resumed from step {hit.resumed_step}, {hit.steps_lost} steps lost"
-        text += f", training again after {output.duration(hit.recovery_s)}"
-    return text + (f" ({hit.note})" if hit.note else "") + ("" if hit.held else " - NOT got over")
+        new = "" if hit.restart_s is None else f"new worker after {output.duration(hit.restart_s)}, "
+        parts.append(f"{new}training again after {output.duration(hit.recovery_s)}")
+        if hit.step:
+            parts.append(f"resumed from step {hit.resumed_step}, {hit.steps_lost} steps lost")
+    parts += [hit.note] if hit.note else []
+    parts += [] if hit.held else ["NOT got over"]
+    return "; ".join(parts)
 
 
 def _summary(course: Course) -> dict[str, Any]:

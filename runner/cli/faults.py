@@ -28,9 +28,9 @@ class Hit:
     """One fault that struck, and how the job got over it."""
 
     fault: str
-    what: str  #: what was done, for people
     step: int  #: completed steps that were known just before
     epoch: int
+    what: str = ""  #: what was done, for people
     resumed_step: int | None = None  #: None: the attempt ran on
     steps_lost: int = 0
     restart_s: float | None = None  #: until a new worker was started
@@ -47,24 +47,40 @@ def strike(fault: str, lab: Lab, name: str) -> Hit | None:
     job = lab.look(name)
     if job["state"] != State.RUNNING or not job["pid"]:
         return None
-    hit = Hit(fault, "", job["step"], job["epoch"])
+    hit = Hit(fault, job["step"], job["epoch"])
     FAULTS[fault](lab, name, hit, job)
     return hit
 
 
+def _announce(lab: Lab, hit: Hit, what: str) -> float:
+    """Say what is about to be done; return the time."""
+    hit.what = what
+    where = f" at step {hit.step}, in epoch {hit.epoch + 1}" if hit.step else ""
+    lab.say(f"*** {what}{where}")
+    return time.time()
+
+
+def _until(lab: Lab, condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Wait for `condition`, with the display going on."""
+
+    def met() -> bool:
+        lab.idle()
+        return condition()
+
+    return daemon.until(met, timeout_s)
+
+
 def _worker(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
-    hit.what = f"kill -9 of the worker (pid {job['pid']})"
-    struck = time.time()
+    struck = _announce(lab, hit, f"kill -9 of the worker (pid {job['pid']})")
     _kill(job["pid"])
     _recovered(lab, name, hit, job, struck)
 
 
 def _supervisor(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
-    hit.what = f"kill -9 of the supervisor (pid {lab.daemon_pid}), then a new one"
-    struck = time.time()
+    struck = _announce(lab, hit, f"kill -9 of the supervisor (pid {lab.daemon_pid}), then a new one")
     lab.kill_daemon()
     lab.start()
-    hit.held = daemon.until(lambda: _event_since(lab, name, "adopted", job["revision"]) is not None, 20)
+    hit.held = _until(lab, lambda: _event_since(lab, name, "adopted", job["revision"]) is not None, 20)
     hit.recovery_s = time.time() - struck
     after = lab.look(name)
     unchanged = after["pid"] == job["pid"] or facts.is_settled(after)
@@ -73,8 +89,8 @@ def _supervisor(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
 
 
 def _both(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
-    hit.what = f"kill -9 of supervisor and worker (pids {lab.daemon_pid}, {job['pid']})"
-    struck = time.time()
+    what = f"kill -9 of supervisor and worker (pids {lab.daemon_pid}, {job['pid']})"
+    struck = _announce(lab, hit, what)
     lab.kill_daemon()
     _kill(job["pid"])
     lab.start()
@@ -82,8 +98,7 @@ def _both(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
 
 
 def _stop(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
-    hit.what = f"SIGSTOP of the worker for {_STOPPED_S:g} s"
-    struck = time.time()
+    struck = _announce(lab, hit, f"SIGSTOP of the worker for {_STOPPED_S:g} s")
     os.kill(job["pid"], signal.SIGSTOP)
     time.sleep(_STOPPED_S)
     os.kill(job["pid"], signal.SIGCONT)
@@ -93,8 +108,7 @@ def _stop(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
 
 
 def _torn(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
-    hit.what = "kill -9 of both, the newest checkpoint cut in half"
-    struck = time.time()
+    struck = _announce(lab, hit, "kill -9 of both, and the newest checkpoint cut in half")
     lab.kill_daemon()
     _kill(job["pid"])
     lab.wait_gone(name)
@@ -102,7 +116,7 @@ def _torn(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     if kept:
         step, path = kept[-1]
         os.truncate(path, path.stat().st_size // 2)
-        hit.what += f" (step {step})"
+        hit.what += f" (that of step {step})"
     lab.start()
     _recovered(lab, name, hit, job, struck)
     if kept:
@@ -114,16 +128,15 @@ def _torn(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
 def _disk(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     """Let saves fail as on a full disk: no file may grow beyond a little less than a checkpoint's size."""
     limit = _limit_bytes(lab, name, job["attempt"])
-    hit.what = "no space for checkpoints"
+    struck = _announce(lab, hit, "no space for checkpoints")
     if limit is None:
         hit.note = "not possible here: its log is larger than its checkpoints"
         return
     pid = job["pid"]
-    struck = time.time()
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, before[1]))
-    failed = daemon.until(
-        lambda: _event_since(lab, name, "save-failed", job["revision"]) is not None, _FULL_S_MAX
+    failed = _until(
+        lab, lambda: _event_since(lab, name, "save-failed", job["revision"]) is not None, _FULL_S_MAX
     )
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
@@ -171,11 +184,12 @@ def _recovered(lab: Lab, name: str, hit: Hit, before: dict[str, Any], struck: fl
 
     def trains() -> bool:
         job = lab.look(name)
-        if facts.is_settled(job):
-            return True
-        return bool(job["attempt"] > before["attempt"] and (job["metrics"] or job["step"] > _start(job)))
+        if job["attempt"] <= before["attempt"]:
+            return facts.is_settled(job)
+        reports = bool(before["step"])
+        return bool(job["step"] > _start(job) or job["metrics"]) if reports else job["pid"] is not None
 
-    hit.held = daemon.until(trains, RECOVERY_S_MAX)
+    hit.held = _until(lab, trains, RECOVERY_S_MAX)
     hit.recovery_s = time.time() - struck
     job = lab.look(name)
     resumed = _event_since(lab, name, "resumed", before["revision"])

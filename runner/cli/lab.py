@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +33,8 @@ class Lab:
         self.root = Path(tempfile.mkdtemp(prefix="runner-drill-"))
         self.home = Home(self.root / "home")
         self.source = self.root / "source"
+        self.say: Callable[[str], None] = print
+        self.idle: Callable[[], object] = lambda: None  #: called again and again while waiting
         self._daemon: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] = (self.root / "daemon.log").open("ab")
         staging.copy_tree(source, self.source)
