@@ -1,0 +1,111 @@
+"""Runs a job's script as `python SCRIPT` would, with the runner around it.
+
+Started as `PYTHON .../runner/training/bootstrap.py` by the job's own interpreter, which need not have this
+package installed: it is found by this file's own place, without a change of `sys.path`. The script becomes
+the real `__main__` module. Differences that remain: our frames lie below the script's on the stack (they are
+taken out of printed tracebacks), and this file stands in `sys.orig_argv`.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import signal
+import sys
+import types
+from pathlib import Path
+from typing import NoReturn
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def register_package() -> None:
+    """Make `import runner` find this very package."""
+    if "runner" in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(
+        "runner", _PACKAGE / "__init__.py", submodule_search_locations=[str(_PACKAGE)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["runner"] = module
+    spec.loader.exec_module(module)
+
+
+def main() -> NoReturn:
+    """Run the script that launch.json names; ends the process as the script would have."""
+    from runner.training import imports, instrument, launch, worker
+
+    orders = launch.load()
+    os.chdir(orders.cwd)
+    imports.install()
+    instrument.arrange(worker.start(orders))
+    assert orders.entry is not None
+    run_script(orders.entry, orders.args)
+    raise SystemExit(0)
+
+
+def run_script(entry: str, args: tuple[str, ...]) -> None:
+    """Run a script as `__main__`."""
+    path = str(Path.cwd() / entry)
+    sys.argv = [entry, *args]
+    sys.path[0] = str(Path(path).resolve().parent)
+    main_module = types.ModuleType("__main__")
+    main_module.__dict__.update(
+        __file__=path,
+        __builtins__=__builtins__,
+        __loader__=importlib.machinery.SourceFileLoader("__main__", path),
+        __annotations__={},
+        __cached__=None,
+    )
+    # The module that this file was run as lives on: its globals are in use.
+    sys.modules["runner.training.bootstrap"] = sys.modules["__main__"]
+    sys.modules["__main__"] = main_module
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - a missing file reads as it does in plain Python
+            code = compile(file.read(), path, "exec", dont_inherit=True)
+        exec(code, main_module.__dict__)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        _end_with(error)
+
+
+def _end_with(error: BaseException) -> NoReturn:
+    """Report an uncaught exception as the interpreter would, and end."""
+    _strip(error, set())
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+    sys.excepthook(type(error), error, error.__traceback__)
+    if isinstance(error, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    raise SystemExit(1)
+
+
+def _strip(error: BaseException | None, seen: set[int]) -> None:
+    """Take our frames out of an exception's traceback, and of those it came from."""
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    error.__traceback__ = _without_ours(error.__traceback__)
+    _strip(error.__cause__, seen)
+    _strip(error.__context__, seen)
+
+
+def _without_ours(entry: types.TracebackType | None) -> types.TracebackType | None:
+    ours = str(_PACKAGE / "training")
+    kept = []
+    while entry is not None:
+        if not entry.tb_frame.f_code.co_filename.startswith(ours):
+            kept.append(entry)
+        entry = entry.tb_next
+    for one, following in zip(kept, [*kept[1:], None], strict=True):
+        one.tb_next = following
+    return kept[0] if kept else None
+
+
+if __name__ == "__main__":
+    register_package()
+    main()

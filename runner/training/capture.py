@@ -1,0 +1,236 @@
+"""A fit's whole state as a snapshot, and back.
+
+A snapshot is taken between two steps: the callbacks of the one are done, the batch of the next is not yet
+drawn. Its arrays are copies that nobody changes while a writer reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runner.storage.checkpoint import Snapshot
+from runner.training import chance, listeners, variables
+from runner.training.codec import SKIP, Decoder, Encoder, Node
+from runner.training.entropy import Entropy
+from runner.training.variables import Buffers, ChangedScriptError
+
+VERSION = 1
+_TRACE = "trace"
+#: The state of the random generators, and its arrays.
+Trace = tuple[Node, dict[str, np.ndarray]]
+
+
+class Camera:
+    """Takes snapshots of one model and its fit."""
+
+    def __init__(self, model: Any, entropy: Entropy):
+        self.model = model
+        self.missed: list[str] = []
+        self._entropy = entropy
+        self._buffers = Buffers()
+        self._given_up: set[str] = set()
+        self._links: tuple[list[int], Any, Any] | None = None
+        self._described: tuple[list[int], list[dict[str, Any]]] | None = None
+
+    def take(
+        self, *, step: int, epoch: int, callbacks: Sequence[Any], logs: Any, state: Mapping[str, Any]
+    ) -> Snapshot:
+        """Return a snapshot of the present moment.
+
+        Args:
+            step: completed steps, over all fits.
+            epoch: Keras's index of the present epoch.
+            callbacks: all of the fit's, in order.
+            logs: what the last step returned.
+            state: what else belongs to it: JSON.
+        """
+        tracked = variables.all_variables(self.model)
+        lent = self._buffers.lend(tracked)
+        arrays: dict[str, np.ndarray] = {}
+        keys: dict[int, str] = {}
+        for index, (variable, buffer) in enumerate(zip(tracked, lent, strict=True)):
+            key = f"variables/{index:05d}"
+            variables.read_into(variable, buffer)
+            arrays[key] = buffer
+            keys[id(variable)] = keys[id(variables.tensor_of(variable))] = key
+        ids = [id(variable) for variable in tracked]
+        if self._described is None or self._described[0] != ids:
+            self._described = (ids, variables.describe(tracked))
+        encoder = Encoder(arrays, "state", _KerasKinds(keys, arrays).node)
+        listening, self.missed = listeners.capture(encoder, callbacks, self._given_up)
+        links, attributes = self._keras_layout(ids, keys, arrays)
+        return Snapshot(
+            step=step,
+            epoch=epoch,
+            state={
+                **state,
+                "version": VERSION,
+                "variables": self._described[1],
+                "chance": chance.capture(encoder, self._entropy),
+                "listeners": listening,
+                "logs": _encode_logs(encoder, logs),
+                "stop_training": bool(getattr(self.model, "stop_training", False)),
+            },
+            arrays=arrays,
+            links=links,
+            attributes=attributes,
+        )
+
+    def _keras_layout(self, ids: list[int], keys: dict[int, str], arrays: dict[str, np.ndarray]) -> Any:
+        """Return links and attributes; walked once as long as the variables stay the same ones."""
+        if self._links is not None and self._links[0] == ids:
+            return self._links[1:]
+        extra = 0
+
+        def add(place: str, value: np.ndarray) -> str:
+            nonlocal extra
+            extra += 1
+            key = f"keras/{place}"
+            arrays[key] = np.array(value, order="C")
+            return key
+
+        links, attributes = variables.keras_links(self.model, keys, add)
+        self._links = (ids, links, attributes) if not extra else None
+        return links, attributes
+
+    def capture_chance(self) -> Trace:
+        """Return the state of the shared random generators alone, with its arrays."""
+        arrays: dict[str, np.ndarray] = {}
+        return chance.capture(Encoder(arrays, _TRACE), self._entropy), arrays
+
+    @contextlib.contextmanager
+    def chance_of(self, trace: Trace) -> Iterator[None]:
+        """Let the block find the generators as they were at `trace`, and leave them as they are now."""
+        now, arrays = self.capture_chance()
+        chance.restore_host(Decoder(trace[1]), trace[0], self._entropy)
+        try:
+            yield
+        finally:
+            chance.restore_host(Decoder(arrays), now, self._entropy)
+
+    @contextlib.contextmanager
+    def untouched_chance(self) -> Iterator[None]:
+        """Let whatever the block draws leave no mark on the generators."""
+        now, arrays = self.capture_chance()
+        try:
+            yield
+        finally:
+            chance.restore_host(Decoder(arrays), now, self._entropy)
+
+
+def trace_of(snapshot: Snapshot) -> Trace | None:
+    """Return the state of chance before the training step was first traced, as a snapshot has it."""
+    node = snapshot.state["trace"]
+    if node is None:
+        return None
+    return node, {key: array for key, array in snapshot.arrays.items() if key.startswith(f"{_TRACE}/")}
+
+
+def restore(
+    model: Any, snapshot: Snapshot, callbacks: Sequence[Any], entropy: Entropy, *, with_chance: bool
+) -> None:
+    """Put model, optimizer, metrics, callbacks and (if wanted) the random generators back.
+
+    Raises:
+        ChangedScriptError: the script's model or callbacks are not those of the snapshot.
+    """
+    tracked = variables.all_variables(model)
+    saved = snapshot.state["variables"]
+    variables.check_same(saved, tracked)
+    variables.assign(tracked, [snapshot.arrays[f"variables/{i:05d}"] for i in range(len(saved))])
+    decoder = Decoder(snapshot.arrays, functools.partial(_restore_keras_kind, snapshot.arrays))
+    try:
+        listeners.restore(decoder, callbacks, snapshot.state["listeners"])
+    except ValueError as reason:
+        raise ChangedScriptError(str(reason)) from None
+    if with_chance:
+        chance.restore(Decoder(snapshot.arrays), snapshot.state["chance"], entropy)
+
+
+class _KerasKinds:
+    """How the encoder sees what belongs to Keras or TensorFlow."""
+
+    def __init__(self, known: Mapping[int, str], arrays: dict[str, np.ndarray]):
+        self._known = known
+        self._arrays = arrays
+
+    def node(self, value: Any) -> Node:
+        """Return the node of a Keras or TensorFlow object; None for any other."""
+        module = type(value).__module__ or ""
+        if isinstance(value, np.ndarray | np.generic):
+            return None
+        for name, function in _comparisons().items():
+            if value is function:
+                return {"t": "comparison", "v": name}
+        if hasattr(value, "numpy") and hasattr(value, "shape") and hasattr(value, "dtype"):
+            return self._tensor(value)
+        if isinstance(getattr(value, "variables", None), list | tuple) and hasattr(value, "get_config"):
+            return self._holder(value)
+        if module.startswith(("keras.", "tensorflow.")):
+            return {"t": "skip"}
+        return None
+
+    def _tensor(self, value: Any) -> Node:
+        if id(value) in self._known:
+            return {"t": "skip"}
+        array = np.asarray(value.numpy())
+        if array.dtype.hasobject:
+            return {"t": "skip"}
+        key = f"objects/{len(self._arrays):05d}"
+        self._arrays[key] = np.array(array, order="C")
+        return {"t": "variable" if hasattr(value, "assign") else "tensor", "v": key}
+
+    def _holder(self, value: Any) -> Node:
+        """A layer, a metric, an optimizer that is not the model's own: its variables."""
+        own = [v for v in value.variables if id(v) not in self._known]
+        if not own:
+            return {"t": "skip"}
+        return {"t": "holder", "v": [self._tensor(v) for v in own]}
+
+
+@functools.cache
+def _comparisons() -> dict[str, Any]:
+    """What Keras's monitoring callbacks keep as `monitor_op`: the only functions that are restored."""
+    from keras import ops
+
+    return {"less": ops.less, "greater": ops.greater, "np.less": np.less, "np.greater": np.greater}
+
+
+def _restore_keras_kind(arrays: Mapping[str, np.ndarray], present: Any, node: Node) -> Any:
+    from keras import ops
+
+    kind = node.get("t")
+    if kind == "comparison":
+        return _comparisons()[node["v"]]
+    if kind == "tensor":
+        return ops.convert_to_tensor(arrays[node["v"]])
+    if kind == "variable" and hasattr(present, "assign"):
+        present.assign(arrays[node["v"]])
+        return present
+    if kind == "holder":
+        for variable, one in zip(getattr(present, "variables", ()), node["v"], strict=False):
+            if one["t"] == "variable":
+                variable.assign(arrays[one["v"]])
+    return SKIP
+
+
+def _encode_logs(encoder: Encoder, logs: Any) -> Node:
+    """Keep the last step's logs: they are the epoch's, where a custom step reports what no metric tracks."""
+    if not isinstance(logs, Mapping):
+        return None
+    return [[name, encoder.array(np.asarray(value))] for name, value in logs.items()]
+
+
+def decode_logs(snapshot: Snapshot) -> dict[str, Any] | None:
+    """Return the last step's logs as tensors."""
+    from keras import ops
+
+    node = snapshot.state["logs"]
+    if node is None:
+        return None
+    return {name: ops.convert_to_tensor(snapshot.arrays[one["v"]]) for name, one in node}

@@ -1,0 +1,102 @@
+"""The state of every random generator that a Keras script shares: captured and put back."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import numpy as np
+
+from runner.training.codec import Decoder, Encoder, Node
+from runner.training.entropy import Entropy
+
+
+def capture(encoder: Encoder, entropy: Entropy) -> dict[str, Node]:
+    """Return the state of Python's, NumPy's, TensorFlow's and Keras's shared generators."""
+    state: dict[str, Node] = {
+        "python": _pack(encoder, random.getstate()),
+        "numpy": encoder.encode(np.random.get_state(legacy=False)),
+        "pool_draws": entropy.pool_draws,
+        "op_draws": entropy.op_draws,
+        "eager": None,
+        "keras": None,
+        "global": None,
+    }
+    context = _context()
+    if context is not None and getattr(context, "_rng", None) is not None:
+        state["eager"] = _pack(encoder, context._rng.getstate())
+    generator = keras_generator()
+    if generator is not None:
+        state["keras"] = encoder.encode(np.asarray(generator.state))
+    shared = _shared_generator()
+    if shared is not None:
+        state["global"] = encoder.encode(shared.state.numpy())
+    return state
+
+
+def restore(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
+    """Put all generators back to `state`."""
+    if state["keras"] is not None:
+        make_keras_generator().state.assign(decoder.merge(None, state["keras"]))
+    shared = _shared_generator()
+    if shared is not None and state["global"] is not None:
+        shared.state.assign(decoder.merge(None, state["global"]))
+    restore_host(decoder, state, entropy)
+
+
+def restore_host(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
+    """Put back the generators that Python code draws from; variables stay as they are."""
+    context = _context()
+    if context is not None and state["eager"] is not None and getattr(context, "_rng", None) is not None:
+        context._rng.setstate(_unpack(decoder, state["eager"]))
+    np.random.set_state(decoder.merge(None, state["numpy"]))
+    random.setstate(_unpack(decoder, state["python"]))
+    entropy.pool_draws = state["pool_draws"]
+    entropy.op_draws = state["op_draws"]
+
+
+def fingerprint() -> tuple[Any, ...]:
+    """Return something that changes whenever Python's or NumPy's shared generator has been used."""
+    kind = np.random.get_state(legacy=False)
+    return (random.getstate(), kind["state"]["key"].tobytes(), kind["state"]["pos"], kind["gauss"])
+
+
+def keras_generator() -> Any:
+    """Return Keras's global seed generator; None while nothing has needed it."""
+    from keras.src.backend.common import global_state
+
+    return global_state.get_global_attribute("global_seed_generator")
+
+
+def make_keras_generator() -> Any:
+    """Return Keras's global seed generator, made if need be (as an eager variable)."""
+    generator = keras_generator()
+    if generator is None:
+        from keras.src.random import seed_generator
+
+        tensorflow = sys.modules["tensorflow"]
+        with tensorflow.init_scope():
+            generator = seed_generator.global_seed_generator()
+    return generator
+
+
+def _context() -> Any:
+    module = sys.modules.get("tensorflow.python.eager.context")
+    return None if module is None else module.context()
+
+
+def _shared_generator() -> Any:
+    module = sys.modules.get("tensorflow.python.ops.stateful_random_ops")
+    return None if module is None else getattr(module, "global_generator", None)
+
+
+def _pack(encoder: Encoder, state: tuple[Any, ...]) -> Node:
+    """Shorten a state of `random.Random`: its 625 words as an array."""
+    version, words, gauss = state
+    return [version, encoder.array(np.array(words, np.uint32)), encoder.encode(gauss)]
+
+
+def _unpack(decoder: Decoder, node: Node) -> tuple[Any, ...]:
+    version, words, gauss = node
+    return (version, tuple(int(w) for w in decoder.merge(None, words)), decoder.merge(None, gauss))

@@ -1,0 +1,138 @@
+"""Fits that are over: what each left behind, saved once, so that no later attempt runs it again.
+
+Where a script calls `fit` several times, an attempt that starts after some of them were done restores each
+at its call, in order: variables, callbacks, History, random generators. What the script does in between
+(evaluating, predicting, printing) it does again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.errors import BadCheckpointError
+from runner.storage import checkpoint
+from runner.storage.checkpoint import Snapshot
+from runner.training import capture
+from runner.training.capture import trace_of
+from runner.training.report import now_text
+from runner.training.variables import ChangedScriptError
+from runner.training.worker import Worker
+
+
+def path_of(worker: Worker, number: int) -> Path:
+    """Return where the end of fit `number` is kept."""
+    return worker.launch.paths.checkpoints / f"fit-{number:03d}.weights.h5"
+
+
+def name(worker: Worker, number: int) -> str:
+    """Return the same, relative to the job's state folder."""
+    return str(path_of(worker, number).relative_to(worker.launch.paths.dir))
+
+
+def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any, validation_iterators: int) -> None:
+    """Save the end of a fit durably.
+
+    Raises:
+        OSError, StorageError: it could not be saved.
+    """
+    state = {
+        **snapshot.state,
+        "finished": {
+            "params": dict(worker.fit.listeners.params) if worker.fit is not None else {},
+            "element_spec": _spec_node(iterator._distributed_dataset.element_spec),
+            "iterators": worker.fit.position.iterators if worker.fit is not None else 0,
+            "validation_iterators": validation_iterators,
+        },
+    }
+    done = Snapshot(
+        snapshot.step, snapshot.epoch, state, snapshot.arrays, snapshot.links, snapshot.attributes
+    )
+    path = path_of(worker, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write(path, done, created=now_text())
+
+
+def load(worker: Worker, number: int) -> Snapshot | None:
+    """Return the end of fit `number`; None where it is not over. A damaged file is reported and set aside."""
+    path = path_of(worker, number)
+    try:
+        return checkpoint.read(path)
+    except FileNotFoundError:
+        return None
+    except BadCheckpointError as reason:
+        target = worker.launch.paths.quarantine / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+        worker.facts(
+            "quarantined",
+            path=name(worker, number),
+            to=str(target.relative_to(worker.launch.paths.dir)),
+            reason=str(reason),
+        )
+        return None
+
+
+def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, arguments: Mapping[str, Any]) -> Any:
+    """Leave model, callbacks and generators as the finished fit did; return its History."""
+    import keras
+
+    done = snapshot.state["finished"]
+    given = arguments.get("callbacks")
+    if isinstance(given, keras.callbacks.CallbackList):
+        listening = given
+    else:
+        listening = keras.callbacks.CallbackList(
+            given,
+            add_history=True,
+            add_progbar=bool(done["params"].get("verbose")),
+            model=model,
+            **done["params"],
+        )
+    model._symbolic_build(data_batch=_spec_value(done["element_spec"]))
+    for data, count in (
+        (arguments.get("x"), done["iterators"]),
+        (arguments.get("validation_data"), done["validation_iterators"]),
+    ):
+        if type(data).__module__.startswith("tensorflow.") and hasattr(data, "element_spec"):
+            for _ in range(count):
+                iter(data)
+    try:
+        capture.restore(model, snapshot, listening.callbacks, worker.entropy, with_chance=True)
+    except ChangedScriptError as reason:
+        worker.refuse(f"fit {number}: {reason}")
+    model.make_train_function()
+    trace = trace_of(snapshot)
+    if trace is not None:
+        worker.traces[id(model)] = trace
+        worker.untraced.add(id(model))
+    model.stop_training = snapshot.state["stop_training"]
+    worker.step = snapshot.step
+    return model.history
+
+
+def _spec_node(spec: Any) -> Any:
+    """Spell a dataset's element_spec as JSON."""
+    if isinstance(spec, Mapping):
+        return {"t": "dict", "v": [[str(key), _spec_node(one)] for key, one in spec.items()]}
+    if isinstance(spec, list | tuple) and not hasattr(spec, "dtype"):
+        return {"t": type(spec).__name__, "v": [_spec_node(one) for one in spec]}
+    if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
+        return None
+    shape = None if spec.shape.rank is None else list(spec.shape)
+    return {"t": "spec", "shape": shape, "dtype": spec.dtype.name}
+
+
+def _spec_value(node: Any) -> Any:
+    import tensorflow as tf
+
+    if node is None:
+        return None
+    if node["t"] == "dict":
+        return {key: _spec_value(one) for key, one in node["v"]}
+    if node["t"] == "list":
+        return [_spec_value(one) for one in node["v"]]
+    if node["t"] == "tuple":
+        return tuple(_spec_value(one) for one in node["v"])
+    return tf.TensorSpec(node["shape"], node["dtype"])

@@ -1,0 +1,517 @@
+"""One call of `fit`: its safe points, its checkpoints, its exact resume.
+
+Keras asks `EpochIterator._enumerate_iterator` for each step. Standing in there, before a step is given out,
+the callbacks of the step before are done and the batch of this one is not yet drawn: that is the safe point
+at which a checkpoint is taken, a stop is obeyed, and a resumed fit is put back.
+
+A failure of this code while training is reported and ends the checkpoints, not the training; a failure while
+resuming ends the attempt, because going on would be wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from runner.storage.checkpoint import Snapshot
+from runner.training import capture, finished, fingerprint, listeners
+from runner.training.capture import Camera, trace_of
+from runner.training.position import OURS, Exactness, Position, classify, own_shuffle
+from runner.training.report import now_text, plain
+from runner.training.stopping import Stake
+from runner.training.variables import ChangedScriptError
+from runner.training.worker import Worker
+
+#: The state at an epoch's end is held in memory when holding costs at most this part of what follows it.
+_HOLD_SHARE = 0.02
+
+
+class Fit:
+    """The runner's side of one call of `fit`."""
+
+    def __init__(self, worker: Worker, model: Any, number: int, saved: Snapshot | None):
+        self.worker = worker
+        self.model = model
+        self.number = number
+        self.saved = saved  #: what to resume from, until it is restored
+        self.iterator: Any = None  #: Keras's iterator over the training data
+        self.listeners: Any = None  #: Keras's CallbackList
+        self.position = Position("epoch")
+        self.validation = Position("skip")
+        self.epoch = 0
+        self.done = 0  #: executions of the training function in this epoch
+        self.logs: Any = None  #: what the last step returned
+        self.end_logs: Any = None  #: the same, for an epoch that was resumed after its last step
+        self.exactness: Exactness | None = None
+        self.tested = False  #: the test function was traced before the snapshot
+        self._camera = Camera(model, worker.entropy)
+        self._epoch_variable: Any = None
+        self._base_step = worker.step
+        self._epoch_step = worker.step
+        self._trained = False
+        self._resumed = False
+        self._broken = False
+        self._held: Snapshot | None = None
+        self._held_at = 0.0
+        self._tail_s = math.inf  #: how long validation and callbacks took at the last epoch's end
+        self._take_s = 0.0
+        self._trace = worker.traces.get(id(model)) if model.train_function is not None else None
+        self._initial_epoch = model._initial_epoch
+        self._steps_seen: int | None = None
+        self._fixed: dict[str, Any] = {}
+        self._wrapped: Any = None
+        self._data_digest: str | None = None
+
+    # -- called as the fit begins ---------------------------------------------------------------------------
+
+    def adopt_iterator(self, iterator: Any) -> None:
+        """Take the first epoch iterator that the fit makes: the one over the training data."""
+        self.iterator = iterator
+        distributed = getattr(self.model, "_distribute_strategy", None) is not None
+        self.exactness = classify(iterator.data_adapter, iterator._distributed_dataset, distributed)
+        arrays = type(iterator.data_adapter).__name__ == "ArrayDataAdapter"
+        self.position = Position(self.exactness.method, stateless=arrays)
+        self.worker.facts(
+            "classified", fit=self.number, exact=self.exactness.exact, reason=self.exactness.reason
+        )
+
+    def shuffle_arrays(self, tensorflow: Any) -> Callable[..., Any]:
+        """Return the stand-in for `tf.random.shuffle` while Keras makes a dataset of unseeded arrays."""
+        self._epoch_variable = tensorflow.Variable(0, dtype=tensorflow.int64, trainable=False, name=OURS)
+        return own_shuffle(tensorflow, self.worker.launch.seed, self.number, self._epoch_variable)
+
+    def before_train_begin(self, callback_list: Any) -> list[Any]:
+        """Cut the callbacks' files back; return those whose `append` was switched on for it."""
+        self.listeners = callback_list
+        if self.saved is None:
+            return []
+        switched, complaints = listeners.rewind_files(callback_list.callbacks, self.saved.state["listeners"])
+        for complaint in complaints:
+            self.worker.facts.warn(complaint)
+        return switched
+
+    def after_train_begin(self) -> None:
+        """All callbacks have begun: say what comes, and build and fill a model that is resumed."""
+        worker, iterator = self.worker, self.iterator
+        steps = iterator.num_batches
+        self._data_digest = fingerprint.arrays(iterator.data_adapter)
+        epochs = self.listeners.params.get("epochs")
+        worker.facts("fit-started", fit=self.number, epochs=epochs, steps_per_epoch=steps)
+        worker.progress.set(fit=self.number, epochs=epochs, steps_per_epoch=steps)
+        self._fixed = {
+            "kind": "fit",
+            "fit": self.number,
+            "base_step": self._base_step,
+            "initial_epoch": self._initial_epoch,
+            "fingerprint": {
+                **fingerprint.machine(),
+                "source": fingerprint.source(_entry(worker)),
+                "data": self._data_digest,
+            },
+        }
+        self._wrap_train_function()
+        if self.saved is not None:
+            self._approach()
+        elif worker.launch.start_from is not None and self.number == 0:
+            self.build()
+            self.model.load_weights(str(worker.launch.start_from))
+
+    def build(self) -> None:
+        """Make all variables of model, optimizer and metrics, as the first step would."""
+        spec = self.iterator._distributed_dataset.element_spec
+        self.model._symbolic_build(data_batch=spec)
+
+    def _approach(self) -> None:
+        """Before the resumed epoch begins: the variables and callbacks as they were, near enough.
+
+        The exact moment is restored again in `_arrive`, when the resumed epoch's own beginnings are done.
+        """
+        assert self.saved is not None
+        self.build()
+        self._restore(with_chance=False)
+        self.model._initial_epoch = self.saved.state["cursor"]["epoch"]
+
+    def _restore(self, *, with_chance: bool) -> None:
+        assert self.saved is not None
+        try:
+            capture.restore(
+                self.model,
+                self.saved,
+                self.listeners.callbacks,
+                self.worker.entropy,
+                with_chance=with_chance,
+            )
+        except ChangedScriptError as reason:
+            self.worker.refuse(str(reason))
+
+    # -- the steps of an epoch ------------------------------------------------------------------------------
+
+    def steps(self, original: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+        """Give out one epoch's steps; every turn of the loop begins at a safe point."""
+        iterator, worker = self.iterator, self.worker
+        if self._epoch_variable is not None:
+            self._epoch_variable.assign(self.epoch)
+        stop, clock, progress, saver = worker.stop, time.monotonic, worker.progress, worker.saver
+        size = iterator.steps_per_execution
+        self.done = 0
+        self._tail_over()
+        inner = original(iterator)
+        position = self.position
+        if self.saved is not None:
+            done = self._arrive(inner)
+            base = position.drawn - done * size
+        else:
+            done, base = 0, position.drawn
+        self._epoch_step = worker.step - done * size
+        total = self._executions()
+        iterators = position.iterators
+        while True:
+            self.done = done
+            step = worker.step = self._epoch_step + done * size
+            position.drawn = base + done * size
+            now = clock()
+            if now >= progress._written_at + 1.0:
+                self._tell(now)
+            if (stop.requested and self._may_leave()) or (
+                saver.due(step, iterator.num_batches, done == total) and self._may_save(done)
+            ):
+                self._save(done)
+            if done == total:
+                self._hold()
+            try:
+                item = next(inner)
+            except StopIteration:
+                return
+            if position.iterators != iterators:
+                iterators = position.iterators
+                base = position.drawn - done * size
+                if self._steps_seen is not None:
+                    # An iterator that lives on over epochs was opened anew: Keras counts on from there.
+                    iterator._steps_seen, self._steps_seen = self._steps_seen + size, None
+            if self._held is not None:
+                self._let_go()
+            yield item
+            done += 1
+
+    def _executions(self) -> int | None:
+        """Return after how many executions the epoch is over; None where nobody knows yet."""
+        batches = self.iterator.steps_per_epoch or self.iterator._num_batches
+        return math.ceil(batches / self.iterator.steps_per_execution) if batches and batches > 0 else None
+
+    def _tell(self, now: float) -> None:
+        worker = self.worker
+        worker.progress.set(
+            step=worker.step,
+            epoch=self.epoch,
+            step_in_epoch=self.done * self.iterator.steps_per_execution,
+            steps_per_epoch=self.iterator.num_batches,
+            metrics=_plain_logs(self.logs) or worker.progress.values["metrics"],
+        )
+        worker.progress.write_if_due(now)
+
+    # -- snapshots ------------------------------------------------------------------------------------------
+
+    def _may_save(self, done: int) -> bool:
+        """Tell whether the present safe point is one that a resume can start from."""
+        if self._broken or not self._trained:
+            return False
+        optimizer = self.model.optimizer
+        if optimizer is not None and not getattr(optimizer, "built", True):
+            return False
+        assert self.exactness is not None
+        return self.exactness.method != "epoch" or done == 0
+
+    def _may_leave(self) -> bool:
+        return self._trained and self.worker.stop.may_leave
+
+    def _save(self, done: int) -> None:
+        """Take a checkpoint here; where a stop is asked for, save it and end."""
+        stopping = self._may_leave()
+        began = time.monotonic()
+        snapshot: Snapshot | None = None
+        try:
+            if self._may_save(done):
+                snapshot = self.take()
+        except Exception as error:
+            if not stopping:
+                return self._break(error)
+            self._break(error)
+        if stopping:
+            self.worker.leave_with(snapshot)
+        elif snapshot is not None:
+            self.worker.saver.submit(snapshot, time.monotonic() - began)
+        return None
+
+    def take(self) -> Snapshot:
+        """Return a snapshot of this safe point."""
+        began = time.monotonic()
+        if self.listeners._futures:
+            self.listeners._flush_futures()
+        snapshot = self._camera.take(
+            step=self.worker.step,
+            epoch=self.epoch,
+            callbacks=self.listeners.callbacks,
+            logs=self.logs,
+            state=self._state(),
+        )
+        if self._trace is not None:
+            snapshot.arrays.update(self._trace[1])
+        for missed in self._camera.missed:
+            self.worker.facts.warn(f"cannot be captured, stays as the script makes it at a resume: {missed}")
+        self._take_s = time.monotonic() - began
+        return snapshot
+
+    def _state(self) -> dict[str, Any]:
+        iterator, position = self.iterator, self.position
+        alive = iterator._current_iterator is not None and bool(iterator.steps_per_epoch)
+        fresh = self.done == 0 and not alive
+        generators = {} if fresh else {str(i): _listed(a) for i, a in enumerate(position.generators)}
+        return {
+            **self._fixed,
+            "cursor": {
+                "epoch": self.epoch,
+                "done": self.done,
+                "steps_seen": iterator._steps_seen,
+                "num_batches": iterator._num_batches,
+                "iterators": position.iterators + 1 if fresh else position.iterators,
+                "drawn": 0 if fresh else position.drawn,
+                "fresh": fresh,
+                "generators": generators,
+                "validation_iterators": self.validation.iterators,
+                "tested": self.tested,
+            },
+            "trace": self._trace[0] if self._trace is not None else None,
+            "metrics_size": self.worker.metrics.size(),
+        }
+
+    def _break(self, error: Exception) -> None:
+        """Report a failure of ours, and let the training go on without checkpoints."""
+        self._broken = True
+        self.worker.facts.warn(
+            f"no more checkpoints in fit {self.number}: taking one failed: {type(error).__name__}: {error}"
+        )
+
+    def _hold(self) -> None:
+        """At an epoch's end: keep the state in memory, where validation and callbacks may take long."""
+        if self._held is not None or not self._may_save(self.done):
+            return
+        if self._take_s > _HOLD_SHARE * self._tail_s:
+            self._held_at = time.monotonic()
+            return
+        try:
+            self._held = self.take()
+        except Exception as error:
+            return self._break(error)
+        self._held_at = time.monotonic()
+        self.worker.hold(self._held)
+        return None
+
+    def _let_go(self) -> None:
+        self._held = None
+        self.worker.release()
+
+    def _tail_over(self) -> None:
+        """A new epoch begins: learn how long the end of the last one took."""
+        if self._held_at:
+            self._tail_s = time.monotonic() - self._held_at
+            self._held_at = 0.0
+
+    # -- resuming -------------------------------------------------------------------------------------------
+
+    def _arrive(self, inner: Iterator[Any]) -> int:
+        """Go to the snapshot's place in the data and put everything back; return the executions done."""
+        saved, iterator = self.saved, self.iterator
+        assert saved is not None
+        cursor = saved.state["cursor"]
+        done, size = int(cursor["done"]), iterator.steps_per_execution
+        iterator._num_batches = cursor["num_batches"]
+        generators = [_unlisted(cursor["generators"][str(i)]) for i in range(len(cursor["generators"]))]
+        self.position.go_to(int(cursor["iterators"]), int(cursor["drawn"]), generators)
+        self.validation.go_to(int(cursor["validation_iterators"]) + 1, 0, [])
+        for index in range(done):
+            next(inner)
+            iterator._steps_seen = cursor["steps_seen"] - size * (done - 1 - index)
+        if done == 0 and not cursor["fresh"]:
+            self._steps_seen = int(cursor["steps_seen"])
+        self._restore(with_chance=True)
+        self.tested = bool(cursor["tested"])
+        self.logs = self.end_logs = capture.decode_logs(saved)
+        self.worker.step = saved.step
+        self._base_step = int(saved.state["base_step"])
+        self._trained = self._resumed = True
+        self._trace = trace_of(saved)
+        self.worker.metrics.cut(int(saved.state["metrics_size"]))
+        self.worker.progress.restart_rate()
+        self.worker.saved = self.saved = None
+        self._tell_resumed(saved)
+        return done
+
+    def _tell_resumed(self, saved: Snapshot) -> None:
+        assert self.exactness is not None
+        reasons = fingerprint.differences(saved.state["fingerprint"], self._fixed["fingerprint"])
+        if not self.exactness.exact:
+            reasons.append(self.exactness.reason)
+        path = self.worker.launch.paths.checkpoint(saved.step)
+        self.worker.facts(
+            "resumed",
+            path=str(path.relative_to(self.worker.launch.paths.dir)),
+            step=saved.step,
+            epoch=saved.epoch,
+            exact=not reasons,
+            **({"reason": "; ".join(reasons)} if reasons else {}),
+        )
+
+    # -- the training function ------------------------------------------------------------------------------
+
+    def _wrap_train_function(self) -> None:
+        """Put a thin shell around the training function: it keeps the logs, and cares for the first trace."""
+        function = self.model.train_function
+
+        def train_function(iterator: Any) -> Any:
+            self.logs = logs = function(iterator)
+            return logs
+
+        def first(iterator: Any) -> Any:
+            self.logs = logs = self._trace_and_train(function, iterator)
+            self.model.train_function = train_function
+            return logs
+
+        self._wrapped = (function, first, train_function)
+        self.model.train_function = first
+
+    def _trace_and_train(self, function: Callable[[Any], Any], iterator: Any) -> Any:
+        """Run the training function for the first time in this process.
+
+        Tracing may use the script's random generators (NumPy in a custom step). In a resumed process it has
+        to find them as the first trace ever did, and to leave them as they were.
+        """
+        worker = self.worker
+        worker.phase("trace", tell=True)
+        if self._trace is None:
+            self._trace = self._camera.capture_chance()
+            worker.traces[id(self.model)] = self._trace
+        elif self._retraces():
+            with self._camera.chance_of(self._trace):
+                logs = function(iterator)
+            self._begin_training()
+            return logs
+        logs = function(iterator)
+        self._begin_training()
+        return logs
+
+    def _retraces(self) -> bool:
+        """Tell whether the first trace happened in an earlier process, and nothing but tracing uses chance."""
+        assert self.exactness is not None
+        earlier = self._resumed or id(self.model) in self.worker.untraced
+        self.worker.untraced.discard(id(self.model))
+        return earlier and not self.model.run_eagerly and self.exactness.method != "epoch"
+
+    def _begin_training(self) -> None:
+        self._trained = True
+        self.worker.release()
+        self.worker.phase("train", tell=True)
+
+    # -- epochs and validation ------------------------------------------------------------------------------
+
+    def test_began(self) -> None:
+        """Validation begins."""
+        self.worker.progress.set(step=self.worker.step)
+        self.worker.phase("validate")
+
+    def test_ended(self) -> None:
+        """Validation is over; the callbacks follow."""
+        self.tested = True
+        self.worker.phase("callbacks")
+
+    def epoch_began(self, epoch: int) -> None:
+        """Keras begins an epoch."""
+        self.epoch = epoch
+        if self._trained:
+            self.worker.phase("train")
+
+    def epoch_ended(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
+        """All callbacks have seen the epoch's end: note its metrics, keep the model if it is the best."""
+        worker = self.worker
+        worker.step = self._epoch_step + self._completed()
+        values = _epoch_values(self.model, logs)
+        worker.metrics.append(
+            {"epoch": epoch, "step": worker.step, "fit": self.number, "time": now_text(), **values}
+        )
+        worker.progress.set(step=worker.step, metrics={name: plain(v) for name, v in values.items()})
+        worker.progress.write_if_due()
+        if self._broken or not self._trained:
+            return
+        message = worker.best.consider(epoch, worker.step, values, self.take, self.model.save)
+        if message:
+            print(message, flush=True)  # noqa: T201 - one line in the job's log
+
+    def _completed(self) -> int:
+        size = self.iterator.steps_per_execution
+        total = self.iterator.num_batches
+        done = self.done * size
+        return min(done, total) if total else done
+
+    # -- the end --------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Undo what was put on the model; call however the fit ended."""
+        self.model._initial_epoch = self._initial_epoch
+        if self._wrapped is not None and self.model.train_function in self._wrapped[1:]:
+            self.model.train_function = self._wrapped[0]
+
+    def finish(self) -> None:
+        """The fit is done: save what it left behind, so that no later attempt runs it again."""
+        self.close()
+        worker = self.worker
+        self._held = None
+        worker.phase("save")
+        if not self._broken:
+            self._save_finished()
+        worker.facts("fit-finished", fit=self.number)
+        worker.progress.set(step=worker.step, epoch=self.epoch + 1 if self._trained else self.epoch)
+        worker.phase("after", tell=True)
+        with worker.stop.leaving:
+            worker.stop.stake = Stake.NOTHING
+        if worker.stop.may_leave:
+            worker.leave_with(None)
+
+    def _save_finished(self) -> None:
+        worker = self.worker
+        try:
+            self.done = 0
+            worker.saver.flush()
+            finished.save(worker, self.number, self.take(), self.iterator, self.validation.iterators)
+        except Exception as error:
+            worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))
+
+
+def _entry(worker: Worker) -> Any:
+    launch = worker.launch
+    return launch.cwd / launch.entry if launch.entry else None
+
+
+def _plain_logs(logs: Any) -> dict[str, Any]:
+    return {str(name): plain(value) for name, value in logs.items()} if isinstance(logs, Mapping) else {}
+
+
+def _epoch_values(model: Any, logs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the epoch's metrics as History has them: what callbacks added is among them."""
+    values = {str(name): value for name, value in (logs or {}).items()}
+    history = getattr(model, "history", None)
+    if history is not None:
+        for name, series in history.history.items():
+            if len(series) == len(history.epoch) and series:
+                values[name] = series[-1]
+    return {name: plain(value) for name, value in values.items()}
+
+
+def _listed(array: np.ndarray) -> dict[str, Any]:
+    return {"dtype": array.dtype.name, "values": array.tolist()}
+
+
+def _unlisted(node: Mapping[str, Any]) -> np.ndarray:
+    return np.array(node["values"], np.dtype(node["dtype"]))

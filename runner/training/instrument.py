@@ -1,0 +1,230 @@
+"""Where Keras is taken hold of: after the script has imported it, once, and only if it looks as expected.
+
+The places are those of Keras 3 on TensorFlow (3.8 and later were read; each is checked before anything is
+touched). A Keras that looks different, another backend or the legacy Keras 2 is left alone: the script trains
+as without the runner, and a warning says that it has no checkpoints.
+
+Nothing that is put here shows in `history.params`, in the script's list of callbacks, or in what `fit`
+returns.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from runner.training import imports
+from runner.training.worker import Worker
+
+#: What must be there: (module, class, function, parameters that must be among its own).
+_PLACES: tuple[tuple[str, str, str, set[str]], ...] = (
+    ("keras.src.trainers.epoch_iterator", "EpochIterator", "_enumerate_iterator", {"self"}),
+    ("keras.src.backend.tensorflow.trainer", "TFEpochIterator", "__init__", {"self"}),
+    ("keras.src.backend.tensorflow.trainer", "TFEpochIterator", "_get_iterator", {"self"}),
+    (
+        "keras.src.backend.tensorflow.trainer",
+        "TensorFlowTrainer",
+        "fit",
+        {"self", "x", "callbacks", "epochs", "validation_data"},
+    ),
+    ("keras.src.trainers.trainer", "Trainer", "_get_metrics_result_or_logs", {"self", "logs"}),
+    ("keras.src.trainers.trainer", "Trainer", "_symbolic_build", {"self", "data_batch"}),
+    ("keras.src.trainers.data_adapters.array_data_adapter", "ArrayDataAdapter", "get_tf_dataset", {"self"}),
+    ("keras.src.callbacks.callback_list", "CallbackList", "on_train_begin", {"self", "logs"}),
+    ("keras.src.callbacks.callback_list", "CallbackList", "on_epoch_begin", {"self", "epoch", "logs"}),
+    ("keras.src.callbacks.callback_list", "CallbackList", "on_epoch_end", {"self", "epoch", "logs"}),
+    ("keras.src.callbacks.callback_list", "CallbackList", "on_test_begin", {"self", "logs"}),
+    ("keras.src.callbacks.callback_list", "CallbackList", "on_test_end", {"self", "logs"}),
+    ("keras.src.callbacks.callback_list", "CallbackList", "_flush_futures", {"self"}),
+)
+
+
+def arrange(worker: Worker) -> None:
+    """Instrument Keras when the script has imported it."""
+    imports.after("keras", functools.partial(_on_keras, worker))
+    imports.after("tf_keras", functools.partial(_on_legacy, worker))
+
+
+def _on_legacy(worker: Worker, _module: ModuleType) -> None:
+    worker.facts.warn("this is Keras 2 (tf_keras): no checkpoints; use Keras 3, or runner.attach")
+
+
+def _on_keras(worker: Worker, keras: ModuleType) -> None:
+    worker.phase("build", tell=True)
+    backend = keras.config.backend()
+    if backend != "tensorflow":
+        worker.facts.warn(f"Keras runs on {backend}: no checkpoints; they need its TensorFlow backend")
+        return
+    missing = missing_places()
+    if missing:
+        version = getattr(keras, "__version__", "of unknown version")
+        worker.facts.warn(f"Keras {version} lacks {', '.join(missing)}: no checkpoints with this version")
+        return
+    try:
+        worker.find_saved()
+    except OSError as error:
+        worker.facts.warn(f"the checkpoints cannot be read: {error}")
+        raise
+    _patch_iterators(worker)
+    _patch_callbacks(worker)
+    _patch_fit(worker)
+
+
+def missing_places() -> list[str]:
+    """Name what this Keras lacks of what the instrumentation relies on."""
+    import importlib
+
+    missing = []
+    for module, kind, function, parameters in _PLACES:
+        try:
+            found = getattr(getattr(importlib.import_module(module), kind), function)
+            if not parameters <= set(inspect.signature(found).parameters):
+                missing.append(f"{kind}.{function}'s parameters")
+        except (ImportError, AttributeError, ValueError):
+            missing.append(f"{kind}.{function}")
+    return missing
+
+
+def _patch_iterators(worker: Worker) -> None:
+    import tensorflow as tf
+    from keras.src.backend.tensorflow.trainer import TFEpochIterator
+    from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+    from keras.src.trainers.epoch_iterator import EpochIterator
+    from tensorflow.python.eager import context
+
+    def init(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        fit = worker.fit
+        if fit is not None and fit.iterator is None:
+            fit.adopt_iterator(self)
+
+    def get_iterator(original: Callable[..., Any], self: Any) -> Any:
+        dataset, fit = original(self), worker.fit
+        if fit is None or not isinstance(dataset, tf.data.Dataset):
+            return dataset
+        if fit.iterator is self:
+            return fit.position.counted(dataset)
+        if getattr(fit.model, "_eval_epoch_iterator", None) is self:
+            return fit.validation.counted(dataset)
+        return dataset
+
+    def enumerate_iterator(original: Callable[[Any], Iterator[Any]], self: Any) -> Iterator[Any]:
+        fit = worker.fit
+        return original(self) if fit is None or fit.iterator is not self else fit.steps(original)
+
+    def get_tf_dataset(original: Callable[[Any], Any], self: Any) -> Any:
+        fit = worker.fit
+        if fit is None or fit.iterator is not None or not self._shuffle or context.global_seed() is not None:
+            return original(self)
+        shuffle = tf.random.shuffle
+        tf.random.shuffle = fit.shuffle_arrays(tf)
+        try:
+            return original(self)
+        finally:
+            tf.random.shuffle = shuffle
+
+    _wrap(TFEpochIterator, "__init__", init)
+    _wrap(TFEpochIterator, "_get_iterator", get_iterator)
+    _wrap(EpochIterator, "_enumerate_iterator", enumerate_iterator)
+    _wrap(ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
+
+
+def _patch_callbacks(worker: Worker) -> None:
+    from keras.src.callbacks.callback_list import CallbackList
+
+    def ours(listeners: Any) -> Any:
+        fit = worker.fit
+        return fit if fit is not None and fit.listeners is listeners else None
+
+    def on_train_begin(original: Callable[..., None], self: Any, logs: Any = None) -> None:
+        fit = worker.fit
+        if fit is None or fit.listeners is not None or self._model is not fit.model:
+            return original(self, logs)
+        switched = fit.before_train_begin(self)
+        original(self, logs)
+        for callback in switched:
+            callback.append = False
+        return fit.after_train_begin()
+
+    def on_epoch_begin(original: Callable[..., None], self: Any, epoch: int, logs: Any = None) -> None:
+        fit = ours(self)
+        if fit is not None:
+            fit.epoch_began(epoch)
+        original(self, epoch, logs)
+
+    def on_epoch_end(original: Callable[..., None], self: Any, epoch: int, logs: Any = None) -> None:
+        original(self, epoch, logs)
+        fit = ours(self)
+        if fit is not None:
+            fit.epoch_ended(epoch, logs)
+
+    def on_test_begin(original: Callable[..., None], self: Any, logs: Any = None) -> None:
+        fit = ours(self)
+        if fit is not None:
+            fit.test_began()
+        original(self, logs)
+
+    def on_test_end(original: Callable[..., None], self: Any, logs: Any = None) -> None:
+        original(self, logs)
+        fit = ours(self)
+        if fit is not None:
+            fit.test_ended()
+
+    for hook in (on_train_begin, on_epoch_begin, on_epoch_end, on_test_begin, on_test_end):
+        _wrap(CallbackList, hook.__name__, hook)
+
+
+def _patch_fit(worker: Worker) -> None:
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+    from keras.src.trainers.trainer import Trainer
+
+    from runner.training import finished
+    from runner.training.fitting import Fit
+
+    signature = inspect.signature(TensorFlowTrainer.fit)
+
+    def fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+        if worker.fit is not None:
+            return original(self, *args, **kwargs)  # a fit inside a fit belongs to the outer one's step
+        number = worker.fits
+        worker.fits += 1
+        done = finished.load(worker, number)
+        if done is not None:
+            arguments = dict(signature.bind(self, *args, **kwargs).arguments)
+            return finished.restore(worker, self, number, done, arguments)
+        saved = worker.saved
+        mine = saved is not None and saved.state.get("kind") == "fit" and saved.state["fit"] == number
+        running = Fit(worker, self, number, saved if mine else None)
+        worker.fit = running
+        try:
+            history = original(self, *args, **kwargs)
+            running.finish()
+        finally:
+            worker.fit = None
+            running.close()
+        return history
+
+    def get_metrics_result_or_logs(original: Callable[..., Any], self: Any, logs: Any) -> Any:
+        running = worker.fit
+        if running is not None and running.model is self and running.end_logs is not None and logs == {}:
+            logs = running.end_logs
+        if running is not None and running.model is self:
+            running.end_logs = None
+        return original(self, logs)
+
+    _wrap(TensorFlowTrainer, "fit", fit)
+    _wrap(Trainer, "_get_metrics_result_or_logs", get_metrics_result_or_logs)
+
+
+def _wrap(kind: type, name: str, around: Callable[..., Any]) -> None:
+    """Put `around` over a method; it is given the original first, and looks like it from outside."""
+    original = getattr(kind, name)
+
+    @functools.wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(kind, name, method)

@@ -1,0 +1,71 @@
+"""What this worker was started with: `launch.json`, as values."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.core.spec import CadenceUnit, CheckpointSpec, Every, Mode
+from runner.storage.layout import AttemptPaths, JobPaths
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One attempt's orders (see ARCHITECTURE.md, launch.json)."""
+
+    job: str
+    attempt: int
+    paths: JobPaths
+    cwd: Path
+    entry: str | None
+    args: tuple[str, ...]
+    seed: int
+    threads: int
+    grace_s: float
+    checkpoint: CheckpointSpec
+    start_from: Path | None
+
+    @property
+    def attempt_paths(self) -> AttemptPaths:
+        """The folder of this attempt."""
+        return self.paths.attempt(self.attempt)
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Launch:
+    """Read the orders that RUNNER_STATE and RUNNER_ATTEMPT point at.
+
+    Raises:
+        KeyError: this process was not started by the runner, or a key is missing.
+        OSError, ValueError: the file cannot be read.
+    """
+    paths = JobPaths(Path(environ["RUNNER_STATE"]))
+    number = int(environ["RUNNER_ATTEMPT"])
+    value = json.loads(paths.attempt(number).launch.read_bytes())
+    return Launch(
+        job=str(value["job"]),
+        attempt=number,
+        paths=paths,
+        cwd=Path(value["cwd"]),
+        entry=value["entry"],
+        args=tuple(value["args"]),
+        seed=int(value["seed"]),
+        threads=int(value["threads"]),
+        grace_s=float(value["grace_s"]),
+        checkpoint=_checkpoint(value["checkpoint"]),
+        start_from=Path(value["from"]) if value.get("from") else None,
+    )
+
+
+def _checkpoint(value: Mapping[str, Any]) -> CheckpointSpec:
+    every = value["every"]
+    return CheckpointSpec(
+        every=Every(CadenceUnit(every["unit"]), float(every["count"])),
+        keep=int(value["keep"]),
+        monitor=value["monitor"],
+        mode=Mode(value["mode"]),
+        best=str(value["best"]),
+    )

@@ -1,0 +1,225 @@
+"""Where a fit is in its data, how it gets there again, and whether that is exact.
+
+Keras pulls batches from iterators over one dataset, a new one for each epoch (and a spare one at its end), or
+one for all of them. The position is the number of iterators made and the batches drawn from the newest.
+Getting there again means making that many iterators (each moves the dataset's own shuffle seeds on), and
+skipping. Each source is classified before training starts; what is not exact is resumed at an epoch's start.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_RANDOM_OPS = {
+    "RandomUniform",
+    "RandomUniformInt",
+    "RandomStandardNormal",
+    "TruncatedNormal",
+    "ParameterizedTruncatedNormal",
+    "RandomShuffle",
+    "RandomGamma",
+    "RandomPoisson",
+    "RandomPoissonV2",
+    "Multinomial",
+    "RandomCrop",
+    "SampleDistortedBoundingBox",
+    "SampleDistortedBoundingBoxV2",
+}
+_PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+_NESTED_SHUFFLES = ("ShuffleDataset", "ShuffleAndRepeatDataset", "RandomDataset")
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """Whether a fit can be resumed exactly at any step, and why (not)."""
+
+    exact: bool
+    reason: str
+    #: "skip" within TensorFlow, "pull" batch by batch, or "epoch": only at an epoch's start.
+    method: str
+
+
+class Position:
+    """How far one dataset has been consumed; stands between Keras and the dataset's `iter`."""
+
+    def __init__(self, method: str, *, stateless: bool = False):
+        """Begin at the beginning.
+
+        Args:
+            method: how to skip, see `Exactness`.
+            stateless: an iterator does not depend on how many were made before it.
+        """
+        self.method = method
+        self._stateless = stateless
+        self.iterators = 0
+        self.drawn = 0
+        self.generators: list[np.ndarray] = []
+        self._target: tuple[int, int, list[np.ndarray]] | None = None
+
+    def go_to(self, iterators: int, drawn: int, generators: list[np.ndarray]) -> None:
+        """Let the next `iter` give the iterator number `iterators` (from 1), `drawn` batches in."""
+        self._target = (iterators, drawn, generators)
+
+    def counted(self, dataset: Any) -> Counted:
+        """Return what Keras shall iterate in the dataset's place."""
+        return Counted(self, dataset)
+
+    def open(self, dataset: Any) -> Iterator[Any]:
+        """Make the next iterator."""
+        target, self._target = self._target, None
+        if target is None:
+            self.iterators += 1
+            self.drawn = 0
+            if self.method == "pull":
+                self.generators = [variable.numpy() for variable in captured_variables(dataset)]
+            return iter(dataset)
+        self.iterators, self.drawn, self.generators = target
+        if not self._stateless:
+            self._make_earlier(dataset)
+        if self.generators:
+            for variable, value in zip(captured_variables(dataset), self.generators, strict=True):
+                variable.assign(value)
+        if self.drawn == 0:
+            return iter(dataset)
+        if self.method == "skip":
+            return iter(dataset.skip(self.drawn))
+        iterator = iter(dataset)
+        for _ in itertools.islice(iterator, self.drawn):
+            pass
+        return iterator
+
+    def _make_earlier(self, dataset: Any) -> None:
+        """Make the iterators before the present one; the first fills a cache, where there is one."""
+        earlier = self.iterators - 1
+        if earlier > 0 and any("Cache" in type(one).__name__ for one in walk(dataset)):
+            for _ in iter(dataset):
+                pass
+            earlier -= 1
+        for _ in range(earlier):
+            iter(dataset)
+
+
+class Counted:
+    """A dataset whose iterators are counted."""
+
+    def __init__(self, position: Position, dataset: Any):
+        self._position = position
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._position.open(self._dataset)
+
+
+def classify(adapter: Any, dataset: Any, distributed: bool) -> Exactness:
+    """Tell how exactly a fit over this data can be resumed.
+
+    Args:
+        adapter: Keras's data adapter of the fit.
+        dataset: the tf.data dataset that Keras made of it.
+        distributed: whether a tf.distribute strategy is at work.
+    """
+    if distributed:
+        return Exactness(False, "tf.distribute: resumed at the epoch's start", "epoch")
+    kind = type(adapter).__name__
+    if kind == "ArrayDataAdapter":
+        return Exactness(True, "", "skip")
+    if kind == "TFDatasetAdapter":
+        return _classify_dataset(dataset)
+    names = {"GeneratorDataAdapter": "a Python generator", "PyDatasetAdapter": "a PyDataset"}
+    return Exactness(
+        False, f"the data come from {names.get(kind, kind)}: resumed at the epoch's start", "epoch"
+    )
+
+
+def _classify_dataset(dataset: Any) -> Exactness:
+    found = [(one, op) for one in walk(dataset) for op in _operations(one)]
+    for one, op in found:
+        refusal = _refusal(one, op)
+        if refusal:
+            return Exactness(False, f"{refusal}: resumed at the epoch's start", "epoch")
+    if not _is_deterministic(dataset):
+        return Exactness(False, "the dataset's option deterministic is off", "epoch")
+    if any(op.op in _RANDOM_OPS for _, op in found) or captured_variables(dataset):
+        return Exactness(True, "by replay: the dataset draws random numbers", "pull")
+    return Exactness(True, "", "skip")
+
+
+def _refusal(dataset: Any, op: Any) -> str | None:
+    """Say why an operation inside a dataset's function cannot be resumed exactly."""
+    parallel = "Parallel" in type(dataset).__name__
+    if op.op in _PYTHON_OPS:
+        return "the dataset runs Python code"
+    if op.op in _RANDOM_OPS:
+        if op.attr["seed"].i == 0 and op.attr["seed2"].i == 0:
+            return f"{op.op} in the dataset has no seed"
+        if parallel:
+            return f"{op.op} in a parallel map is not reproducible, even undisturbed"
+    if parallel and op.op in {"RngReadAndSkip", "StatefulUniform", "StatefulStandardNormalV2"}:
+        return "a random generator in a parallel map is not reproducible, even undisturbed"
+    if op.op.startswith(_NESTED_SHUFFLES):
+        return "a shuffle inside a dataset's function"
+    return None
+
+
+def _is_deterministic(dataset: Any) -> bool:
+    options = dataset.options()
+    return options.deterministic is not False
+
+
+def walk(dataset: Any) -> Iterator[Any]:
+    """Yield a dataset and all it is made of, each once."""
+    seen: set[int] = set()
+    todo = [dataset]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        todo += one._inputs()
+
+
+def _operations(dataset: Any) -> Iterator[Any]:
+    for function in dataset._functions():
+        graph = function.function.graph.as_graph_def()
+        yield from graph.node
+        for inner in graph.library.function:
+            yield from inner.node_def
+
+
+def captured_variables(dataset: Any) -> list[Any]:
+    """List the variables (those of tf.random.Generator among them) that a dataset's functions use."""
+    found: dict[int, Any] = {}
+    for one in walk(dataset):
+        for function in one._functions():
+            for variable in function.function.graph.variables:
+                if variable is not None and not variable.name.startswith(OURS):
+                    found.setdefault(id(variable), variable)
+    return list(found.values())
+
+
+#: The name of the variable that carries the epoch into the shuffling of arrays.
+OURS = "runner_epoch"
+
+
+def own_shuffle(tensorflow: Any, seed: int, fit: int, epoch: Any) -> Callable[..., Any]:
+    """Return a stand-in for `tf.random.shuffle`: the permutation depends on (seed, fit, epoch) alone.
+
+    Args:
+        tensorflow: the module.
+        seed: the job's.
+        fit: which call of `fit`, from 0.
+        epoch: int64 variable that holds the present epoch.
+    """
+
+    def shuffle(value: Any, seed_: Any = None, name: Any = None) -> Any:  # noqa: ARG001 - tf's signature
+        high = tensorflow.constant((seed * 1000003 + fit) % 2**31, tensorflow.int64)
+        low = epoch * 2**32 + tensorflow.cast(value[0], tensorflow.int64)
+        return tensorflow.random.experimental.stateless_shuffle(value, seed=tensorflow.stack([high, low]))
+
+    return shuffle

@@ -1,0 +1,178 @@
+"""What the worker tells the outside: facts, progress, one line of metrics an epoch.
+
+Limits: a fact that cannot be written is lost with a line on stderr; training never stops for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from runner.storage import durable
+
+#: progress.json is written at most this often.
+PROGRESS_EVERY_S = 1.0
+
+
+def now_text() -> str:
+    """Return the wall-clock time as the records spell it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def plain(value: Any) -> Any:
+    """Make a metric's value fit for JSON: a float where it is a number, else its text; NaN as None."""
+    with contextlib.suppress(TypeError, ValueError):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    return str(value)
+
+
+class Facts:
+    """`facts.jsonl`: appended line by line, each written in one call, after the fact is true."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._lock = threading.Lock()
+        self._fd: int | None = None
+        self._said: set[str] = set()
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        """Append one fact."""
+        line = json.dumps({"event": event, **fields}, default=str) + "\n"
+        with self._lock:
+            try:
+                if self._fd is None:
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                    self._fd = os.open(self._path, flags, 0o644)
+                durable.write_all(self._fd, line.encode())
+            except OSError as error:
+                sys.stderr.write(f"runner: {self._path}: {error}; not recorded: {line}")
+
+    def warn(self, message: str) -> None:
+        """Append a warning, once per text."""
+        if message not in self._said:
+            self._said.add(message)
+            self("warning", message=message)
+
+
+class Progress:
+    """`progress.json`: the newest values, written at most once a second.
+
+    The main thread sets values and writes at its safe points; the watcher thread writes what the main thread
+    left unwritten before it went into something long.
+    """
+
+    def __init__(self, path: Path, attempt: int):
+        self._path = path
+        self._lock = threading.Lock()
+        self._written_at = -math.inf
+        self._dirty = False
+        self._rate: tuple[float, int] | None = None
+        self.values: dict[str, Any] = {
+            "version": 1,
+            "attempt": attempt,
+            "pid": os.getpid(),
+            "time": "",
+            "phase": "import",
+            "fit": 0,
+            "step": 0,
+            "epoch": 0,
+            "epochs": None,
+            "step_in_epoch": 0,
+            "steps_per_epoch": None,
+            "steps_per_s": None,
+            "metrics": {},
+            "checkpoint_step": None,
+            "checkpoint_s": None,
+            "rss_bytes": 0,
+        }
+
+    def set(self, **values: Any) -> None:
+        """Take in new values; they are written when due."""
+        self.values.update(values)
+        self._dirty = True
+
+    def phase(self, phase: str) -> None:
+        """Enter a phase."""
+        if self.values["phase"] != phase:
+            self.set(phase=phase)
+            self.write_if_due()
+
+    def due_at(self) -> float:
+        """Return the monotonic time from which the next write is allowed."""
+        return self._written_at + PROGRESS_EVERY_S
+
+    def write_if_due(self, now: float | None = None) -> None:
+        """Write when there is something new and a second has passed."""
+        now = time.monotonic() if now is None else now
+        if self._dirty and now >= self.due_at():
+            self.write(now)
+
+    def write(self, now: float | None = None) -> None:
+        """Write at once."""
+        with self._lock:
+            now = time.monotonic() if now is None else now
+            self._dirty = False
+            self._written_at = now
+            values = dict(self.values)
+            values["time"] = now_text()
+            values["steps_per_s"] = self._steps_per_s(now, int(values["step"]))
+            values["rss_bytes"] = _resident_bytes()
+            with contextlib.suppress(OSError):
+                durable.publish(self._path, (json.dumps(values, default=str) + "\n").encode())
+
+    def restart_rate(self) -> None:
+        """Forget the pace: steps were restored or skipped rather than trained."""
+        self._rate = None
+
+    def _steps_per_s(self, now: float, step: int) -> float | None:
+        before, self._rate = self._rate, (now, step)
+        if before is None or now <= before[0] or step < before[1]:
+            return None
+        return round((step - before[1]) / (now - before[0]), 2)
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - cheaper than Path, once a second
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one line an epoch; a resume cuts it back to where the checkpoint knew it."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def size(self) -> int:
+        """Return the number of bytes so far."""
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def cut(self, size: int) -> None:
+        """Drop everything after `size` bytes."""
+        if self.size() > size:
+            os.truncate(self._path, size)
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({name: _jsonable(value) for name, value in values.items()}) + "\n")
+
+
+def _jsonable(value: Any) -> Any:
+    return value if isinstance(value, str | int) else plain(value)

@@ -1,0 +1,188 @@
+"""A model's variables as arrays, and back; and where Keras's own weight file expects them.
+
+A copy of the variables is taken into buffers that are allocated once, touched once, and used again when
+nobody reads them any more: a capture then costs little more than the copying itself.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+#: Keras numbers names that repeat; a number alone does not make it another variable.
+_COUNTER = re.compile(r"_\d+(?=/|:|$)")
+
+
+class ChangedScriptError(Exception):
+    """The script's variables are not those of the checkpoint."""
+
+
+def all_variables(model: Any) -> list[Any]:
+    """List what training changes: the model's variables, the optimizer's, the metrics', each once.
+
+    The order is the model's own, so it is the same in every process that runs the script.
+    """
+    found = list(model.variables)
+    if getattr(model, "optimizer", None) is not None:
+        found += model.optimizer.variables
+    found += model.metrics_variables
+    unseen: dict[int, Any] = {}
+    for variable in found:
+        unseen.setdefault(id(variable), variable)
+    seeds = _global_seed_state()
+    return [variable for variable in unseen.values() if variable is not seeds]
+
+
+def _global_seed_state() -> Any:
+    from keras.src.backend.common import global_state
+
+    generator = global_state.get_global_attribute("global_seed_generator")
+    return None if generator is None else generator.state
+
+
+def path_of(variable: Any) -> str:
+    """Return the variable's path as Keras (else TensorFlow) names it."""
+    return str(getattr(variable, "path", None) or variable.name)
+
+
+def tensor_of(variable: Any) -> Any:
+    """Return the TensorFlow variable beneath a Keras one."""
+    return getattr(variable, "_value", variable)
+
+
+def read_into(variable: Any, buffer: np.ndarray) -> None:
+    """Copy a variable's value into `buffer`, which has its shape and dtype."""
+    tensor = tensor_of(variable).read_value()
+    # The array that EagerTensor._numpy gives is the tensor's own memory: one copy instead of two.
+    read = getattr(tensor, "_numpy", tensor.numpy)
+    np.copyto(buffer, read())
+
+
+def dtype_of(variable: Any) -> np.dtype:
+    """Return the NumPy dtype of a variable's value."""
+    return np.dtype(tensor_of(variable).dtype.as_numpy_dtype)
+
+
+def describe(variables: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return what identifies each variable: path, shape, dtype."""
+    return [
+        {"path": path_of(v), "shape": [int(n) for n in v.shape], "dtype": dtype_of(v).name} for v in variables
+    ]
+
+
+def check_same(saved: Sequence[dict[str, Any]], variables: Sequence[Any]) -> None:
+    """Make sure that the variables are those that were saved.
+
+    Raises:
+        ChangedScriptError: they are not; the text names the first that differs.
+    """
+    present = describe(variables)
+    for before, now in zip(saved, present, strict=False):
+        if _COUNTER.sub("", before["path"]) != _COUNTER.sub("", now["path"]):
+            raise ChangedScriptError(
+                f"the checkpoint has the variable {before['path']} where the script has {now['path']}"
+            )
+        for what in ("shape", "dtype"):
+            if before[what] != now[what]:
+                raise ChangedScriptError(
+                    f"the variable {now['path']} has {what} {now[what]}; in the checkpoint {before[what]}"
+                )
+    if len(saved) != len(present):
+        longer, where = (saved, "checkpoint") if len(saved) > len(present) else (present, "script")
+        extra = longer[min(len(saved), len(present))]["path"]
+        raise ChangedScriptError(
+            f"the checkpoint has {len(saved)} variables, the script {len(present)}:"
+            f" only the {where} has {extra}"
+        )
+
+
+def assign(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
+    """Give the variables their saved values."""
+    for variable, array in zip(variables, arrays, strict=True):
+        tensor_of(variable).assign(array)
+
+
+class Buffers:
+    """Sets of arrays that are lent out and come back by themselves.
+
+    A set is free when no view of it is left anywhere; so a writer in another thread may keep what it was
+    given for as long as it likes.
+    """
+
+    def __init__(self) -> None:
+        self._sets: list[list[np.ndarray]] = []
+        self._layout: list[tuple[tuple[int, ...], np.dtype]] = []
+
+    def lend(self, variables: Sequence[Any]) -> list[np.ndarray]:
+        """Return arrays of the variables' shapes and dtypes that nobody else uses."""
+        layout = [(tuple(int(n) for n in v.shape), dtype_of(v)) for v in variables]
+        if layout != self._layout:
+            self._sets, self._layout = [], layout
+        for arrays in self._sets:
+            # 3: the list, the loop's name, and the argument of getrefcount.
+            if all(sys.getrefcount(array) <= 3 for array in arrays):
+                break
+        else:
+            arrays = [np.empty(shape, dtype) for shape, dtype in layout]
+            for array in arrays:
+                array.fill(0)
+            self._sets.append(arrays)
+        return [array[...] for array in arrays]
+
+
+def keras_links(
+    model: Any, keys: dict[int, str], add: Callable[[str, np.ndarray], str]
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Find where `model.load_weights` looks for each variable, by Keras's own walk over the model.
+
+    Args:
+        model: built, its optimizer too.
+        keys: id of a variable -> key of its array.
+        add: called with the path and value of what Keras saves that is no variable of ours; returns its key.
+
+    Returns:
+        Keras path -> array key; group -> its attributes.
+    """
+    from keras.src.backend.common import global_state
+    from keras.src.saving import saving_lib
+
+    links: dict[str, str] = {}
+    attributes: dict[str, dict[str, str]] = {}
+
+    class Recorder(saving_lib.H5IOStore):  # type: ignore[misc]
+        """Takes the place of the file: notes which variable goes where."""
+
+        def __init__(self) -> None:
+            self.group = "vars"
+
+        def __bool__(self) -> bool:
+            return True
+
+        def make(self, path: str, metadata: dict[str, str] | None = None) -> Recorder:
+            self.group = f"{path}/vars" if path else "vars"
+            if metadata:
+                attributes.setdefault(self.group, {}).update(metadata)
+            return self
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            place = f"{self.group}/{key}"
+            known = keys.get(id(value)) or keys.get(id(tensor_of(value)))
+            if known is None:
+                array = np.asarray(saving_lib.backend.convert_to_numpy(value))
+                known = add(place, array)
+            links[place] = known
+            if saving_lib.backend.standardize_dtype(value.dtype) == "bfloat16":
+                attributes.setdefault(place, {})["dtype"] = "bfloat16"
+
+    # The walk makes a layer, a metric and an optimizer of its own, which would move Keras's name counters.
+    counters = global_state.get_global_attribute("object_name_uids")
+    before = dict(counters) if counters is not None else None
+    saving_lib._save_state(model, Recorder(), None, "", set())
+    if counters is not None and before is not None:
+        counters.clear()
+        counters.update(before)
+    return links, attributes
