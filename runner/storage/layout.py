@@ -45,7 +45,7 @@ def printable_name(folder: str) -> str:
         return folder
     raw = os.fsencode(folder)
     quoted = quote_from_bytes(raw, safe="").replace(".", "%2E").replace("~", "%7E")
-    if "%" not in quoted:
+    if "%" not in quoted or quoted[0] in "-_":  # nor may it look like an option
         quoted = f"%{raw[0]:02X}{quoted[1:]}"
     if len(quoted) <= _PRINTED_MAX:
         return quoted
