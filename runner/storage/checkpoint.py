@@ -43,6 +43,7 @@ _ARRAYS = "runner/arrays"
 _MANIFEST = "runner/manifest"
 _PIECE = 4 * 1024 * 1024
 _RANK_MAX = 32
+_METRIC_MAX = 80  # a longer name is left out of the header, which has little room
 _DTYPE = re.compile(r"\|b1|[|<>][iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(8|16)")
 _FOREIGN_DTYPE = re.compile(r"bfloat16|float(8|6|4)_[a-z0-9_]+|u?int[124]")
 
@@ -197,10 +198,13 @@ def _is_known(name: str) -> bool:
 def _best_of(state: dict[str, Any]) -> dict[str, Any]:
     """Say what the header tells of a best model, where the state names one and it fits."""
     best = state.get("best")
-    metric, value = (best.get("metric"), best.get("value")) if isinstance(best, dict) else (None, None)
-    if not isinstance(metric, str) or not isinstance(value, float) or not math.isfinite(value):
+    if not isinstance(best, dict):
         return {}
-    return {"metric": metric, "value": value} if len(json.dumps(metric)) <= 64 else {}
+    metric, mode, value = best.get("metric"), best.get("mode"), best.get("value")
+    fits = isinstance(metric, str) and len(json.dumps(metric)) <= _METRIC_MAX and mode in ("min", "max")
+    if not fits or not isinstance(value, float) or not math.isfinite(value):
+        return {}
+    return {"metric": metric, "mode": mode, "value": value}
 
 
 def describe(path: Path) -> Info:

@@ -38,6 +38,7 @@ class Info:
     manifest_size: int
     format: int = FORMAT
     metric: str | None = None  #: what a best model was chosen by
+    mode: str | None = None  #: "min" or "max"
     value: float | None = None
 
 
@@ -93,7 +94,12 @@ def _info(line: bytes, path: object) -> Info:
 def _problems(info: Info) -> list[str]:
     numbers = ("step", "epoch", "size_bytes", "manifest_offset", "manifest_size", "format")
     found = [f"{name} = {getattr(info, name)!r}" for name in numbers if not _is_count(getattr(info, name))]
-    texts = {"created": info.created, "sha256": info.sha256, "metric": info.metric or ""}
+    texts = {
+        "created": info.created,
+        "sha256": info.sha256,
+        "metric": info.metric or "",
+        "mode": info.mode or "",
+    }
     found += [f"{name} = {text!r}" for name, text in texts.items() if not isinstance(text, str)]
     if info.value is not None and not (type(info.value) in (int, float) and math.isfinite(info.value)):
         found.append(f"value = {info.value!r}")

@@ -1,0 +1,311 @@
+"""Keeping the best model: `best/FILE` and beside it `best/best.json`, which says which it is and by what value.
+
+Promises:
+
+- A worse model never replaces a better one, also after a resume from an older checkpoint: the floor is what lies
+  on the disk, and it counts only while its file verifies.
+- The model's file is durable and verified before `best.json` names it, and "best" is reported after both (P3).
+- Killed between the two: the model's file itself says by what it is best (in its state, or in the zip's comment),
+  and is taken up by the next start.
+
+Limits: writing a best model pauses training, as Keras's own callback does. What fails is reported as
+"save-failed" and does not stop training; the model is then saved at the next improvement over the old floor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from runner.core import best as rules
+from runner.core.best import Best, Monitor, Refusal
+from runner.core.spec import CheckpointSpec, Mode
+from runner.errors import BadCheckpointError, StorageError
+from runner.storage import checkpoint, durable
+from runner.storage.checkpoint import Snapshot
+from runner.storage.layout import JobPaths
+from runner.training import whole
+from runner.training.quarantine import Report, set_aside
+
+#: The identity of the best model, beside it.
+RECORD = "best.json"
+VERSION = 1
+
+_RECORD_BYTES_MAX = 65536
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+# What Keras may raise while it saves a whole model: layers that cannot be serialized, and the disk's errors.
+_FAILURES = (
+    OSError,
+    StorageError,
+    MemoryError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+)
+
+
+@dataclass(frozen=True)
+class _Committed:
+    best: Best
+    sha256: str  #: of the model's whole file
+
+
+class BestKeeper:
+    """Judges each epoch's metrics, and keeps the best model under the job's template."""
+
+    def __init__(self, paths: JobPaths, spec: CheckpointSpec, report: Report) -> None:
+        self._paths = paths
+        self._spec = spec
+        self._report = report
+        self._warned: set[str] = set()
+        self._best: Best | None = None
+        self._sweep()
+        self._reconcile()
+
+    @property
+    def best(self) -> Best | None:
+        """The best model so far; its file is on the disk."""
+        return self._best
+
+    def consider(
+        self,
+        epoch: int,
+        step: int,
+        logs: Mapping[str, Any],
+        make_snapshot: Callable[[], Snapshot],
+        save_whole: Callable[[Path], None],
+    ) -> str | None:
+        """Judge an epoch; save the model if it is the best, and return the line to announce it with.
+
+        Args:
+            epoch: counted from 0.
+            step: completed steps.
+            logs: what was reported at the epoch's end.
+            make_snapshot: takes the snapshot; called only when the model is to be saved.
+            save_whole: saves the whole model at the path it gets (Keras's `model.save`); for `*.keras`.
+        """
+        values = _numbers(logs)
+        monitor = rules.choose(self._spec.monitor, self._spec.mode, values, self._best)
+        if not isinstance(monitor, Monitor):
+            return self._warn(monitor)
+        value = values[monitor.metric]
+        if not rules.improves(monitor, value, self._best):
+            return None
+        name = rules.file_name(self._spec.best, epoch, step, values)
+        if isinstance(name, Refusal):
+            return self._warn(name)
+        found = Best(monitor.metric, monitor.mode, value, epoch, step, name)
+        return self._save(found, make_snapshot, save_whole)
+
+    def _save(
+        self, found: Best, make_snapshot: Callable[[], Snapshot], save_whole: Callable[[Path], None]
+    ) -> str | None:
+        path, previous = self._paths.best / found.file, self._best
+        try:
+            durable.make_folder(self._paths.best)
+            snapshot = make_snapshot()
+            if found.file.endswith(whole.SUFFIX):
+                whole.save(path, snapshot, save_whole, comment=_identity(found))
+            else:
+                state = {**snapshot.state, "best": _identity(found)}
+                checkpoint.write(path, replace(snapshot, state=state), created=_now())
+            self._best = found  # on the disk: from now on it is the floor, whatever comes
+            self._commit(found, previous)
+        except _FAILURES as error:
+            reason = str(error) or type(error).__name__
+            self._tell({"event": "save-failed", "path": self._relative(found.file), "reason": reason})
+            return None
+        where = self._relative(found.file)
+        return rules.announcement(found.monitor, found.value, previous, found.epoch, where)
+
+    def _commit(self, best: Best, previous: Best | None) -> None:
+        """Make `best` the recorded one, and report it."""
+        path = self._paths.best / best.file
+        record = {
+            "version": VERSION,
+            **_identity(best),
+            "sha256": _sha256(path),
+            "size_bytes": path.stat().st_size,
+        }
+        durable.write(self._paths.best / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+        comparable = previous is not None and previous.monitor == best.monitor
+        self._tell(
+            {
+                "event": "best",
+                "path": self._relative(best.file),
+                "step": best.step,
+                "epoch": best.epoch,
+                "metric": best.metric,
+                "value": best.value,
+                "previous": previous.value if comparable and previous is not None else None,
+            }
+        )
+
+    # What a start finds on the disk.
+
+    def _reconcile(self) -> None:
+        """Find the best model that is really there; a better one that was not recorded yet is taken up."""
+        committed = self._recorded()
+        self._best = committed.best if committed is not None and self._intact(committed) else None
+        for candidate in self._unrecorded():
+            verified = self._verified(candidate)
+            if verified is None:
+                continue
+            previous, self._best = self._best, verified
+            with contextlib.suppress(OSError):
+                self._commit(verified, previous)
+            return
+
+    def _recorded(self) -> _Committed | None:
+        path = self._paths.best / RECORD
+        try:
+            with path.open("rb") as file:
+                raw = json.loads(file.read(_RECORD_BYTES_MAX))
+            return _Committed(_best_from(raw), str(raw["sha256"]))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            set_aside(self._paths, path, f"{path}: not a record of a best model: {error}", self._tell)
+            return None
+
+    def _intact(self, committed: _Committed) -> bool:
+        path = self._paths.best / committed.best.file
+        try:
+            if _sha256(path) == committed.sha256:
+                return True
+        except FileNotFoundError:
+            self._tell(
+                {"event": "warning", "message": f"{path} is gone; the next best model takes its place"}
+            )
+            return False
+        if _identity_in(path) is None:
+            reason = f"{path}: its bytes do not match the digest in {RECORD}; delete it or restore a copy"
+            set_aside(self._paths, path, reason, self._tell)
+        return False
+
+    def _unrecorded(self) -> list[Best]:
+        """List the models that claim to be better than the recorded one, the best first."""
+        found = [identity for path in self._files() if (identity := _identity_in(path)) is not None]
+        if self._best is not None:
+            best = self._best
+            found = [one for one in found if one.monitor == best.monitor]
+            found = [one for one in found if rules.improves(best.monitor, one.value, best)]
+        wanted = self._spec.monitor or (
+            "val_loss" if any(one.metric == "val_loss" for one in found) else None
+        )
+        if wanted is not None:
+            found = [one for one in found if one.metric == wanted]
+        return sorted(found, key=lambda one: (-one.value if one.mode is Mode.MAX else one.value, one.step))
+
+    def _files(self) -> Iterable[Path]:
+        if not self._paths.best.is_dir():
+            return []
+        return [p for p in sorted(self._paths.best.iterdir()) if p.name.endswith(rules.SUFFIXES)]
+
+    def _verified(self, claimed: Best) -> Best | None:
+        path = self._paths.best / claimed.file
+        try:
+            if claimed.file.endswith(whole.SUFFIX):
+                whole.verify(path)
+                return claimed
+            return replace(_best_from(checkpoint.read(path).state["best"]), file=claimed.file)
+        except (BadCheckpointError, ValueError, TypeError, KeyError) as error:
+            set_aside(self._paths, path, str(error), self._tell)
+            return None
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left."""
+        with contextlib.suppress(OSError):
+            for path in list(self._paths.best.iterdir()):
+                if not _TEMPORARY.fullmatch(path.name):
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _warn(self, refusal: Refusal | None) -> None:
+        """Report a refusal, once."""
+        if refusal is not None and refusal.reason not in self._warned:
+            self._warned.add(refusal.reason)
+            self._tell({"event": "warning", "message": refusal.reason})
+
+    def _relative(self, name: str) -> str:
+        return str((self._paths.best / name).relative_to(self._paths.dir))
+
+    def _tell(self, fact: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            self._report(fact)
+
+
+def _identity(best: Best) -> dict[str, Any]:
+    return {
+        "metric": best.metric,
+        "mode": str(best.mode),
+        "value": best.value,
+        "epoch": best.epoch,
+        "step": best.step,
+        "file": best.file,
+    }
+
+
+def _best_from(raw: dict[str, Any]) -> Best:
+    """Read an identity.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none.
+    """
+    best = Best(
+        metric=str(raw["metric"]),
+        mode=Mode(raw["mode"]),
+        value=float(raw["value"]),
+        epoch=int(raw["epoch"]),
+        step=int(raw["step"]),
+        file=str(raw["file"]),
+    )
+    if "/" in best.file or not best.file.endswith(rules.SUFFIXES) or not math.isfinite(best.value):
+        raise ValueError(f"no best model can be {best.file!r} with the value {best.value!r}")
+    return best
+
+
+def _identity_in(path: Path) -> Best | None:
+    """Read by what a model's file claims to be best, cheaply; None where it claims nothing or is damaged."""
+    try:
+        if path.name.endswith(whole.SUFFIX):
+            return replace(_best_from(json.loads(whole.comment(path))), file=path.name)
+        info = checkpoint.describe(path)
+        return Best(
+            str(info.metric), Mode(info.mode), float(info.value or 0), info.epoch, info.step, path.name
+        )
+    except (StorageError, OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Take the plain numbers out of an epoch's logs."""
+    numbers = {}
+    for name, value in logs.items():
+        with contextlib.suppress(TypeError, ValueError):
+            numbers[str(name)] = float(value)
+    return numbers
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,264 @@
+"""Saving and finding checkpoints on the worker's side.
+
+Promises:
+
+- The fact "checkpoint" is reported only when the file is durable and was verified (P3).
+- A save that fails never stops training, and never costs an older checkpoint: it is reported as "save-failed"
+  and tried again, with growing delays.
+- Old checkpoints go only when a newer one is durable.
+- `latest` returns the newest checkpoint that verifies; what does not is quarantined (P4).
+
+One daemon thread writes; it publishes each file in one rename, so the process may end at any moment. At most one
+snapshot is being written and one waits; a newer one takes the waiting one's place.
+
+Limits: `report` is called from both threads, hence must be thread-safe; an OSError of its own is dropped, for its
+file may lie on the very disk that is full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from runner.core import cadence, retention
+from runner.core.cadence import Moment, Saved
+from runner.core.spec import CadenceUnit, CheckpointSpec
+from runner.errors import BadCheckpointError, StorageError
+from runner.storage import checkpoint, durable
+from runner.storage.checkpoint import Snapshot
+from runner.storage.layout import JobPaths
+from runner.training.quarantine import Report, set_aside
+
+#: Beside a checkpoint, with its name before it: a person wants to keep it.
+PINNED_SUFFIX = ".pinned"
+
+_TEMPORARY = re.compile(r"\.step-\d{12}\.weights\.h5\.\d+-[0-9a-f]{8}\.tmp")
+_FAILURES = (OSError, StorageError, MemoryError)
+_log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves a job's checkpoints when they are due, and finds the newest good one."""
+
+    def __init__(
+        self,
+        paths: JobPaths,
+        spec: CheckpointSpec,
+        report: Report,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._paths = paths
+        self._spec = spec
+        self._report = report
+        self._clock = clock
+        self._saved: Saved | None = None
+        self._resumed_step = 0
+        self._epoch_step = -1
+        self._cost_s: float | None = None
+        self._verified: int | None = None
+        self._failures = 0
+        self._retry_at = 0.0
+        self._disk = threading.Lock()  # held while a checkpoint is being written
+        self._changed = threading.Condition()
+        self._waiting: tuple[Snapshot, float] | None = None
+        self._writing = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._sweep()
+
+    @property
+    def verified_step(self) -> int | None:
+        """The step of the last checkpoint that is known to be durable and good."""
+        return self._verified
+
+    @property
+    def busy(self) -> bool:
+        """Whether a snapshot is being written or waits."""
+        return self._writing or self._waiting is not None
+
+    def latest(self) -> tuple[Path, Snapshot] | None:
+        """Return the newest checkpoint that verifies; None where there is none.
+
+        Raises:
+            StorageError: the only ones left cannot be read from the disk (which is no reason to train anew).
+        """
+        unread: OSError | None = None
+        for step, path in reversed(self._paths.list_checkpoints()):
+            try:
+                snapshot = _read(path, step)
+            except BadCheckpointError as error:
+                set_aside(self._paths, path, str(error), self._tell)
+            except OSError as error:
+                unread = error
+                self._tell(
+                    {"event": "warning", "message": f"{path} cannot be read and is passed over: {error}"}
+                )
+            else:
+                self._verified = self._resumed_step = step
+                return path, snapshot
+        if unread is not None:
+            raise StorageError(
+                f"no checkpoint can be read: {unread}; repair the disk, then retry"
+            ) from unread
+        return None
+
+    def due(self, step: int, steps_per_epoch: int | None, epoch_ended: bool) -> bool:
+        """Tell whether a snapshot shall be taken after `step` completed steps; cheap, called at every step."""
+        now_s = self._clock()
+        if self._saved is None:
+            self._saved = Saved(self._resumed_step, now_s)
+        if epoch_ended and step != self._epoch_step:
+            self._epoch_step = step
+            self._saved = replace(self._saved, epochs_since=self._saved.epochs_since + 1)
+        if self._failures:
+            at_this_step = epoch_ended or self._spec.every.unit is not CadenceUnit.EPOCHS
+            return at_this_step and now_s >= self._retry_at and not self.busy
+        if self._spec.every.unit is CadenceUnit.AUTO and self.busy:
+            return False
+        moment = Moment(step, now_s, epoch_ended)
+        return cadence.due(self._spec.every, moment, self._saved, self._cost_s, steps_per_epoch)
+
+    def submit(self, snapshot: Snapshot, stall_s: float) -> None:
+        """Hand a snapshot to the writer thread; `stall_s` is how long training stood still to take it."""
+        self._saved = Saved(snapshot.step, self._clock())
+        with self._changed:
+            self._waiting = (snapshot, stall_s)
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_on, name="checkpoint-writer", daemon=True)
+                self._thread.start()
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is being written and nothing waits; False when that took too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self.busy, timeout_s)
+
+    def save_now(self, snapshot: Snapshot) -> Path:
+        """Save in the calling thread, and return the durable, verified file; a waiting snapshot is dropped.
+
+        Raises:
+            StorageError, OSError: it could not be saved (reported too).
+        """
+        self._saved = Saved(snapshot.step, self._clock())
+        with self._changed:
+            self._waiting = None
+            self._changed.notify_all()
+        try:
+            return self._publish(snapshot, 0.0)
+        except _FAILURES as error:
+            self._failed(snapshot, error)
+            raise
+
+    def close(self) -> None:
+        """Write what waits and end the thread."""
+        self.flush()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _write_on(self) -> None:
+        """Be the writer thread."""
+        while (next_one := self._take()) is not None:
+            try:
+                self._publish(*next_one)
+            except _FAILURES as error:
+                self._failed(next_one[0], error)
+            except Exception as error:  # noqa: BLE001 - a thread's top: a dead writer would end all saving, silently
+                _log.exception("saving a checkpoint failed unexpectedly")
+                self._failed(next_one[0], error)
+            finally:
+                with self._changed:
+                    self._writing = False
+                    self._changed.notify_all()
+
+    def _take(self) -> tuple[Snapshot, float] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is not None or self._closed)
+            taken, self._waiting = self._waiting, None
+            self._writing = taken is not None
+            return taken
+
+    def _publish(self, snapshot: Snapshot, stall_s: float) -> Path:
+        with self._disk:
+            begun_s, cpu_s = self._clock(), time.thread_time()
+            path = self._paths.checkpoint(snapshot.step)
+            durable.make_folder(path.parent)
+            size = checkpoint.write(path, snapshot, created=_now())
+            save_s, cpu_s = self._clock() - begun_s, time.thread_time() - cpu_s
+            self._verified = snapshot.step
+            self._failures = 0
+            measured_s = cadence.cost_s(stall_s, cpu_s, _cores())
+            self._cost_s = cadence.settled_s(self._cost_s, measured_s)
+            self._tell(
+                {
+                    "event": "checkpoint",
+                    "path": str(path.relative_to(self._paths.dir)),
+                    "step": snapshot.step,
+                    "epoch": snapshot.epoch,
+                    "size_bytes": size,
+                    "save_s": round(save_s, 6),
+                    "stall_s": round(stall_s, 6),
+                }
+            )
+            self._evict()
+            return path
+
+    def _failed(self, snapshot: Snapshot, error: Exception) -> None:
+        self._failures += 1
+        self._retry_at = self._clock() + cadence.retry_s(self._failures)
+        path = self._paths.checkpoint(snapshot.step).relative_to(self._paths.dir)
+        self._tell({"event": "save-failed", "path": str(path), "reason": _reason(error)})
+
+    def _evict(self) -> None:
+        """Apply the retention; what cannot be removed stays until the next time."""
+        found = dict(self._paths.list_checkpoints())
+        pinned = frozenset(
+            s for s, path in found.items() if path.with_name(path.name + PINNED_SUFFIX).exists()
+        )
+        kept = retention.Kept(verified=self._verified, pinned=pinned)
+        for step in retention.evicted(found, self._spec.keep, kept):
+            with contextlib.suppress(OSError):
+                durable.remove(found[step])
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left: only one attempt of a job runs at a time."""
+        with contextlib.suppress(OSError):
+            for path in list(self._paths.checkpoints.iterdir()):
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+    def _tell(self, fact: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            self._report(fact)
+
+
+def _read(path: Path, step: int) -> Snapshot:
+    snapshot = checkpoint.read(path)
+    if snapshot.step != step:
+        raise BadCheckpointError(
+            f"{path}: holds step {snapshot.step}, not the one it is named for; rename it"
+        )
+    return snapshot
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
