@@ -68,7 +68,7 @@ def prepare(home: Home, folder: Path, name: str | None) -> str:
         name = staging.check_name(folder.resolve().name)
         load_spec(folder)
         return name
-    name = staging.check_name(name or folder.resolve().name)
+    name = staging.check_name(folder.resolve().name if name is None else name)
     if not staging.is_taken(home, name):
         staging.submit(home, folder, name)
     elif not staging.is_same(home, folder, name):

@@ -33,7 +33,7 @@ def command(
     if is_in_place(where, folder) and name is None and start_from is None:
         _already_there(where, folder.resolve().name)
         return
-    name = staging.check_name(name or folder.resolve().name)
+    name = staging.check_name(folder.resolve().name if name is None else name)
     model = _model(where, start_from) if start_from is not None else None
     staging.submit(where, folder, name, model)
     after = "" if daemon.is_serving(where) else "; it starts when a supervisor runs: runner supervise"

@@ -1,0 +1,148 @@
+"""Real command lines on real homes, with real daemons; what is started here is ended here, by its pid."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from runner.storage.layout import Home
+from runner.supervisor import process
+
+T = TypeVar("T")
+COUNTER = Path(__file__).parent.parent / "system" / "counter.py"
+ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("RUNNER_")}
+
+
+def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
+    """Wait until `condition` gives something true, and return that."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(0.01)
+    return result
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def complaint(self) -> str:
+        """The one line on stderr."""
+        assert self.err.startswith("runner: ")
+        assert self.err.count("\n") == 1, self.err
+        assert "Traceback" not in self.err + self.out
+        return self.err[len("runner: ") : -1]
+
+
+class Bench:
+    """A home, the command line on it, and folders to submit."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home = Home(root / "home")
+        self.home.create()
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def argv(self, *words: str) -> list[str]:
+        """--home goes after the verb."""
+        return [sys.executable, "-m", "runner.cli", words[0], "--home", str(self.home.root), *words[1:]]
+
+    def __call__(self, *words: str, **environ: str) -> Answer:
+        done = subprocess.run(
+            self.argv(*words), capture_output=True, cwd=self.root, env=ENVIRON | environ, timeout=120
+        )
+        return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start a command that stays, such as supervise, run, or logs -f."""
+        started = subprocess.Popen(
+            self.argv(*words),
+            stdout=subprocess.PIPE,
+            stderr=(self.root / "stderr").open("ab"),
+            cwd=self.root,
+            env=ENVIRON,
+        )
+        self.started.append(started)
+        return started
+
+    def supervise(self) -> subprocess.Popen[bytes]:
+        daemon = self.start("supervise")
+        wait_for(self.home.supervisor.exists, "the daemon")
+        return daemon
+
+    def folder(self, name: str, *arguments: str, toml: str = "", command: list[str] | None = None) -> Path:
+        """Make a folder to submit: the counter of the system tests, or `command`."""
+        folder = self.root / name
+        folder.mkdir()
+        shutil.copy(COUNTER, folder)
+        command = command or [sys.executable, "counter.py", *(arguments or ("30", "0.01"))]
+        (folder / "job.toml").write_text(f"command = {json.dumps(command)}\n{toml}")
+        return folder
+
+    def job(self, name: str) -> dict[str, Any]:
+        answer = self("status", name, "--json")
+        assert answer.code == 0, answer.err
+        found = answer.json
+        assert isinstance(found, dict)
+        return found
+
+    def until(self, name: str, *states: str) -> dict[str, Any]:
+        """Wait until the job is in one of `states`; return its facts."""
+        from runner.cli import facts
+
+        def reached() -> dict[str, Any] | None:
+            found = facts.gather(self.home, name)
+            return found if found["state"] in states else None
+
+        return wait_for(reached, f"{name} to be {' or '.join(states)}")
+
+    def step(self, name: str) -> int:
+        from runner.cli import facts
+
+        return int(facts.gather(self.home, name)["step"])
+
+    def close(self) -> None:
+        for started in self.started:
+            if started.poll() is None:
+                started.kill()
+            started.wait()
+            if started.stdout:
+                started.stdout.close()
+        for pid in process.carrying(("RUNNER_HOME", str(self.home.root))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+@pytest.fixture
+def served(runner: Bench) -> Bench:
+    """The same with a daemon."""
+    runner.supervise()
+    return runner
