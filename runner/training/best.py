@@ -1,12 +1,12 @@
-"""Keeping the best model: `best/FILE` and beside it `best/best.json`, which says which it is and by what value.
+"""Keeping the best model: `best/FILE`, and beside it `best/best.json`, which says which it is and by what.
 
 Promises:
 
-- A worse model never replaces a better one, also after a resume from an older checkpoint: the floor is what lies
-  on the disk, and it counts only while its file verifies.
-- The model's file is durable and verified before `best.json` names it, and "best" is reported after both (P3).
-- Killed between the two: the model's file itself says by what it is best (in its state, or in the zip's comment),
-  and is taken up by the next start.
+- A worse model never replaces a better one, also after a resume from an older checkpoint: the floor is what
+  lies on the disk, and it counts only while its file verifies.
+- The model's file is durable and verified before `best.json` names it; "best" is reported after both (P3).
+- Killed between the two: the model's file itself says by what it is best (in its state, or in the zip's
+  comment), and the next start takes it up.
 
 Limits: writing a best model pauses training, as Keras's own callback does. What fails is reported as
 "save-failed" and does not stop training; the model is then saved at the next improvement over the old floor.
@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -71,6 +70,7 @@ class BestKeeper:
         self._report = report
         self._warned: set[str] = set()
         self._best: Best | None = None
+        self._unsettled: tuple[Best, Best | None] | None = None  # saved, but best.json could not be written
         self._sweep()
         self._reconcile()
 
@@ -96,16 +96,19 @@ class BestKeeper:
             make_snapshot: takes the snapshot; called only when the model is to be saved.
             save_whole: saves the whole model at the path it gets (Keras's `model.save`); for `*.keras`.
         """
+        self._settle()
         values = _numbers(logs)
         monitor = rules.choose(self._spec.monitor, self._spec.mode, values, self._best)
         if not isinstance(monitor, Monitor):
-            return self._warn(monitor)
+            self._warn(monitor)
+            return None
         value = values[monitor.metric]
         if not rules.improves(monitor, value, self._best):
             return None
         name = rules.file_name(self._spec.best, epoch, step, values)
         if isinstance(name, Refusal):
-            return self._warn(name)
+            self._warn(name)
+            return None
         found = Best(monitor.metric, monitor.mode, value, epoch, step, name)
         return self._save(found, make_snapshot, save_whole)
 
@@ -121,14 +124,22 @@ class BestKeeper:
             else:
                 state = {**snapshot.state, "best": _identity(found)}
                 checkpoint.write(path, replace(snapshot, state=state), created=_now())
-            self._best = found  # on the disk: from now on it is the floor, whatever comes
+            self._best, self._unsettled = found, (found, previous)  # on the disk: from now on it is the floor
             self._commit(found, previous)
+            self._unsettled = None
         except _FAILURES as error:
             reason = str(error) or type(error).__name__
             self._tell({"event": "save-failed", "path": self._relative(found.file), "reason": reason})
             return None
         where = self._relative(found.file)
         return rules.announcement(found.monitor, found.value, previous, found.epoch, where)
+
+    def _settle(self) -> None:
+        """Record a saved model whose record could not be written before."""
+        if self._unsettled is not None:
+            with contextlib.suppress(OSError):
+                self._commit(*self._unsettled)
+                self._unsettled = None
 
     def _commit(self, best: Best, previous: Best | None) -> None:
         """Make `best` the recorded one, and report it."""
@@ -164,8 +175,8 @@ class BestKeeper:
             if verified is None:
                 continue
             previous, self._best = self._best, verified
-            with contextlib.suppress(OSError):
-                self._commit(verified, previous)
+            self._unsettled = (verified, previous)
+            self._settle()
             return
 
     def _recorded(self) -> _Committed | None:
@@ -286,9 +297,9 @@ def _identity_in(path: Path) -> Best | None:
         if path.name.endswith(whole.SUFFIX):
             return replace(_best_from(json.loads(whole.comment(path))), file=path.name)
         info = checkpoint.describe(path)
-        return Best(
-            str(info.metric), Mode(info.mode), float(info.value or 0), info.epoch, info.step, path.name
-        )
+        if info.metric is None or info.mode is None or info.value is None:
+            return None
+        return Best(info.metric, Mode(info.mode), info.value, info.epoch, info.step, path.name)
     except (StorageError, OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 

@@ -8,11 +8,11 @@ Promises:
 - Old checkpoints go only when a newer one is durable.
 - `latest` returns the newest checkpoint that verifies; what does not is quarantined (P4).
 
-One daemon thread writes; it publishes each file in one rename, so the process may end at any moment. At most one
-snapshot is being written and one waits; a newer one takes the waiting one's place.
+One daemon thread writes; it publishes each file in one rename, so the process may end at any moment. At most
+one snapshot is being written and one waits; a newer one takes the waiting one's place.
 
-Limits: `report` is called from both threads, hence must be thread-safe; an OSError of its own is dropped, for its
-file may lie on the very disk that is full.
+Limits: `report` is called from both threads, hence must be thread-safe; an OSError of its own is dropped, for
+its file may lie on the very disk that is full.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Saver:
         return None
 
     def due(self, step: int, steps_per_epoch: int | None, epoch_ended: bool) -> bool:
-        """Tell whether a snapshot shall be taken after `step` completed steps; cheap, called at every step."""
+        """Tell whether to take a snapshot after `step` completed steps; cheap, called at every step."""
         now_s = self._clock()
         if self._saved is None:
             self._saved = Saved(self._resumed_step, now_s)

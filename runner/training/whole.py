@@ -1,7 +1,7 @@
 """Keras's whole model (`*.keras`), saved by Keras itself and published by us.
 
-Keras writes to a temporary file; it is then fsynced, read back whole (every member's CRC, and each weight against
-the snapshot of the same moment, because HDF5 can report a corrupt file as written) and only then renamed.
+Keras writes to a temporary file; it is then fsynced, read back whole (every member's CRC, and each weight
+against the snapshot of the same moment, because HDF5 can report a corrupt file as written), then renamed.
 """
 
 from __future__ import annotations
