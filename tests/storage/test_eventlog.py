@@ -104,7 +104,11 @@ def test_every_line_is_one_line_and_any_reader_takes_it(log: Path) -> None:
     assert len(lines) == 2
     strict = json.loads(lines[0], parse_constant=pytest.fail)
     assert strict == {
-        "seq": 1, "text": "a\nb\u2028c\x85d\r?", "loss": "NaN", "best": "-Infinity", "name": "Größe"
+        "seq": 1,
+        "text": "a\nb\u2028c\x85d\r?",
+        "loss": "NaN",
+        "best": "-Infinity",
+        "name": "Größe",
     }
 
 
