@@ -24,7 +24,7 @@ def command(name: NameArgument, home: HomeOption = None, json: JsonOption = Fals
     output.print_pairs(
         [
             (best["metric"], output.metric(best["value"])),
-            ("epoch", str(best["epoch"])),
+            ("epoch", str(best["epoch"] + 1)),
             ("step", str(best["step"])),
             ("file", best["path"]),
             *([("kept", f"{len(kept)} files in {where.job(name).best}")] if len(kept) > 1 else []),

@@ -22,11 +22,12 @@ def command(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List a job's checkpoints, oldest first."""
+    """List a job's checkpoints, and the ends of its fits."""
     where = open_home(home)
     name = existing(where, name)
-    found = [_look(path, verify=verify) for _, path in where.job(name).list_checkpoints()]
-    found = [entry for entry in found if entry]
+    paths = where.job(name)
+    files = [path for _, path in (*paths.list_checkpoints(), *paths.list_fits())]
+    found = [entry for entry in (_look(path, verify=verify) for path in files) if entry]
     if json:
         output.print_json(found)
     elif found:
@@ -42,12 +43,18 @@ def _look(path: Path, *, verify: bool) -> dict[str, Any]:
     """Describe one checkpoint; nothing where retention removed it meanwhile."""
     from runner.storage import checkpoint
 
-    entry: dict[str, Any] = {"path": str(path), "step": int(path.name[5:17]), "epoch": None}
+    entry: dict[str, Any] = {"path": str(path), "step": None, "epoch": None}
     try:
         status = os.stat(path)  # noqa: PTH116 - one call for size and time
         entry |= {"size_bytes": status.st_size, "written_at": _iso(status.st_mtime)}
         info = checkpoint.verify(path) if verify else checkpoint.describe(path)
-        entry |= {"epoch": info.epoch, "sha256": info.sha256, "verified": verify or None, "problem": None}
+        entry |= {
+            "step": info.step,
+            "epoch": info.epoch,
+            "sha256": info.sha256,
+            "verified": verify or None,
+            "problem": None,
+        }
     except BadCheckpointError as error:
         entry |= {"verified": False, "problem": str(error)}
     except FileNotFoundError:
@@ -61,6 +68,5 @@ def _iso(seconds: float) -> str:
 
 def _row(entry: dict[str, Any], *, verify: bool) -> tuple[str, ...]:
     verified = ("yes" if entry["verified"] else f"NO: {entry['problem']}",) if verify else ()
-    epoch = "" if entry["epoch"] is None else str(entry["epoch"])
-    size = output.size(entry["size_bytes"])
-    return (str(entry["step"]), epoch, size, entry["written_at"], entry["path"], *verified)
+    step, epoch = (str(entry[key] if entry[key] is not None else "?") for key in ("step", "epoch"))
+    return (step, epoch, output.size(entry["size_bytes"]), entry["written_at"], entry["path"], *verified)

@@ -154,7 +154,9 @@ def _summary(course: Course) -> dict[str, Any]:
 
 def _print(calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool) -> None:
     print()
-    output.print_table(("", CALM, ROUGH), [(label, *_cells(label, calm, rough)) for label in _ROWS])
+    rows = [(label, *(_cell(label, course) for course in (calm, rough))) for label in _ROWS]
+    digests = [verdict.digests.get(name, "none")[:16] for name in (CALM, ROUGH)]
+    output.print_table(("", CALM, ROUGH), [*rows, ("final digest", *digests)])
     print()
     for hit in rough.hits:
         print(_account(hit))
@@ -164,11 +166,7 @@ def _print(calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool
     print("all of it held" if held else "NOT all of it held")
 
 
-_ROWS = ("state", "duration", "steps", "restarts", "steps lost", "goodput", "best", "final digest")
-
-
-def _cells(label: str, calm: Course, rough: Course) -> tuple[str, str]:
-    return _cell(label, calm), _cell(label, rough)
+_ROWS = ("state", "duration", "steps", "restarts", "steps lost", "goodput", "best")
 
 
 def _cell(label: str, course: Course) -> str:
@@ -181,8 +179,9 @@ def _cell(label: str, course: Course) -> str:
         "restarts": str(job["restarts"]),
         "steps lost": str(sum(hit.steps_lost for hit in course.hits)),
         "goodput": f"{100 * job['goodput']['ratio']:.1f} %",
-        "best": f"{best['metric']} {output.metric(best['value'])}, epoch {best['epoch']}" if best else "none",
-        "final digest": sameness.digest_of(course.job)[:16] or "none",
+        "best": f"{best['metric']} {output.metric(best['value'])}, epoch {best['epoch'] + 1}"
+        if best
+        else "none",
     }
     return values[label]
 

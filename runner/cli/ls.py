@@ -43,7 +43,7 @@ def _row(job: dict[str, Any]) -> tuple[str, ...]:
         job["name"],
         job["state"],
         str(job["step"] or ""),
-        f"{job['epoch']}{epochs}" if job["step"] else "",
+        f"{min(job['epoch'] + 1, job['epochs'] or 1)}{epochs}" if job["epochs"] else "",
         str(job["restarts"] or ""),
         f"{best['metric']} {output.metric(best['value'])}" if best else "",
         job["reason"],

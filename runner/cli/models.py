@@ -8,7 +8,7 @@ from pathlib import Path
 from runner.cli import facts
 from runner.cli.options import existing
 from runner.errors import RefusedError, UsageError
-from runner.storage.layout import Home
+from runner.storage.layout import Home, JobPaths
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def at_step(home: Home, name: str, step: int | None) -> Model:
     Raises:
         RefusedError: there is none.
     """
-    kept = dict(home.job(name).list_checkpoints())
+    kept = _by_step(home.job(name))
     if not kept:
         raise RefusedError(f"{name}: no checkpoint yet")
     step = max(kept) if step is None else step
@@ -64,3 +64,13 @@ def at_step(home: Home, name: str, step: int | None) -> Model:
             f"{name}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(kept)))}"
         )
     return Model(kept[step], step, f"{name}@{step}")
+
+
+def _by_step(paths: JobPaths) -> dict[int, Path]:
+    """Return all that can be continued from, by step: checkpoints, and the ends of fits."""
+    kept = dict(paths.list_checkpoints())
+    for _, path in paths.list_fits():
+        from runner.storage import checkpoint  # numpy: only where models are read
+
+        kept[checkpoint.describe(path).step] = path
+    return kept

@@ -1,4 +1,7 @@
-"""Did two jobs end the same, bit for bit? Their last checkpoints' arrays, and the metrics of each epoch."""
+"""Did two jobs end the same, bit for bit? What their fits left behind, and the metrics of each epoch.
+
+Of a job without a fit (a loop of its own) it is the newest checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.cli import facts
 from runner.storage import jsontext
 from runner.storage.layout import Home, JobPaths
 
@@ -31,13 +33,13 @@ class Verdict:
 
 def compare(home: Home, first: str, second: str) -> Verdict:
     """Compare how two jobs ended."""
-    one, other = (facts.gather(home, name)["checkpoint"] for name in (first, second))
-    if one is None and other is None:
+    one, other = (finals(home.job(name)) for name in (first, second))
+    if not one and not other:
         return Verdict(True, "neither kept a checkpoint: there is nothing to compare but how they ended")
-    if one is None or other is None or one["step"] != other["step"]:
-        steps = [found["step"] if found else None for found in (one, other)]
-        return Verdict(False, f"NOT the same: the last checkpoints are of steps {steps[0]} and {steps[1]}")
-    arrays = [array_digests(Path(found["path"])) for found in (one, other)]
+    if [path.name for path in one] != [path.name for path in other]:
+        names = [", ".join(path.name for path in found) or "nothing" for found in (one, other)]
+        return Verdict(False, f"NOT the same: one ended with {names[0]}, the other with {names[1]}")
+    arrays = [array_digests(found) for found in (one, other)]
     digests = {name: whole(found) for name, found in zip((first, second), arrays, strict=True)}
     epochs = [_epochs(home.job(name)) for name in (first, second)]
     keys = sorted(arrays[0].keys() | arrays[1].keys())
@@ -49,20 +51,26 @@ def compare(home: Home, first: str, second: str) -> Verdict:
         text = f"NOT the same: {len(differing)} of {len(keys)} arrays and the metrics differ ({some})"
     else:
         text = (
-            f"the same, bit for bit: {len(keys)} arrays at step {one['step']} "
+            f"the same, bit for bit: {len(keys)} arrays of {', '.join(path.name for path in one)} "
             f"(sha256 {digests[first][:16]} and {digests[second][:16]}), metrics of {len(epochs[0])} epochs"
         )
     return Verdict(not differing, text, len(keys), len(epochs[0]), digests, differing)
 
 
-def array_digests(path: Path) -> dict[str, str]:
-    """Return a digest of every array in a checkpoint, over its dtype, shape and bytes."""
+def finals(paths: JobPaths) -> list[Path]:
+    """List the files that hold how the job ended."""
+    return [path for _, path in paths.list_fits()] or [path for _, path in paths.list_checkpoints()[-1:]]
+
+
+def array_digests(files: list[Path]) -> dict[str, str]:
+    """Return a digest of every array in checkpoints, over its dtype, shape and bytes."""
     from runner.storage import checkpoint  # numpy: only where models are read
 
     found = {}
-    for key, array in checkpoint.read(path).arrays.items():
-        head = f"{array.dtype.str} {array.shape}\n".encode()
-        found[key] = hashlib.sha256(head + array.tobytes()).hexdigest()
+    for path in files:
+        for key, array in checkpoint.read(path).arrays.items():
+            head = f"{array.dtype.str} {array.shape}\n".encode()
+            found[f"{path.name.partition('.')[0]}/{key}"] = hashlib.sha256(head + array.tobytes()).hexdigest()
     return found
 
 
@@ -70,11 +78,6 @@ def whole(digests: dict[str, str]) -> str:
     """Return one digest for all arrays."""
     text = "".join(f"{key} {digests[key]}\n" for key in sorted(digests))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def digest_of(job: dict[str, Any]) -> str:
-    """Return the digest of the arrays in the job's last checkpoint; empty where there is none."""
-    return whole(array_digests(Path(job["checkpoint"]["path"]))) if job["checkpoint"] else ""
 
 
 def _epochs(paths: JobPaths) -> list[str]:

@@ -57,7 +57,7 @@ def progress(job: dict[str, Any]) -> str:
     """Write step, epoch, phase and rate."""
     parts = [f"step {job['step']}"]
     if job["epochs"]:
-        parts.append(f"epoch {job['epoch']} of {job['epochs']}")
+        parts.append(f"epoch {min(job['epoch'] + 1, job['epochs'])} of {job['epochs']}")
     if job["phase"]:
         parts.append(job["phase"])
     if job["steps_per_s"]:
@@ -72,7 +72,7 @@ def metrics(values: dict[str, Any]) -> str:
 
 def best(found: dict[str, Any]) -> str:
     """Write the best model: what it reached, when, and where it lies."""
-    return f"{found['metric']} {output.metric(found['value'])} in epoch {found['epoch']}, {found['path']}"
+    return f"{found['metric']} {output.metric(found['value'])} in epoch {found['epoch'] + 1}, {found['path']}"
 
 
 def _attempt(attempt: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ def ended(event: Event) -> str:
 def resumed(event: Event) -> str:
     """Write from where training continues, and whether exactly."""
     exact = "" if event.get("exact", True) else f", not exactly: {event.get('reason') or 'unknown why'}"
-    return f"resumed from step {event.get('step')} (epoch {event.get('epoch')}){exact}"
+    return f"resumed from step {event.get('step')} (epoch {int(event.get('epoch') or 0) + 1}){exact}"
 
 
 def _running(event: Event) -> str:

@@ -25,6 +25,7 @@ START_FROM = ".from.weights.h5"
 _NAME = re.compile(NAME_PATTERN)
 _PRINTED = re.compile(rf"{NAME_PATTERN}|[A-Za-z0-9_-]*%[A-Za-z0-9%_~-]*")
 _CHECKPOINT = re.compile(r"step-(\d{12})\.weights\.h5")
+_FIT = re.compile(r"fit-(\d{3,})\.weights\.h5")
 _ATTEMPT = re.compile(r"\d{4,}")
 #: Longest printed name: with the marks of a temporary file it still is a file name.
 _PRINTED_MAX = 200
@@ -183,6 +184,15 @@ class JobPaths:
             if match:
                 found.append((int(match[1]), path))
         return sorted(found)
+
+    def fit(self, number: int) -> Path:
+        """Return what is kept of the end of fit `number`, counted from 0."""
+        return self.checkpoints / f"fit-{number:03d}.weights.h5"
+
+    def list_fits(self) -> list[tuple[int, Path]]:
+        """List (number, path) of the fits that are over, oldest first."""
+        found = [(_FIT.fullmatch(path.name), path) for path in _entries(self.checkpoints)]
+        return sorted((int(match[1]), path) for match, path in found if match)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def test_an_interrupt_holds_the_job_and_the_same_command_resumes_it(runner):
     assert supervisors(runner, "digits") == []
     answer = runner("run", folder)
     assert answer.code == 0
-    assert f"resumed from step {held['checkpoint']['step']} (epoch 0)" in answer.out
+    assert f"resumed from step {held['checkpoint']['step']} (epoch 1)" in answer.out
     assert "digits: succeeded after 300 steps" in answer.out
 
 
