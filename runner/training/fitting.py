@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,8 @@ class Fit:
             if now >= progress._written_at + 1.0:
                 self._tell(now)
             if (stop.requested and self._may_leave()) or (
-                saver.due(step, iterator.num_batches, done == total) and self._may_save(done)
+                saver.due(step, iterator.num_batches, done == total or done == 0 < step)
+                and self._may_save(done)
             ):
                 self._save(done)
             if done == total:
@@ -445,9 +447,12 @@ class Fit:
         worker.progress.write_if_due()
         if self._broken or not self._trained:
             return
-        message = worker.best.consider(epoch, worker.step, values, self.take, self.model.save)
+        message = worker.best.consider(epoch, worker.step, values, self.take, self._save_whole)
         if message:
             print(message, flush=True)  # noqa: T201 - one line in the job's log
+
+    def _save_whole(self, path: Path) -> None:
+        self.model.save(str(path))
 
     def _completed(self) -> int:
         size = self.iterator.steps_per_execution
@@ -469,7 +474,7 @@ class Fit:
         worker = self.worker
         self._held = None
         worker.phase("save")
-        if not self._broken:
+        if self._trained and not self._broken:
             self._save_finished()
         worker.facts("fit-finished", fit=self.number)
         worker.progress.set(step=worker.step, epoch=self.epoch + 1 if self._trained else self.epoch)

@@ -63,11 +63,7 @@ def _on_keras(worker: Worker, keras: ModuleType) -> None:
         version = getattr(keras, "__version__", "of unknown version")
         worker.facts.warn(f"Keras {version} lacks {', '.join(missing)}: no checkpoints with this version")
         return
-    try:
-        worker.find_saved()
-    except OSError as error:
-        worker.facts.warn(f"the checkpoints cannot be read: {error}")
-        raise
+    worker.find_saved()
     _patch_iterators(worker)
     _patch_callbacks(worker)
     _patch_fit(worker)

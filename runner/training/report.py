@@ -48,7 +48,11 @@ class Facts:
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Append one fact."""
-        line = json.dumps({"event": event, **fields}, default=str) + "\n"
+        self.append({"event": event, **fields})
+
+    def append(self, fact: Mapping[str, Any]) -> None:
+        """Append one fact; from any thread."""
+        line = json.dumps(fact, default=str) + "\n"
         with self._lock:
             try:
                 if self._fd is None:

@@ -6,12 +6,14 @@ script has imported Keras, never before.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from runner.errors import StorageError
 from runner.training.entropy import Entropy
 from runner.training.launch import Launch
 from runner.training.report import Facts, MetricsLog, Progress
@@ -64,7 +66,7 @@ class Worker:
         if self._saver is None:
             from runner.training.saver import Saver
 
-            self._saver = Saver(self.launch.paths, self.launch.checkpoint, self.facts, time.monotonic)
+            self._saver = Saver(self.launch.paths, self.launch.checkpoint, self._report, time.monotonic)
         return self._saver
 
     @property
@@ -73,14 +75,27 @@ class Worker:
         if self._best is None:
             from runner.training.best import BestKeeper
 
-            self._best = BestKeeper(self.launch.paths, self.launch.checkpoint, self.facts)
+            self._best = BestKeeper(self.launch.paths, self.launch.checkpoint, self.facts.append)
         return self._best
 
+    def _report(self, fact: dict[str, Any]) -> None:
+        """Take a fact of the saver's, and show it in the progress too."""
+        self.facts.append(fact)
+        if fact["event"] == "checkpoint":
+            self.progress.set(checkpoint_step=fact["step"], checkpoint_s=fact["save_s"])
+
     def find_saved(self) -> None:
-        """Look for a checkpoint to resume from; a bad one is put aside by the saver."""
-        self.saved = self.saver.latest()
-        if self.saved is None:
+        """Look for a checkpoint to resume from; a bad one is put aside by the saver.
+
+        Raises:
+            StorageError: there are checkpoints, and none can be read.
+        """
+        found = self.saver.latest()
+        if found is None:
             self.metrics.cut(0)
+        else:
+            self.saved = found[1]
+            self.progress.set(step=found[1].step, epoch=found[1].epoch, checkpoint_step=found[1].step)
 
     def phase(self, phase: str, *, tell: bool = False) -> None:
         """Enter a phase; `tell` makes a fact of it."""
@@ -101,18 +116,24 @@ class Worker:
     def leave_with(self, snapshot: Snapshot | None) -> Any:
         """Save `snapshot` where there is one, and stop as asked."""
         with self.stop.leaving:
-            if snapshot is not None:
-                self.phase("save")
-                self.saver.save_now(snapshot)
+            self.save_now(snapshot)
             leave()
+
+    def save_now(self, snapshot: Snapshot | None) -> None:
+        """Save a snapshot that is not on the disk yet; a failure is in the facts, and no reason to stay."""
+        if snapshot is None or self.saver.verified_step == snapshot.step:
+            return
+        self.phase("save")
+        with contextlib.suppress(OSError, StorageError):
+            self.saver.save_now(snapshot)
 
     def hold(self, snapshot: Snapshot) -> None:
         """Let the watcher serve a stop from this snapshot until `release`."""
-        self.stop.save_held = lambda: self.saver.save_now(snapshot)
+        self.stop.save_held = lambda: self.save_now(snapshot)
         self.stop.stake = Stake.HELD
 
     def release(self) -> None:
-        """The snapshot that was held is no longer the present."""
+        """Forget the snapshot that was held: it is no longer the present."""
         with self.stop.leaving:
             self.stop.stake = Stake.WORK
             self.stop.save_held = lambda: None
