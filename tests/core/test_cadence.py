@@ -1,0 +1,97 @@
+"""When to save, as tables."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from runner.core.cadence import Moment, Saved, cost_s, due, interval_s, retry_s, settled_s
+from runner.core.spec import CadenceUnit, Every
+
+AUTO = Every()
+
+
+@pytest.mark.parametrize(
+    ("cost", "interval"),
+    [(None, 1.0), (0.0, 1.0), (0.001, 1.0), (0.02, 2.0), (0.5, 50.0), (3.0, 300.0), (60.0, 300.0)],
+)
+def test_auto_spends_one_percent_between_a_second_and_five_minutes(
+    cost: float | None, interval: float
+) -> None:
+    assert interval_s(cost) == pytest.approx(interval)
+
+
+@pytest.mark.parametrize(
+    ("cost", "step", "now_s", "expected"),
+    [
+        (None, 5, 0.9, False),  # the first one comes early ...
+        (None, 5, 1.0, True),
+        (0.02, 5, 1.9, False),  # ... the later ones as their cost allows
+        (0.02, 5, 2.0, True),
+        (900.0, 5, 300.0, True),  # however dear
+        (None, 0, 9.0, False),  # no step since: nothing new to save
+    ],
+)
+def test_auto(cost: float | None, step: int, now_s: float, expected: bool) -> None:
+    assert due(AUTO, Moment(step, now_s), Saved(0, 0.0), cost, None) is expected
+
+
+@pytest.mark.parametrize(("now_s", "expected"), [(29.9, False), (30.0, True)])
+def test_seconds(now_s: float, expected: bool) -> None:
+    assert due(Every(CadenceUnit.SECONDS, 30), Moment(9, now_s), Saved(8, 0.0), 99.0, None) is expected
+
+
+@pytest.mark.parametrize(
+    ("count", "saved", "step", "expected"),
+    [
+        (500, 0, 499, False),
+        (500, 0, 500, True),
+        (500, 500, 500, False),
+        (500, 480, 512, True),  # steps_per_execution jumps over the multiple
+        (500, 730, 999, False),  # stopped and resumed in between: back to the multiples
+        (500, 730, 1000, True),
+        (1, 0, 1, True),
+        (0.25, 3, 4, True),
+    ],
+)
+def test_steps(count: float, saved: int, step: int, expected: bool) -> None:
+    assert due(Every(CadenceUnit.STEPS, count), Moment(step, 0.0), Saved(saved, 0.0), None, None) is expected
+
+
+@pytest.mark.parametrize(
+    ("count", "ended", "since", "expected"),
+    [(1, True, 1, True), (1, False, 0, False), (2, True, 1, False), (2, True, 2, True), (2, False, 2, False)],
+)
+def test_epochs(count: float, ended: bool, since: int, expected: bool) -> None:
+    moment, saved = Moment(10, 0.0, ended), Saved(0, 0.0, since)
+    assert due(Every(CadenceUnit.EPOCHS, count), moment, saved, None, 10) is expected
+
+
+def test_a_part_of_an_epoch_is_counted_in_steps_where_their_number_is_known() -> None:
+    half = Every(CadenceUnit.EPOCHS, 0.5)
+    assert due(half, Moment(50, 0.0), Saved(0, 0.0), None, 100)
+    assert not due(half, Moment(49, 0.0), Saved(0, 0.0), None, 100)
+    assert not due(half, Moment(50, 0.0), Saved(0, 0.0), None, None)
+    assert due(half, Moment(100, 0.0, epoch_ended=True), Saved(0, 0.0, 1), None, None)
+
+
+def test_the_share_of_training_time_stays_below_one_percent() -> None:
+    cost, now_s, saved, saves = 0.05, 0.0, Saved(0, 0.0), 0
+    for step in range(1, 100_001):  # a thousand seconds of 10 ms steps
+        now_s += 0.01
+        if due(AUTO, Moment(step, now_s), saved, cost, None):
+            saved, saves = Saved(step, now_s), saves + 1
+    assert 0.009 <= saves * cost / now_s <= 0.0101
+
+
+def test_the_cost_is_the_pause_and_a_part_of_the_cores() -> None:
+    assert cost_s(0.01, 0.4, 4) == pytest.approx(0.11)
+    assert cost_s(0.01, 0.4, 0) == pytest.approx(0.41)
+    assert settled_s(None, 3.0) == 3.0
+    assert settled_s(1.0, 3.0) == 2.0
+
+
+@pytest.mark.parametrize(("failures", "delay"), [(0, 0), (1, 1), (2, 2), (5, 16), (50, 300), (10**9, 300)])
+def test_retries_come_ever_later(failures: int, delay: float) -> None:
+    assert math.isclose(retry_s(failures), delay)
