@@ -96,7 +96,7 @@ def _course(
 ) -> Course:
     """Run the job to its end; let the faults strike, spread evenly over it."""
     display.say(f"--- {name}{': ' + ', '.join(faults) if faults else ''}")
-    watch = Watch(lab.home, name, display, from_start=True)
+    watch = Watch(lab.home, name, display, from_start=True, silent=frozenset({"best"}))
     lab.say, lab.idle = display.say, watch.look
     began = time.monotonic()
     lab.submit(name)

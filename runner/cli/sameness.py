@@ -9,7 +9,6 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from runner.storage import jsontext
 from runner.storage.layout import Home, JobPaths
