@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from runner.core.actions import Remove, Signal, Start, Wait
 from runner.core.admission import Capacity, admit
 from runner.core.events import AnyEvent, Ended, Event, Limit, Reported, Request, Retry, Sight, StartFailed
-from runner.core.job import ACTIVE, SETTLED, Goal, Job, Moment, State
+from runner.core.job import ACTIVE, SETTLED, Goal, Job, Moment, Outcome, State
 from runner.core.spec import JobSpec, LimitsSpec, ResourcesSpec, RestartSpec
 from runner.core.table import TABLE, Decision, Move, decide
 from runner.storage import records
@@ -194,7 +194,8 @@ def check_record(before: Job, event: AnyEvent, after: Job, moment: Moment) -> No
     assert all(a.outcome is not None for a in after.attempts[:-1])
     if after.current is not None:
         assert (after.current.outcome is None) == (after.state in ACTIVE)
-    assert after.restarts == max(0, after.attempt - 1)
+    ended = [a for a in after.attempts[:-1] if a.outcome is not Outcome.STOPPED]
+    assert after.restarts == len(ended), "a start after a stop on request is no restart"
     ledger = after.ledger
     assert min(ledger.lost_s, ledger.down_s, ledger.checkpoint_s) >= 0
     assert ledger.useful_s + ledger.lost_s + ledger.down_s + ledger.checkpoint_s >= -1e-6

@@ -328,6 +328,14 @@ def test_saving_the_same_step_again_is_no_progress() -> None:
     assert life.on(KILLED).job.state is State.FAILED
 
 
+def test_what_was_done_before_and_lost_since_is_no_progress_when_it_is_done_again() -> None:
+    life = Life(queued(spec(budget=1))).all([ADMITTED, saved(100), KILLED])
+    fell_back = {"event": "resumed", "path": "checkpoints/a", "step": 50, "epoch": 0}
+    life.all([Reported((fell_back,), 1), KILLED, BACKOFF_OVER, ADMITTED])
+    assert (life.job.mark_step, life.job.charged) == (100, 1)
+    assert life.all([saved(60), KILLED]).job.state is State.FAILED
+
+
 def test_preemption_is_free_however_often_but_waits_longer() -> None:
     life = Life(queued(spec(budget=0, backoff_min_s=1.0, backoff_max_s=8.0)))
     waits = []
@@ -349,6 +357,8 @@ def test_a_drained_job_is_queued_and_keeps_its_counters() -> None:
 def test_flags_of_one_attempt_do_not_reach_the_next() -> None:
     life = in_state(State.RUNNING).all([HUNG, asked(signal="SIGKILL"), BACKOFF_OVER, ADMITTED])
     assert (life.job.hung, life.job.starved) == (False, False)
+    assert life.on(KILLED).job.attempts[-1].outcome is Outcome.CRASHED
+    life = in_state(State.RUNNING).all([HUNG, PAUSE, asked(signal="SIGKILL"), RESUME, ADMITTED])
     assert life.on(KILLED).job.attempts[-1].outcome is Outcome.CRASHED
     life = in_state(State.RUNNING).all([MEMORY_OVER, asked(signal="SIGKILL"), BACKOFF_OVER, ADMITTED])
     assert life.on(KILLED).job.attempts[-1].outcome is Outcome.CRASHED
