@@ -1,0 +1,151 @@
+"""`runner drill`: faults really strike, and a difference is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runner.cli import lab, sameness
+from runner.settings import load_spec
+from runner.storage import checkpoint
+from runner.storage.layout import Home
+from tests.cli.conftest import ENVIRON, wait_for
+
+
+def drill(folder, *words, **environ):
+    done = subprocess.run(
+        [sys.executable, "-m", "runner.cli", "drill", str(folder), *words],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        env=ENVIRON | environ,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def test_faults_strike_and_are_got_over(runner, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    folder = runner.folder("count", "600", "0.01", toml='[restart]\nbackoff = "50ms"\n')
+    done = drill(folder, "--faults", "worker,supervisor,both", "--json", TMPDIR=str(tmp_path / "tmp"))
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, report
+    assert report["held"]
+    assert [hit["fault"] for hit in report["faults"]] == ["worker", "supervisor", "both"]
+    assert report["undisturbed"]["restarts"] == 0
+    assert report["disturbed"]["restarts"] == 2
+    assert report["disturbed"]["state"] == "succeeded"
+    assert all(hit["step"] > 0 for hit in report["faults"])
+    assert list((tmp_path / "tmp").iterdir()) == [], "nothing is left behind"
+
+
+def test_a_job_that_cannot_get_over_it_fails_the_drill(runner, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    folder = runner.folder("sleeps", command=["sleep", "4"], toml="[restart]\nbudget = 0\n")
+    done = drill(folder, "--kills", "1", TMPDIR=str(tmp_path / "tmp"))
+    assert done.returncode == 1
+    assert "NOT all of it held" in done.stdout
+    assert "kept for a look: " in done.stdout
+
+
+def test_an_interrupted_drill_leaves_nothing_running(runner, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    started = subprocess.Popen(
+        [sys.executable, "-m", "runner.cli", "drill", str(runner.folder("count", "100000", "0.01"))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRON | {"TMPDIR": str(tmp_path / "tmp")},
+    )
+    wait_for(lambda: list((tmp_path / "tmp").glob("*/home/state/*/progress.json")), "it to train")
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 130, (out, err)
+    marks = [path for path in Path("/proc").iterdir() if path.name.isdigit()]
+    inside = os.fsencode(tmp_path / "tmp")
+    wait_for(lambda: not any(inside in _words(path) for path in marks), "everything to end")
+
+
+def _words(path):
+    try:
+        return (path / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("toml", "line"),
+    [
+        (None, 2),
+        ("priority = 1\n", 3),
+        ("[seed]\n[limits]\n", 2),
+        ("seed = {}\npriority = 1\n", 1),
+        ("\ufeff[limits]\n", 3),
+    ],
+)
+def test_both_runs_get_one_seed(tmp_path, toml, line):
+    (tmp_path / "train.py").write_text("")
+    if toml is not None:
+        (tmp_path / "job.toml").write_text(toml)
+    lab._give_seed(tmp_path / "job.toml")
+    assert load_spec(tmp_path).seed is not None
+    assert "value" in (tmp_path / "job.toml").read_text().splitlines()[line - 1]
+
+
+class TestSameness:
+    @pytest.fixture
+    def home(self, tmp_path):
+        home = Home(tmp_path)
+        for name in ("one", "other"):
+            home.job(name).checkpoints.mkdir(parents=True)
+        return home
+
+    def write(self, path, *values):
+        arrays = {"variables/0": np.array(values, np.float32), "variables/1": np.zeros((2, 2))}
+        checkpoint.write(path, checkpoint.Snapshot(3, 1, {}, arrays), created="2026-01-01T00:00:00Z")
+
+    def test_the_same(self, home):
+        for name, time in (("one", "10:00"), ("other", "11:00")):
+            self.write(home.job(name).checkpoint(3), 1.0, 2.0)
+            home.job(name).metrics.write_text(f'{{"epoch": 0, "time": "{time}", "loss": 0.5}}\n')
+        verdict = sameness.compare(home, "one", "other")
+        assert (verdict.same, verdict.arrays, verdict.epochs, verdict.differing) == (True, 2, 1, ())
+        assert verdict.digests["one"] == verdict.digests["other"]
+
+    @pytest.mark.parametrize("value", [np.nextafter(np.float32(2), np.float32(3)), np.nan])
+    def test_one_bit_is_a_difference(self, home, value):
+        self.write(home.job("one").fit(0), 1.0, 2.0)
+        self.write(home.job("other").fit(0), 1.0, value)
+        verdict = sameness.compare(home, "one", "other")
+        assert (verdict.same, verdict.differing) == (False, ("fit-000/variables/0",))
+
+    def test_a_minus_zero_is_a_difference(self, home):
+        self.write(home.job("one").fit(0), 0.0)
+        self.write(home.job("other").fit(0), -0.0)
+        assert not sameness.compare(home, "one", "other").same
+
+    def test_other_metrics_are_a_difference(self, home):
+        for name, loss in (("one", 0.5), ("other", 0.25)):
+            self.write(home.job(name).fit(0), 1.0)
+            home.job(name).metrics.write_text(f'{{"epoch": 0, "loss": {loss}}}\n')
+        assert sameness.compare(home, "one", "other").differing == ("metrics.jsonl",)
+
+    def test_other_steps_cannot_be_compared(self, home):
+        self.write(home.job("one").checkpoint(3), 1.0)
+        self.write(home.job("other").checkpoint(4), 1.0)
+        verdict = sameness.compare(home, "one", "other")
+        assert not verdict.same
+        assert "step-000000000004" in verdict.text
+
+    def test_one_without_any(self, home):
+        self.write(home.job("one").checkpoint(3), 1.0)
+        assert not sameness.compare(home, "one", "other").same
+
+    def test_neither_with_any(self, home):
+        assert sameness.compare(home, "one", "other").same
