@@ -93,7 +93,14 @@ def write(path: Path, snapshot: Snapshot, *, created: str) -> int:
     """
     try:
         layout, manifest = _lay_out(snapshot, created)
-    except (ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        RecursionError,
+        OSError,
+    ) as error:  # no disk was touched
         raise StorageError(f"{path}: this snapshot cannot be stored as a checkpoint: {error}") from error
     offset, size = manifest
     with durable.replacing(path, verify=_verify_new) as fd:
