@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 from runner.errors import RunnerError
 from runner.storage.layout import Home, find_home
+from runner.supervisor.notify import notify
 from runner.supervisor.supervisor import Config, Supervisor
 
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
@@ -48,6 +52,7 @@ def parse(argv: list[str]) -> tuple[Home, Config]:
 
 def main(argv: list[str]) -> int:
     """Serve until told to end; return the exit code."""
+    faulthandler.enable()  # systemd's watchdog ends a hung daemon with SIGABRT: the journal gets the stacks
     set_up_logging()
     home, config = parse(argv)
     try:
@@ -60,8 +65,20 @@ def main(argv: list[str]) -> int:
         print(f"runner: {home.root}: cannot supervise this home: {error}", file=sys.stderr)  # noqa: T201 - as above
         return 1
     if supervisor.exec_again:
-        os.execv(sys.executable, [sys.executable, "-m", "runner.supervisor", *argv])
+        _start_anew(supervisor)
     return 0
+
+
+def _start_anew(supervisor: Supervisor) -> None:
+    """Become a new daemon under the same pid; a signal that comes meanwhile waits (see Loop.on_signal).
+
+    `systemctl reload` followed at once by `systemctl stop` sends SIGTERM while there is no handler for it.
+    """
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    if supervisor.draining or supervisor.loop.has_arrived(signal.SIGTERM):
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == "__main__":

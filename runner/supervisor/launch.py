@@ -13,8 +13,10 @@ from runner.core.job import Job
 from runner.storage import durable, lock, records
 from runner.storage.layout import START_FROM, Home
 
-_SHIM = Path(__file__).with_name("shim.py")
-_BOOTSTRAP = Path(__file__).parent.parent / "training" / "bootstrap.py"
+# Resolved: where an upgrade swaps a link to the installation, a worker stays with the files it started with.
+_SHIM = Path(__file__).resolve().with_name("shim.py")
+_BOOTSTRAP = _SHIM.parent.parent / "training" / "bootstrap.py"
+_PYTHON = str(Path(sys.executable).parent.resolve() / Path(sys.executable).name)
 _SHIM_LOCK_FD = 3
 #: What systemd says to us is not for the workers.
 _OURS_ALONE = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "INVOCATION_ID", "JOURNAL_STREAM"}
@@ -63,7 +65,7 @@ def interpreter(python: str, folder: Path) -> str:
     if python != "auto":
         return str(folder / python) if "/" in python else python
     own = folder / ".venv" / "bin" / "python"
-    return str(own) if own.exists() else sys.executable
+    return str(own) if own.exists() else _PYTHON
 
 
 def start_shim(home: Home, job: Job) -> int:
@@ -84,8 +86,8 @@ def start_shim(home: Home, job: Job) -> int:
         durable.link(paths.current, f"attempts/{attempt.dir.name}")
         environ = {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
         return os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-I", "-S", str(_SHIM), str(attempt.dir)],
+            _PYTHON,
+            [_PYTHON, "-I", "-S", str(_SHIM), str(attempt.dir)],
             environ,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -48,9 +48,14 @@ class Loop:
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_wakes)
 
     def on_signal(self, number: int, callback: Callback) -> None:
-        """Call back, in a turn of the loop, when the signal has arrived."""
+        """Call back, in a turn of the loop, when the signal has arrived; one that was held back comes now."""
         self._signals[number] = callback
         signal.signal(number, lambda n, _frame: self._arrived.add(n))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+
+    def has_arrived(self, number: int) -> bool:
+        """Tell whether the signal has arrived and was not called back for."""
+        return number in self._arrived
 
     def on_readable(self, fd: int, callback: Callback) -> None:
         """Call back in every turn in which `fd` is readable, until `forget`."""

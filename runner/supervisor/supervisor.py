@@ -89,6 +89,7 @@ class Supervisor:
             self.loop.run()
         finally:
             observer.stop()
+            observer.join()
             durable.remove(self.home.supervisor)
             self.loop.close()
 
