@@ -91,6 +91,8 @@ class Retry:
     """A settled job shall run again, with what its folder says now."""
 
     spec: JobSpec
+    seed: int = 0  #: for a job that never ran, as one that was rejected
+    threads: int = 1
     kind: Kind = field(default=Request.RETRY, init=False)
 
 

@@ -149,6 +149,7 @@ class Job:
     exactness: str = ""  #: what the worker said of the exactness of this job's resumes
     ledger: Ledger = field(default_factory=Ledger)
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
+    asked_at: str | None = None  #: when it was last asked to run again; waiting before that is nobody's loss
     source: str | None = None  #: the job and checkpoint this one started from, as NAME@STEP
     started_at: str | None = None
     finished_at: str | None = None

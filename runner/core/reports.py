@@ -9,6 +9,15 @@ from typing import Any
 
 from runner.core.job import BestRef, CheckpointRef, Job, seconds_between
 
+#: The kinds of facts a worker reports; an event log names anything else a "note", so that no worker can
+#: write there that its job succeeded.
+FACTS = frozenset(
+    {
+        *("resumed", "checkpoint", "best", "quarantined", "save-failed"),
+        *("classified", "warning", "phase", "fit-started", "fit-finished"),
+    }
+)
+
 
 def apply_facts(job: Job, facts: Iterable[Mapping[str, Any]], now: str) -> Job:
     """Return the record with `facts` taken in; a fact of a kind or shape not known here changes nothing."""

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
 from runner.core.events import AnyEvent, Ended, Kind, Limit, Reported, Request, Retry, Sight, StartFailed
 from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Moment, Outcome, State, seconds_between
-from runner.core.reports import apply_facts
+from runner.core.reports import FACTS, apply_facts
 from runner.core.restart import EXIT_RETRY, GiveUp, judge
 
 
@@ -96,9 +96,9 @@ def _enter(job: Job, state: State, moment: Moment, reason: str = "", **details: 
 def _start(job: Job, moment: Moment) -> Decision:
     number = job.attempt + 1
     previous = job.current
-    down_s = seconds_between(previous.ended_at, moment.iso) if previous and previous.ended_at else 0.0
-    if previous and previous.outcome is Outcome.STOPPED:
-        down_s = 0.0
+    down_s = 0.0
+    if previous and previous.ended_at and previous.outcome is not Outcome.STOPPED:
+        down_s = seconds_between(max(previous.ended_at, job.asked_at or ""), moment.iso)
     job = replace(
         job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step)),
         attempt=number,
@@ -120,12 +120,19 @@ def _admitted(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
 
 
 def _start_failed(job: Job, event: StartFailed, moment: Moment) -> Decision:
+    goal, stop_reason = job.goal, job.reason
     job = _close(job, Ended(reason=event.reason), Outcome.FAILED, moment)
+    if goal is Goal.CANCEL:
+        return Decision(_enter(job, State.CANCELLED, moment, stop_reason))
     return Decision(_enter(job, State.FAILED, moment, event.reason))
 
 
 def _backoff_over(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
     return Decision(_enter(job, State.QUEUED, moment))
+
+
+def _resume(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
+    return Decision(_enter(replace(job, asked_at=moment.iso), State.QUEUED, moment))
 
 
 # --- while it runs ----------------------------------------------------------------------------------------
@@ -134,7 +141,8 @@ def _backoff_over(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
 def _reported(job: Job, event: Reported, moment: Moment) -> Decision:
     job = apply_facts(job, event.facts, moment.iso)
     for fact in event.facts:
-        job = publish(job, moment, str(fact.get("event", "note")), **fact)
+        kind = str(fact.get("event"))
+        job = publish(job, moment, kind if kind in FACTS else "note", **fact)
     return Decision(replace(job, facts_read=event.read))
 
 
@@ -274,6 +282,9 @@ def _retry(job: Job, event: Retry, moment: Moment) -> Decision:
     job = replace(
         job,
         spec=event.spec,
+        seed=job.seed if job.attempt else event.seed,
+        threads=job.threads if job.attempt else event.threads,
+        asked_at=moment.iso,
         goal=Goal.RUN,
         charged=0,
         fruitless=0,
@@ -332,7 +343,7 @@ TABLE: dict[tuple[State, Kind], Row] = {
     (State.STOPPING, Request.RETRY): _RETRY_ACTIVE,
     (State.STOPPING, Request.REMOVE): Refuse(_REMOVE_FIRST),
     (State.STOPPING, Sight.ADMITTED): _NOT_QUEUED,
-    (State.STOPPING, Sight.START_FAILED): _move(_start_failed, State.FAILED),
+    (State.STOPPING, Sight.START_FAILED): _move(_start_failed, State.FAILED, State.CANCELLED),
     (State.STOPPING, Sight.REPORTED): _move(_reported, State.STOPPING),
     (State.STOPPING, Sight.ENDED): _move(
         _ended, State.SUCCEEDED, State.FAILED, State.BACKOFF, State.QUEUED, State.PAUSED, State.CANCELLED
@@ -351,7 +362,7 @@ TABLE: dict[tuple[State, Kind], Row] = {
     (State.PAUSED, Request.STOP): _move(_settle(State.CANCELLED, "stopped on request"), State.CANCELLED),
     (State.PAUSED, Request.CANCEL): _move(_settle(State.CANCELLED, "cancelled on request"), State.CANCELLED),
     (State.PAUSED, Request.PAUSE): Refuse("it is paused already"),
-    (State.PAUSED, Request.RESUME): _move(_backoff_over, State.QUEUED),
+    (State.PAUSED, Request.RESUME): _move(_resume, State.QUEUED),
     (State.PAUSED, Request.RETRY): Refuse("it is paused; resume it instead"),
     (State.PAUSED, Request.REMOVE): _move(_remove, State.PAUSED),
 }

@@ -167,14 +167,14 @@ def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
         return None
     if value.get("error"):
         return StartFailed(f"cannot start: {value['error']}")
-    code, number = value.get("exit_code"), value.get("signal")
-    usage = value.get("rusage") or {}
+    code, number, usage = value.get("exit_code"), value.get("signal"), value.get("rusage")
+    peak = usage.get("max_rss_bytes") if isinstance(usage, dict) else None
     return Ended(
-        exit_code=int(code) if code is not None else None,
+        exit_code=code if isinstance(code, int) else None,
         signal=str(number) if number is not None else None,
         asked=bool(value.get("asked")),
         reason=Outcome.OUT_OF_MEMORY.value if value.get("kernel_oom") else "",
-        max_rss_bytes=usage.get("max_rss_bytes"),
+        max_rss_bytes=peak if isinstance(peak, int) else None,
     )
 
 

@@ -32,11 +32,12 @@ class Book:
         self.home = home
         self.jobs: dict[str, Job] = {}
         self.refused: set[str] = set()  #: names whose record cannot be read: left alone, loudly
+        self.postponed: set[str] = set()  #: names whose record the disk did not give us: to be tried again
 
     @property
     def names(self) -> set[str]:
         """Every name that stands for something."""
-        return self.jobs.keys() | self.refused
+        return self.jobs.keys() | self.refused | self.postponed
 
     def load(self, name: str) -> None:
         """Read a record; one that cannot be read is refused, never replaced."""
@@ -44,10 +45,14 @@ class Book:
         try:
             job = records.load_job(paths.record)
             eventlog.append(paths.events, job.outbox)
-        except (UnreadableRecordError, OSError) as error:
+        except UnreadableRecordError as error:
             self.refused.add(name)
             log.error("%s", error)
+        except OSError as error:
+            self.postponed.add(name)
+            log.error("%s: cannot load it: %s; trying again", name, error)
         else:
+            self.postponed.discard(name)
             self.jobs[name] = job
 
     def commit(self, job: Job) -> bool:

@@ -72,11 +72,19 @@ def take_up(home: Home, folder: str, order: int, moment: Moment) -> Job:
         moment.iso,
         order,
         spec,
-        seed=spec.seed if spec.seed is not None else secrets.randbits(31),
-        threads=len(os.sched_getaffinity(0)),
+        seed=_seed(spec),
+        threads=_threads(),
         source=_source(home.folder(name)),
     )
     return publish(job, moment, State.QUEUED.value, seed=job.seed, threads=job.threads)
+
+
+def _seed(spec: JobSpec) -> int:
+    return spec.seed if spec.seed is not None else secrets.randbits(31)
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _spec(home: Home, folder: str) -> JobSpec:
@@ -178,7 +186,8 @@ class Inbox:
     def _event_for(self, request: requests.RequestFile) -> AnyEvent:
         kind = Request(request.verb)
         if kind is Request.RETRY and self._book.jobs[request.name].state in SETTLED:
-            return Retry(load_again(self._home, request.name))
+            spec = load_again(self._home, request.name)
+            return Retry(spec, _seed(spec), _threads())
         return Event(kind)
 
 

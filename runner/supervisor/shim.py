@@ -318,7 +318,9 @@ def write_json(path: str, value: dict[str, object], durably: bool = False) -> No
     temporary = f"{path}.{os.getpid()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        os.write(fd, (json.dumps(value) + "\n").encode())
+        data = (json.dumps(value) + "\n").encode()
+        while data:
+            data = data[os.write(fd, data) :]
         if durably:
             os.fsync(fd)
     finally:

@@ -17,6 +17,8 @@ from runner.supervisor.attempts import Attempts, Live, read_identity
 LOOK_S = 1.0
 #: A gap between two looks beyond this was not ours to see: the machine slept, or we did.
 _GAP_MAX_S = 10.0
+#: Phases (see ARCHITECTURE.md) in which limits.hang holds; before them it is limits.startup.
+_AFTER_FIRST_STEP = {"train", "validate", "callbacks", "save", "after"}
 
 
 class Vitals:
@@ -47,8 +49,9 @@ class Vitals:
         worker = read_identity(self._home.job(job.name).attempt(attempt.number), "worker")
         runnable = since_s < _GAP_MAX_S and not (worker and process.is_stopped(worker.pid))
         progress = self._progress(job)
-        mark = f"{progress.get('step')}/{progress.get('phase')}/{progress.get('beat', 0)}"
-        stepped = bool(progress.get("stepped"))
+        # The worker's main thread alone makes progress.json change, and only when it gets on.
+        mark = f"{progress.get('step')} {progress.get('time')}"
+        stepped = progress.get("phase") in _AFTER_FIRST_STEP
         attempt.pulse = observe(attempt.pulse, now, mark, stepped=stepped, runnable=runnable)
 
     def _progress(self, job: Job) -> dict[str, object]:

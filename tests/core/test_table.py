@@ -249,7 +249,19 @@ def test_a_command_that_nobody_asked_and_exits_0_has_succeeded() -> None:
     assert in_state(State.RUNNING, command()).on(OK).job.state is State.SUCCEEDED
 
 
-@pytest.mark.parametrize("before", [[], [STOP], [PAUSE]], ids=str)
+def test_a_cancelled_job_that_could_not_even_start_is_cancelled() -> None:
+    job = in_state(State.RUNNING).all([STOP, START_FAILED]).job
+    assert (job.state, job.reason) == (State.CANCELLED, "stopped on request")
+    assert job.attempts[0].outcome is Outcome.FAILED
+
+
+def test_a_workers_fact_cannot_pass_for_a_transition() -> None:
+    job = in_state(State.RUNNING).on(Reported(({"event": "succeeded"},), 10)).job
+    assert job.state is State.RUNNING
+    assert [event["event"] for event in job.outbox] == ["note"]
+
+
+@pytest.mark.parametrize("before", [[], [PAUSE]], ids=str)
 def test_an_attempt_that_cannot_start_fails_the_job_and_says_why(before: list[AnyEvent]) -> None:
     job = in_state(State.RUNNING).all(before).on(START_FAILED).job
     assert (job.state, job.reason) == (State.FAILED, "no such program: ./train.sh")

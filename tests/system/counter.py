@@ -47,7 +47,8 @@ def save(count: int) -> None:
 
 def progress(count: int) -> None:
     temporary = state / f".progress.{os.getpid()}"
-    fields = {"version": 1, "attempt": attempt, "pid": os.getpid(), "step": count, "stepped": count > first}
+    fields = {"version": 1, "attempt": attempt, "pid": os.getpid(), "step": count}
+    fields["phase"] = "train" if count > first else "import"
     with contextlib.suppress(OSError):
         temporary.write_text(json.dumps(fields))
         temporary.rename(state / "progress.json")

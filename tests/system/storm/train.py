@@ -37,7 +37,7 @@ history = model.fit(
         keras.callbacks.EarlyStopping(patience=1000, restore_best_weights=True),
         keras.callbacks.ModelCheckpoint("kept.weights.h5", save_best_only=True, save_weights_only=True),
         # A step of a model of some size takes a while: this gives the kills something to hit.
-        keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: time.sleep(float(sys.argv[2]))),
+        keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: time.sleep(float(sys.argv[2]))),
     ],
 )
 
