@@ -32,6 +32,7 @@ def command(
         output.print_json(found)
     elif found:
         head = ("STEP", "EPOCH", "SIZE", "WRITTEN", "FILE", *(("VERIFIED",) if verify else ()))
+        print(f"{paths.checkpoints}:")
         output.print_table(head, [_row(entry, verify=verify) for entry in found])
     else:
         print(f"{name}: no checkpoint yet")
@@ -69,4 +70,11 @@ def _iso(seconds: float) -> str:
 def _row(entry: dict[str, Any], *, verify: bool) -> tuple[str, ...]:
     verified = ("yes" if entry["verified"] else f"NO: {entry['problem']}",) if verify else ()
     step, epoch = (str(entry[key] if entry[key] is not None else "?") for key in ("step", "epoch"))
-    return (step, epoch, output.size(entry["size_bytes"]), entry["written_at"], entry["path"], *verified)
+    return (
+        step,
+        epoch,
+        output.size(entry["size_bytes"]),
+        entry["written_at"],
+        Path(entry["path"]).name,
+        *verified,
+    )

@@ -61,7 +61,7 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "reason": record.get("reason") or "",
         "attempt": attempt,
         "restarts": int(record.get("restarts") or 0),
-        "step": int(progress.get("step") or (checkpoint or {}).get("step") or 0),
+        "step": max(int(progress.get("step") or 0), int((checkpoint or {}).get("step") or 0)),
         "epoch": int(progress.get("epoch") or (checkpoint or {}).get("epoch") or 0),
         "pid": _worker_pid(paths, attempt) if state in ACTIVE else None,
         "phase": progress.get("phase") if state in ACTIVE else None,
