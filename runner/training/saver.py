@@ -33,7 +33,7 @@ from runner.core import cadence, retention
 from runner.core.cadence import Moment, Saved
 from runner.core.spec import CadenceUnit, CheckpointSpec
 from runner.errors import BadCheckpointError, StorageError
-from runner.storage import checkpoint, durable
+from runner.storage import checkpoint, durable, hdf5layout
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training.quarantine import Report, set_aside
@@ -43,6 +43,7 @@ PINNED_SUFFIX = ".pinned"
 
 _TEMPORARY = re.compile(r"\.step-\d{12}\.weights\.h5\.\d+-[0-9a-f]{8}\.tmp")
 _FAILURES = (OSError, StorageError, MemoryError)
+_LOADED_EARLY = hdf5layout  # not at the first save, from a disk that may then be failing
 _log = logging.getLogger(__name__)
 
 
