@@ -190,6 +190,9 @@ class BestKeeper:
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             set_aside(self._paths, path, f"{path}: not a record of a best model: {error}", self._tell)
             return None
+        except OSError as error:
+            self._pass_over(path, error)
+            return None
 
     def _intact(self, committed: _Committed) -> bool:
         path = self._paths.best / committed.best.file
@@ -201,7 +204,11 @@ class BestKeeper:
                 {"event": "warning", "message": f"{path} is gone; the next best model takes its place"}
             )
             return False
-        if _identity_in(path) is None:
+        except OSError as error:
+            self._pass_over(path, error)
+            return False
+        claimed = _identity_in(path)
+        if claimed is None or (path.name.endswith(whole.SUFFIX) and claimed == committed.best):
             reason = f"{path}: its bytes do not match the digest in {RECORD}; delete it or restore a copy"
             set_aside(self._paths, path, reason, self._tell)
         return False
@@ -234,7 +241,14 @@ class BestKeeper:
             return replace(_best_from(checkpoint.read(path).state["best"]), file=claimed.file)
         except (BadCheckpointError, ValueError, TypeError, KeyError) as error:
             set_aside(self._paths, path, str(error), self._tell)
-            return None
+        except OSError as error:
+            self._pass_over(path, error)
+        return None
+
+    def _pass_over(self, path: Path, error: OSError) -> None:
+        """Report what the disk does not give."""
+        message = f"{path} cannot be read and is passed over: {error}"
+        self._tell({"event": "warning", "message": message})
 
     def _sweep(self) -> None:
         """Remove what a killed writer left."""
@@ -295,7 +309,7 @@ def _identity_in(path: Path) -> Best | None:
     """Read by what a model's file claims to be best, cheaply; None where it claims nothing or is damaged."""
     try:
         if path.name.endswith(whole.SUFFIX):
-            return replace(_best_from(json.loads(whole.comment(path))), file=path.name)
+            return replace(_best_from(json.loads(whole.comment_of(path))), file=path.name)
         info = checkpoint.describe(path)
         if info.metric is None or info.mode is None or info.value is None:
             return None

@@ -170,18 +170,26 @@ class Saver:
 
     def _write_on(self) -> None:
         """Be the writer thread."""
-        while (next_one := self._take()) is not None:
-            try:
-                self._publish(*next_one)
-            except _FAILURES as error:
-                self._failed(next_one[0], error)
-            except Exception as error:  # noqa: BLE001 - a thread's top: a dead writer would end all saving, silently
-                _log.exception("saving a checkpoint failed unexpectedly")
-                self._failed(next_one[0], error)
-            finally:
-                with self._changed:
-                    self._writing = False
-                    self._changed.notify_all()
+        while self._write_next():
+            pass  # nothing here may hold a snapshot while the thread waits: its buffers are to be used again
+
+    def _write_next(self) -> bool:
+        """Wait for a snapshot and save it; False when the saver was closed."""
+        taken = self._take()
+        if taken is None:
+            return False
+        try:
+            self._publish(*taken)
+        except _FAILURES as error:
+            self._failed(taken[0], error)
+        except Exception as error:  # noqa: BLE001 - a thread's top: a dead writer would end all saving, silently
+            _log.exception("saving a checkpoint failed unexpectedly")
+            self._failed(taken[0], error)
+        finally:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+        return True
 
     def _take(self) -> tuple[Snapshot, float] | None:
         with self._changed:

@@ -43,6 +43,7 @@ def save(
     try:
         durable.make_folder(folder)
         save_whole(file)
+        _ = comment_of(file)  # a torn file would be taken for an empty one, and appended to
         with zipfile.ZipFile(file, "a") as archive:
             archive.comment = json.dumps(comment).encode("ascii")
         durable.sync_tree(folder)
@@ -72,7 +73,7 @@ def verify(path: Path) -> None:
         raise BadCheckpointError(f"{path}: not an intact .keras file: {broken} does not match its CRC")
 
 
-def comment(path: Path) -> bytes:
+def comment_of(path: Path) -> bytes:
     """Return a zip file's comment.
 
     Raises:
