@@ -98,37 +98,33 @@ class Camera:
         self._links = (ids, links, attributes) if not extra else None
         return links, attributes
 
-    def capture_chance(self) -> Trace:
-        """Return the state of the shared random generators alone, with its arrays."""
-        arrays: dict[str, np.ndarray] = {}
-        return chance.capture(Encoder(arrays, _TRACE), self._entropy), arrays
 
-    @contextlib.contextmanager
-    def chance_of(self, trace: Trace) -> Iterator[None]:
-        """Let the block find the generators as they were at `trace`, and leave them as they are now."""
-        now, arrays = self.capture_chance()
-        chance.restore_host(Decoder(trace[1]), trace[0], self._entropy)
-        try:
-            yield
-        finally:
-            chance.restore_host(Decoder(arrays), now, self._entropy)
-
-    @contextlib.contextmanager
-    def untouched_chance(self) -> Iterator[None]:
-        """Let whatever the block draws leave no mark on the generators."""
-        now, arrays = self.capture_chance()
-        try:
-            yield
-        finally:
-            chance.restore_host(Decoder(arrays), now, self._entropy)
+def capture_chance(entropy: Entropy, name: str = "now") -> Trace:
+    """Return the state of the shared random generators alone; its arrays are named after `name`."""
+    arrays: dict[str, np.ndarray] = {}
+    return chance.capture(Encoder(arrays, f"{_TRACE}/{name}"), entropy), arrays
 
 
-def trace_of(snapshot: Snapshot) -> Trace | None:
-    """Return the state of chance before the training step was first traced, as a snapshot has it."""
-    node = snapshot.state["trace"]
-    if node is None:
-        return None
-    return node, {key: array for key, array in snapshot.arrays.items() if key.startswith(f"{_TRACE}/")}
+@contextlib.contextmanager
+def chance_of(trace: Trace, entropy: Entropy) -> Iterator[None]:
+    """Let the block find the generators as they were at `trace`, and leave them as they are now."""
+    now, arrays = capture_chance(entropy)
+    chance.restore_host(Decoder(trace[1]), trace[0], entropy)
+    try:
+        yield
+    finally:
+        chance.restore_host(Decoder(arrays), now, entropy)
+
+
+def traces_of(snapshot: Snapshot) -> dict[str, Trace]:
+    """Return the states of chance before each function was first traced, as a snapshot has them."""
+    return {
+        name: (
+            node,
+            {key: array for key, array in snapshot.arrays.items() if key.startswith(f"{_TRACE}/{name}/")},
+        )
+        for name, node in snapshot.state["traces"].items()
+    }
 
 
 def restore(

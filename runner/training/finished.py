@@ -15,7 +15,8 @@ from runner.errors import BadCheckpointError
 from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture
-from runner.training.capture import trace_of
+from runner.training.capture import traces_of
+from runner.training.rebuild import rebuild
 from runner.training.report import now_text
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
@@ -90,7 +91,10 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
             model=model,
             **done["params"],
         )
-    model._symbolic_build(data_batch=_spec_value(done["element_spec"]))
+    traces = traces_of(snapshot)
+    known = {} if all(layer.built for layer in model._flatten_layers()) else traces
+    model.make_train_function()
+    rebuild(model, _spec_value(done["element_spec"]), known, worker.entropy)
     for data, count in (
         (arguments.get("x"), done["iterators"]),
         (arguments.get("validation_data"), done["validation_iterators"]),
@@ -102,11 +106,10 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
         capture.restore(model, snapshot, listening.callbacks, worker.entropy, with_chance=True)
     except ChangedScriptError as reason:
         worker.refuse(f"fit {number}: {reason}")
-    model.make_train_function()
-    trace = trace_of(snapshot)
-    if trace is not None:
-        worker.traces[id(model)] = trace
-        worker.untraced.add(id(model))
+    worker.traces[model] = traces
+    worker.untraced[model] = set(traces) - ({"train"} if known else set())
+    if "test" in traces:
+        model.make_test_function()
     model.stop_training = snapshot.state["stop_training"]
     worker.step = snapshot.step
     return model.history

@@ -10,6 +10,7 @@ resuming ends the attempt, because going on would be wrong.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,9 @@ import numpy as np
 
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture, finished, fingerprint, listeners
-from runner.training.capture import Camera, trace_of
+from runner.training.capture import Camera, traces_of
 from runner.training.position import OURS, Exactness, Position, classify, own_shuffle
+from runner.training.rebuild import rebuild
 from runner.training.report import now_text, plain
 from runner.training.stopping import Stake
 from runner.training.variables import ChangedScriptError
@@ -48,7 +50,6 @@ class Fit:
         self.logs: Any = None  #: what the last step returned
         self.end_logs: Any = None  #: the same, for an epoch that was resumed after its last step
         self.exactness: Exactness | None = None
-        self.tested = False  #: the test function was traced before the snapshot
         self._camera = Camera(model, worker.entropy)
         self._epoch_variable: Any = None
         self._base_step = worker.step
@@ -60,7 +61,11 @@ class Fit:
         self._held_at = 0.0
         self._tail_s = math.inf  #: how long validation and callbacks took at the last epoch's end
         self._take_s = 0.0
-        self._trace = worker.traces.get(id(model)) if model.train_function is not None else None
+        known = worker.traces.get(model, {})
+        self._traces = {name: known[name] for name in known if _function(model, name) is not None}
+        worker.traces[model] = self._traces
+        untraced = "test" in worker.untraced.get(model, ())
+        self._test_function_known = model.test_function is not None and not untraced
         self._initial_epoch = model._initial_epoch
         self._steps_seen: int | None = None
         self._fixed: dict[str, Any] = {}
@@ -114,17 +119,19 @@ class Fit:
                 "data": self._data_digest,
             },
         }
-        self._wrap_train_function()
         if self.saved is not None:
             self._approach()
         elif worker.launch.start_from is not None and self.number == 0:
             self.build()
             self.model.load_weights(str(worker.launch.start_from))
+        self._wrap_train_function()
 
     def build(self) -> None:
         """Make all variables of model, optimizer and metrics, as the first step would."""
+        if self._traces:
+            self.worker.phase("trace", tell=True)
         spec = self.iterator._distributed_dataset.element_spec
-        self.model._symbolic_build(data_batch=spec)
+        rebuild(self.model, spec, self._traces, self.worker.entropy)
 
     def _approach(self) -> None:
         """Before the resumed epoch begins: the variables and callbacks as they were, near enough.
@@ -132,6 +139,7 @@ class Fit:
         The exact moment is restored again in `_arrive`, when the resumed epoch's own beginnings are done.
         """
         assert self.saved is not None
+        self._traces.update(traces_of(self.saved))
         self.build()
         self._restore(with_chance=False)
         self.model._initial_epoch = self.saved.state["cursor"]["epoch"]
@@ -224,8 +232,7 @@ class Fit:
         optimizer = self.model.optimizer
         if optimizer is not None and not getattr(optimizer, "built", True):
             return False
-        assert self.exactness is not None
-        return self.exactness.method != "epoch" or done == 0
+        return self._is_exact() or done == 0
 
     def _may_leave(self) -> bool:
         return self._trained and self.worker.stop.may_leave
@@ -260,8 +267,8 @@ class Fit:
             logs=self.logs,
             state=self._state(),
         )
-        if self._trace is not None:
-            snapshot.arrays.update(self._trace[1])
+        for _, arrays in self._traces.values():
+            snapshot.arrays.update(arrays)
         for missed in self._camera.missed:
             self.worker.facts.warn(f"cannot be captured, stays as the script makes it at a resume: {missed}")
         self._take_s = time.monotonic() - began
@@ -284,9 +291,8 @@ class Fit:
                 "fresh": fresh,
                 "generators": generators,
                 "validation_iterators": self.validation.iterators,
-                "tested": self.tested,
             },
-            "trace": self._trace[0] if self._trace is not None else None,
+            "traces": {name: trace[0] for name, trace in self._traces.items()},
             "metrics_size": self.worker.metrics.size(),
         }
 
@@ -340,12 +346,10 @@ class Fit:
         if done == 0 and not cursor["fresh"]:
             self._steps_seen = int(cursor["steps_seen"])
         self._restore(with_chance=True)
-        self.tested = bool(cursor["tested"])
         self.logs = self.end_logs = capture.decode_logs(saved)
         self.worker.step = saved.step
         self._base_step = int(saved.state["base_step"])
         self._trained = self._resumed = True
-        self._trace = trace_of(saved)
         self.worker.metrics.cut(int(saved.state["metrics_size"]))
         self.worker.progress.restart_rate()
         self.worker.saved = self.saved = None
@@ -378,65 +382,72 @@ class Fit:
             return logs
 
         def first(iterator: Any) -> Any:
-            self.logs = logs = self._trace_and_train(function, iterator)
+            if not self._resumed:
+                self.worker.phase("trace", tell=True)
+            with self._tracing("train"):
+                self.logs = logs = function(iterator)
             self.model.train_function = train_function
+            self._trained = True
+            self.worker.release()
+            self.worker.phase("train", tell=True)
             return logs
 
         self._wrapped = (function, first, train_function)
         self.model.train_function = first
 
-    def _trace_and_train(self, function: Callable[[Any], Any], iterator: Any) -> Any:
-        """Run the training function for the first time in this process.
+    @contextlib.contextmanager
+    def _tracing(self, name: str) -> Iterator[None]:
+        """Run a function that Keras traces at its first call, so that its trace is the same in every attempt.
 
-        Tracing may use the script's random generators (NumPy in a custom step). In a resumed process it has
-        to find them as the first trace ever did, and to leave them as they were.
+        Tracing may use the script's random generators (NumPy in a custom step). In a later process it has to
+        find them as the first trace ever did, and to leave them as they were. Where Python code makes the
+        data while the function runs, its draws cannot be told from the trace's: then all is left as it comes.
         """
-        worker = self.worker
-        worker.phase("trace", tell=True)
-        if self._trace is None:
-            self._trace = self._camera.capture_chance()
-            worker.traces[id(self.model)] = self._trace
-        elif self._retraces():
-            with self._camera.chance_of(self._trace):
-                logs = function(iterator)
-            self._begin_training()
-            return logs
-        logs = function(iterator)
-        self._begin_training()
-        return logs
+        earlier = self._resumed or name in self.worker.untraced.get(self.model, ())
+        self.worker.untraced.get(self.model, set()).discard(name)
+        if name not in self._traces:
+            self._traces[name] = capture.capture_chance(self.worker.entropy, name)
+        elif earlier and not self.model.run_eagerly and self._is_exact():
+            with capture.chance_of(self._traces[name], self.worker.entropy):
+                yield
+            return
+        yield
 
-    def _retraces(self) -> bool:
-        """Tell whether the first trace happened in an earlier process, and nothing but tracing uses chance."""
-        assert self.exactness is not None
-        earlier = self._resumed or id(self.model) in self.worker.untraced
-        self.worker.untraced.discard(id(self.model))
-        return earlier and not self.model.run_eagerly and self.exactness.method != "epoch"
-
-    def _begin_training(self) -> None:
-        self._trained = True
-        self.worker.release()
-        self.worker.phase("train", tell=True)
+    def _is_exact(self) -> bool:
+        return self.exactness is not None and self.exactness.method != "epoch"
 
     # -- epochs and validation ------------------------------------------------------------------------------
 
     def test_began(self) -> None:
-        """Validation begins."""
+        """Note that validation begins."""
+        if not self._test_function_known:
+            self._test_function_known = True
+            self._wrap_test_function()
         self.worker.progress.set(step=self.worker.step)
         self.worker.phase("validate")
 
+    def _wrap_test_function(self) -> None:
+        function = self.model.test_function
+
+        def first(iterator: Any) -> Any:
+            self.model.test_function = function
+            with self._tracing("test"):
+                return function(iterator)
+
+        self.model.test_function = first
+
     def test_ended(self) -> None:
-        """Validation is over; the callbacks follow."""
-        self.tested = True
+        """Note that validation is over; the callbacks follow."""
         self.worker.phase("callbacks")
 
     def epoch_began(self, epoch: int) -> None:
-        """Keras begins an epoch."""
+        """Note that Keras begins an epoch."""
         self.epoch = epoch
         if self._trained:
             self.worker.phase("train")
 
     def epoch_ended(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
-        """All callbacks have seen the epoch's end: note its metrics, keep the model if it is the best."""
+        """Note the epoch's metrics when all callbacks have seen its end; keep the model if it is the best."""
         worker = self.worker
         worker.step = self._epoch_step + self._completed()
         values = _epoch_values(self.model, logs)
@@ -469,7 +480,7 @@ class Fit:
             self.model.train_function = self._wrapped[0]
 
     def finish(self) -> None:
-        """The fit is done: save what it left behind, so that no later attempt runs it again."""
+        """Save what the fit left behind, so that no later attempt runs it again."""
         self.close()
         worker = self.worker
         self._held = None
@@ -492,6 +503,10 @@ class Fit:
             finished.save(worker, self.number, self.take(), self.iterator, self.validation.iterators)
         except Exception as error:
             worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))
+
+
+def _function(model: Any, name: str) -> Any:
+    return model.train_function if name == "train" else model.test_function
 
 
 def _entry(worker: Worker) -> Any:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from runner.errors import StorageError
 from runner.training.entropy import Entropy
@@ -43,8 +44,10 @@ class Worker:
         self.step = 0  #: completed steps over all fits
         self.fits = 0  #: calls of fit that were begun
         self.saved: Snapshot | None = None  #: the newest checkpoint, until it has been restored
-        self.traces: dict[int, Any] = {}  #: id of a model -> chance before its training step was traced
-        self.untraced: set[int] = set()  #: models whose step was traced in an earlier process only
+        #: model -> "train", "test" -> the state of chance before that function was traced
+        self.traces: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+        #: model -> which of its functions were traced in an earlier process only
+        self.untraced: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
         self.fit: Fit | None = None  #: the call of fit that is running
         self._saver: Saver | None = None
         self._best: BestKeeper | None = None

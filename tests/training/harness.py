@@ -1,0 +1,175 @@
+"""Runs a script under the real bootstrap, as the supervisor would have it run, one attempt after another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import runner
+from runner.storage.layout import JobPaths
+
+SCRIPTS = Path(__file__).with_name("scripts")
+BOOTSTRAP = Path(os.environ.get("BOOTSTRAP") or Path(runner.__file__).parent / "training" / "bootstrap.py")
+_ENVIRONMENT = {
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONHASHSEED": "5",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class Job:
+    """A job's folder and state folder, and the attempts on it."""
+
+    def __init__(self, root: Path, script: str, *, text: str | None = None, **launch: Any):
+        self.folder = root / "jobs" / "j"
+        self.folder.mkdir(parents=True)
+        self.paths = JobPaths(root / "state" / "j")
+        self.paths.attempts.mkdir(parents=True)
+        shutil.copy(SCRIPTS / "victim.py", self.folder)
+        if text is None:
+            shutil.copy(SCRIPTS / script, self.folder)
+        else:
+            (self.folder / script).write_text(text)
+        self.script = script
+        self.attempt = 0
+        self.launch = launch
+
+    def environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("RUNNER_", "KERAS"))
+        }
+        return {**clean, **_ENVIRONMENT, **more}
+
+    def prepare(self, *args: str, every: tuple[str, float] = ("steps", 3), **more: Any) -> dict[str, str]:
+        """Write launch.json of the next attempt; return the environment it needs."""
+        self.attempt += 1
+        attempt = self.paths.attempt(self.attempt)
+        attempt.dir.mkdir()
+        launch = {
+            "version": 1,
+            "job": "j",
+            "attempt": self.attempt,
+            "state": str(self.paths.dir),
+            "cwd": str(self.folder),
+            "grace_s": 20.0,
+            "seed": 1234,
+            "threads": 1,
+            "entry": self.script,
+            "args": list(args),
+            "checkpoint": {
+                "every": {"unit": every[0], "count": every[1]},
+                "keep": 3,
+                "monitor": None,
+                "mode": "auto",
+                "best": "best.weights.h5",
+            },
+            "from": None,
+            **self.launch,
+            **more,
+        }
+        attempt.launch.write_text(json.dumps(launch))
+        return {"RUNNER_STATE": str(self.paths.dir), "RUNNER_ATTEMPT": str(self.attempt), "RUNNER_JOB": "j"}
+
+    def start(self, *args: str, env: Mapping[str, str] | None = None, **more: Any) -> Attempt:
+        environ = self.environment({**self.prepare(*args, **more), **(env or {})})
+        return Attempt(self, subprocess.Popen(
+            [sys.executable, str(BOOTSTRAP)],
+            cwd=self.folder,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ))  # fmt: skip
+
+    def run(self, *args: str, **more: Any) -> Attempt:
+        return self.start(*args, **more).wait()
+
+    def run_through(self, *args: str, kill: str = "", **more: Any) -> Attempt:
+        """Run attempt after attempt until one is not killed; there must be as many as KILL names, and one more."""
+        (self.folder / "lives.txt").unlink(missing_ok=True)
+        for _ in range(len(kill.split()) + 1):
+            attempt = self.run(*args, env={"KILL": kill}, **more)
+            if attempt.code != -signal.SIGKILL:
+                break
+        assert attempt.code == 0, attempt.errors
+        assert self.attempt >= len(kill.split()) + 1, f"only {self.attempt} attempts were made for {kill}"
+        return attempt
+
+    def plain(self, *args: str) -> Attempt:
+        """Run the script with nothing around it."""
+        return Attempt(self, subprocess.Popen(
+            [sys.executable, self.script, *args],
+            cwd=self.folder,
+            env=self.environment({}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )).wait()  # fmt: skip
+
+    def facts(self, attempt: int | None = None) -> list[dict[str, Any]]:
+        """Return the facts of one attempt, or of all."""
+        numbers = [attempt] if attempt else range(1, self.attempt + 1)
+        lines: list[str] = []
+        for number in numbers:
+            path = self.paths.attempt(number).facts
+            lines += path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def facts_of(self, event: str, attempt: int | None = None) -> list[dict[str, Any]]:
+        return [fact for fact in self.facts(attempt) if fact["event"] == event]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.paths.metrics.read_text().splitlines()]
+
+    def progress(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.paths.progress.read_text())
+        return value
+
+
+class Attempt:
+    """One process."""
+
+    def __init__(self, job: Job, process: subprocess.Popen[str]):
+        self.job = job
+        self.process = process
+        self.code: int | None = None
+        self.output = self.errors = ""
+
+    def wait(self, timeout_s: float = 200.0) -> Attempt:
+        self.output, self.errors = self.process.communicate(timeout=timeout_s)
+        self.code = self.process.returncode
+        return self
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Attempt:
+        """Wait until something is so."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline, "it never came"
+            time.sleep(0.01)
+        return self
+
+    def until_phase(self, phase: str) -> Attempt:
+        number = self.job.attempt
+        return self.until(lambda: any(f["phase"] == phase for f in self.job.facts_of("phase", number)))
+
+    def send(self, number: int) -> Attempt:
+        self.process.send_signal(number)
+        return self
+
+    @property
+    def results(self) -> dict[str, str]:
+        """What the script said of each of its trainings."""
+        lines = [line.split(" ", 2) for line in self.output.splitlines() if line.startswith("RESULT ")]
+        return {name: rest for _, name, rest in lines}
