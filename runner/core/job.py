@@ -96,6 +96,7 @@ class Attempt:
     number: int
     started_at: str
     start_step: int = 0
+    resumed_at: str | None = None  #: when it had got back to `start_step`
     ended_at: str | None = None
     outcome: Outcome | None = None
     exit_code: int | None = None

@@ -40,9 +40,7 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
             )
             return replace(job, checkpoint=_checkpoint(fact), checkpoint_at=now, ledger=ledger)
         case "resumed":
-            attempt, checkpoint = job.current, _checkpoint(fact)
-            job = replace(job, checkpoint=checkpoint)
-            return job.with_attempt(replace(attempt, start_step=checkpoint.step)) if attempt else job
+            return _resumed(replace(job, checkpoint=_checkpoint(fact)), now)
         case "quarantined":
             gone = job.checkpoint is not None and job.checkpoint.path == fact["path"]
             return replace(job, checkpoint=None) if gone else job
@@ -55,6 +53,18 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
             )
         case _:
             return job
+
+
+def _resumed(job: Job, now: str) -> Job:
+    """Take in that the attempt trains again: what it took to get there was down time, not useful."""
+    attempt = job.current
+    if attempt is None or attempt.resumed_at:
+        return job
+    down_s = seconds_between(attempt.started_at, now)
+    ledger = replace(job.ledger, down_s=job.ledger.down_s + down_s, useful_s=job.ledger.useful_s - down_s)
+    return replace(
+        job.with_attempt(replace(attempt, start_step=job.durable_step, resumed_at=now)), ledger=ledger
+    )
 
 
 def _checkpoint(fact: Mapping[str, Any]) -> CheckpointRef:

@@ -203,10 +203,8 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
     run_s = seconds_between(attempt.started_at, moment.iso)
     lost_s = 0.0
     if outcome is not Outcome.SUCCEEDED:
-        saved_at = job.checkpoint_at
-        if saved_at is None or seconds_between(saved_at, attempt.started_at) > 0:
-            saved_at = attempt.started_at
-        lost_s = min(run_s, seconds_between(saved_at, moment.iso))
+        kept_at = max(attempt.started_at, attempt.resumed_at or "", job.checkpoint_at or "")
+        lost_s = min(run_s, seconds_between(kept_at, moment.iso))
     ledger = job.ledger
     job = replace(
         job.with_attempt(

@@ -94,4 +94,5 @@ class Book:
         except OSError as error:
             log.error("%s: cannot be removed: %s", name, error)
         else:
-            del self.jobs[name]
+            self.jobs.pop(name, None)
+            self.refused.discard(name)

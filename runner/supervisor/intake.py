@@ -170,6 +170,9 @@ class Inbox:
     def _carry_out(self, request: requests.RequestFile) -> bool:
         """Do what is asked, or refuse it for good; False where the disk refused: try again."""
         name = request.name
+        if name in self._book.refused and request.verb == Request.REMOVE:
+            self._book.remove(name)
+            return True
         if name not in self._book.jobs:
             log.warning("%s: no such job; the request %r was dropped", name, request.verb)
             return True

@@ -314,6 +314,10 @@ class Supervisor:
         if self._scan is not None:
             self._scan.cancel()
             self._scan = None
+        for name in list(self.book.postponed):
+            self.book.load(name)
+            if name in self.book.jobs:
+                self._recover(name)
         if not self.inbox.look():
             self.loop.after(QUIET_S / 2, self._scan_soon)
         self._admit()

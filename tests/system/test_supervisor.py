@@ -247,6 +247,8 @@ def test_junk_stops_nothing(site: Site) -> None:
     wait_for(lambda: not list(site.home.requests.iterdir()), "the requests to be dealt with")
     assert broken.read_text() == '{"name": "broken"', "an unreadable record is never replaced"
     assert str(broken) in site.log.read_text()
+    site.ask("rm", "broken")
+    wait_for(lambda: not broken.parent.exists(), "the unreadable job to be removed on request")
     assert daemon.poll() is None
 
 
