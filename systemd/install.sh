@@ -58,12 +58,12 @@ make_release() { # sets $release
     python=$(choose_python)
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$python cannot make virtual environments; install Debian's package python3-venv"
-    number=$(find "$prefix/releases" -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort -n | tail -1)
+    install -d -m 0755 "$prefix" "$prefix/releases"
+    number=$(find "$prefix/releases" -mindepth 1 -maxdepth 1 -printf '%f\n' | sort -n | tail -1)
     release=$(printf '%s/releases/%04d' "$prefix" $((10#${number:-0} + 1)))
     say "building $release (downloads TensorFlow the first time)"
     (
         umask 022
-        mkdir -p "$prefix/releases"
         "$python" -m venv "$release"
         "$release/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$here/.."
         # Not before it can start does it take the place of what runs.
