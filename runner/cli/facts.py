@@ -52,6 +52,8 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
     attempts = list(record.get("attempts") or ())
     progress = _progress(paths, attempt)
     checkpoint = _placed(paths, record.get("checkpoint"))
+    # Whichever is newer: progress is written once a second, and not at all while an attempt starts.
+    step, epoch = max(_place(progress), _place(checkpoint or {}))
     running_s = 0.0
     if state in ACTIVE and attempts:
         running_s = seconds_between(attempts[-1]["started_at"], datetime.now(UTC).isoformat())
@@ -61,8 +63,8 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "reason": record.get("reason") or "",
         "attempt": attempt,
         "restarts": int(record.get("restarts") or 0),
-        "step": max(int(progress.get("step") or 0), int((checkpoint or {}).get("step") or 0)),
-        "epoch": int(progress.get("epoch") or (checkpoint or {}).get("epoch") or 0),
+        "step": step,
+        "epoch": epoch,
         "pid": _worker_pid(paths, attempt) if state in ACTIVE else None,
         "phase": progress.get("phase") if state in ACTIVE else None,
         "epochs": progress.get("epochs"),
@@ -92,6 +94,10 @@ def _progress(paths: JobPaths, attempt: int) -> dict[str, Any]:
     except (OSError, UnreadableRecordError):
         return {}
     return progress if progress.get("attempt") == attempt else {}
+
+
+def _place(found: dict[str, Any]) -> tuple[int, int]:
+    return int(found.get("step") or 0), int(found.get("epoch") or 0)
 
 
 def _placed(paths: JobPaths, found: dict[str, Any] | None) -> dict[str, Any] | None:
