@@ -1,0 +1,61 @@
+# Everything happens in .venv of this checkout; nothing global is touched, except by (un)install-service.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+READY := .venv/.ready
+# More arguments for pytest or the drill: make test ARGS="-k resume", make demo ARGS=--keep
+ARGS ?=
+# TensorFlow has wheels for these; PYTHON=... chooses another.
+CANDIDATES := python3 python3.13 python3.12 python3.11
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& command -v "$$python" && break; done)
+
+.PHONY: help setup demo test check lint types bench install-service uninstall-service clean
+
+help: ## show this
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 22
+
+setup: $(READY) ## make .venv and install everything into it (the other targets do it by themselves)
+
+$(READY): pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "setup: no Python 3.11, 3.12 or 3.13 here; install Debian's packages python3 and python3-venv" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: $(PYTHON) cannot make virtual environments; install Debian's package python3-venv" >&2; exit 1; }
+	@echo "setup: installing into .venv with $$("$(PYTHON)" --version) (TensorFlow is some 600 MB; minutes the first time)"
+	@"$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off --editable ".[examples,dev]" \
+		| sed -un 's/^ *\(Downloading\|Using cached\) \(.*\)\.\(whl\|tar\.gz\)\( .*\)\?$$/  \2\4/p'
+	@touch $(READY)
+	@echo "setup: done"
+
+demo: $(READY) ## train real digits, kill the training twice, and compare with an undisturbed run
+	@$(BIN)/runner drill jobs/digits --kills 2 $(ARGS)
+
+test: $(READY) ## the whole test suite (root: with the tests under a real systemd)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test ## what must hold before a change goes in
+
+lint: $(READY) ## style and layout of the code
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: $(READY) ## mypy --strict
+	@$(BIN)/mypy
+
+bench: $(READY) ## every benchmark, one after the other
+	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python "$$bench"; done
+
+install-service: ## as root: install training-runner.service, or upgrade it in place (systemd/README.md)
+	@systemd/install.sh install
+
+uninstall-service: ## as root: remove the service; jobs and state are left
+	@systemd/install.sh uninstall
+
+clean: ## remove .venv and all caches; jobs and state are left
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find runner tests jobs benchmarks -name __pycache__ -prune -exec rm -rf {} +
