@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import itertools
 import os
 import signal
 import sys
@@ -69,7 +70,7 @@ def run_script(entry: str, args: tuple[str, ...]) -> None:
         exec(code, main_module.__dict__)
     except SystemExit:
         raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the script's top: whatever ends it is reported
         _end_with(error)
 
 
@@ -101,7 +102,8 @@ def _without_ours(entry: types.TracebackType | None) -> types.TracebackType | No
         if not entry.tb_frame.f_code.co_filename.startswith(ours):
             kept.append(entry)
         entry = entry.tb_next
-    for one, following in zip(kept, [*kept[1:], None], strict=True):
+    for one, following in itertools.pairwise([*kept, None]):
+        assert one is not None
         one.tb_next = following
     return kept[0] if kept else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,18 @@ Trace = tuple[Node, dict[str, np.ndarray]]
 
 
 class Camera:
-    """Takes snapshots of one model and its fit."""
+    """Takes snapshots of one model and its training."""
 
-    def __init__(self, model: Any, entropy: Entropy):
+    def __init__(self, model: Any, entropy: Entropy, collect: Callable[[], list[Any]] | None = None):
+        """Point it at a model.
+
+        Args:
+            model: laid out in the file for Keras's `load_weights`; None where there is no single one.
+            entropy: the job's.
+            collect: lists all that is trained; by default what `fit` trains.
+        """
         self.model = model
+        self._collect = collect or (lambda: variables.all_variables(model))
         self.missed: list[str] = []
         self._entropy = entropy
         self._buffers = Buffers()
@@ -49,7 +57,7 @@ class Camera:
             logs: what the last step returned.
             state: what else belongs to it: JSON.
         """
-        tracked = variables.all_variables(self.model)
+        tracked = self._collect()
         lent = self._buffers.lend(tracked)
         arrays: dict[str, np.ndarray] = {}
         keys: dict[int, str] = {}
@@ -85,6 +93,8 @@ class Camera:
         """Return links and attributes; walked once as long as the variables stay the same ones."""
         if self._links is not None and self._links[0] == ids:
             return self._links[1:]
+        if self.model is None:
+            return {}, {}
         extra = 0
 
         def add(place: str, value: np.ndarray) -> str:
@@ -127,6 +137,22 @@ def traces_of(snapshot: Snapshot) -> dict[str, Trace]:
     }
 
 
+def restore_variables(snapshot: Snapshot, tracked: Sequence[Any]) -> None:
+    """Give variables the values of the snapshot.
+
+    Raises:
+        ChangedScriptError: they are not those of the snapshot.
+    """
+    saved = snapshot.state["variables"]
+    variables.check_same(saved, tracked)
+    variables.assign(tracked, [snapshot.arrays[f"variables/{i:05d}"] for i in range(len(saved))])
+
+
+def restore_chance(snapshot: Snapshot, entropy: Entropy) -> None:
+    """Put the shared random generators back."""
+    chance.restore(Decoder(snapshot.arrays), snapshot.state["chance"], entropy)
+
+
 def restore(
     model: Any, snapshot: Snapshot, callbacks: Sequence[Any], entropy: Entropy, *, with_chance: bool
 ) -> None:
@@ -135,17 +161,14 @@ def restore(
     Raises:
         ChangedScriptError: the script's model or callbacks are not those of the snapshot.
     """
-    tracked = variables.all_variables(model)
-    saved = snapshot.state["variables"]
-    variables.check_same(saved, tracked)
-    variables.assign(tracked, [snapshot.arrays[f"variables/{i:05d}"] for i in range(len(saved))])
+    restore_variables(snapshot, variables.all_variables(model))
     decoder = Decoder(snapshot.arrays, functools.partial(_restore_keras_kind, snapshot.arrays))
     try:
         listeners.restore(decoder, callbacks, snapshot.state["listeners"])
     except ValueError as reason:
         raise ChangedScriptError(str(reason)) from None
     if with_chance:
-        chance.restore(Decoder(snapshot.arrays), snapshot.state["chance"], entropy)
+        restore_chance(snapshot, entropy)
 
 
 class _KerasKinds:
@@ -182,7 +205,7 @@ class _KerasKinds:
         return {"t": "variable" if hasattr(value, "assign") else "tensor", "v": key}
 
     def _holder(self, value: Any) -> Node:
-        """A layer, a metric, an optimizer that is not the model's own: its variables."""
+        """Return the node of a layer, metric or optimizer that is not the model's own: its variables."""
         own = [v for v in value.variables if id(v) not in self._known]
         if not own:
             return {"t": "skip"}
@@ -191,7 +214,7 @@ class _KerasKinds:
 
 @functools.cache
 def _comparisons() -> dict[str, Any]:
-    """What Keras's monitoring callbacks keep as `monitor_op`: the only functions that are restored."""
+    """Return what Keras's callbacks keep as `monitor_op`: the only functions that are restored."""
     from keras import ops
 
     return {"less": ops.less, "greater": ops.greater, "np.less": np.less, "np.greater": np.greater}

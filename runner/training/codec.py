@@ -151,7 +151,7 @@ class Encoder:
         if kind not in _PACKED or any(type(item) is not kind for item in value):
             return False
         try:
-            packed = np.array(value, _PACKED[kind])
+            packed: np.ndarray = np.array(value, _PACKED[kind])
         except OverflowError:
             return False
         node.update(t="packed", v=self.array(packed)["v"])
@@ -301,7 +301,8 @@ class Decoder:
         )
 
     def _dict(self, present: Any, node: Node) -> Any:
-        target = present if type(present) is _DICTS[node["t"]] else _DICTS[node["t"]]()
+        kind = _DICTS[node["t"]]
+        target: Any = present if type(present) is kind else kind()
         if node["t"] == "defaultdict":
             target.default_factory = _FACTORIES.get(node["factory"])
         self.keep(node, target)

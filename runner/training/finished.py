@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from runner.errors import BadCheckpointError
 from runner.storage import checkpoint
@@ -101,7 +101,7 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
     ):
         if type(data).__module__.startswith("tensorflow.") and hasattr(data, "element_spec"):
             for _ in range(count):
-                iter(data)
+                iter(cast("Any", data))
     try:
         capture.restore(model, snapshot, listening.callbacks, worker.entropy, with_chance=True)
     except ChangedScriptError as reason:

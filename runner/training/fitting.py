@@ -20,17 +20,16 @@ from typing import Any
 import numpy as np
 
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, finished, fingerprint, listeners
+from runner.training import capture, fingerprint, finished, listeners
 from runner.training.capture import Camera, traces_of
 from runner.training.position import OURS, Exactness, Position, classify, own_shuffle
 from runner.training.rebuild import rebuild
 from runner.training.report import now_text, plain
-from runner.training.stopping import Stake
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
 
-#: The state at an epoch's end is held in memory when holding costs at most this part of what follows it.
-_HOLD_SHARE = 0.02
+#: The state at an epoch's end is held in memory when that costs at most this part of an epoch's time.
+_HOLD_SHARE = 0.015
 
 
 class Fit:
@@ -58,8 +57,8 @@ class Fit:
         self._resumed = False
         self._broken = False
         self._held: Snapshot | None = None
-        self._held_at = 0.0
-        self._tail_s = math.inf  #: how long validation and callbacks took at the last epoch's end
+        self._epoch_at = 0.0
+        self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
         self._take_s = 0.0
         known = worker.traces.get(model, {})
         self._traces = {name: known[name] for name in known if _function(model, name) is not None}
@@ -115,7 +114,7 @@ class Fit:
             "initial_epoch": self._initial_epoch,
             "fingerprint": {
                 **fingerprint.machine(),
-                "source": fingerprint.source(_entry(worker)),
+                "source": fingerprint.source(worker.entry),
                 "data": self._data_digest,
             },
         }
@@ -167,28 +166,23 @@ class Fit:
         stop, clock, progress, saver = worker.stop, time.monotonic, worker.progress, worker.saver
         size = iterator.steps_per_execution
         self.done = 0
-        self._tail_over()
+        self._time_epoch()
         inner = original(iterator)
         position = self.position
-        if self.saved is not None:
-            done = self._arrive(inner)
-            base = position.drawn - done * size
-        else:
-            done, base = 0, position.drawn
-        self._epoch_step = worker.step - done * size
-        total = self._executions()
+        done = self._arrive(inner) if self.saved is not None else 0
+        base = position.drawn - done * size
+        total, batches = self._executions()
+        self._epoch_step = worker.step - (batches if done and done == total else done * size)
         iterators = position.iterators
         while True:
             self.done = done
-            step = worker.step = self._epoch_step + done * size
+            # The last execution of an epoch may hold fewer steps than the others.
+            step = worker.step = self._epoch_step + (batches if done == total else done * size)
             position.drawn = base + done * size
             now = clock()
             if now >= progress._written_at + 1.0:
                 self._tell(now)
-            if (stop.requested and self._may_leave()) or (
-                saver.due(step, iterator.num_batches, done == total or done == 0 < step)
-                and self._may_save(done)
-            ):
+            if stop.requested or saver.due(step, iterator.num_batches, done == total or done == 0 < step):
                 self._save(done)
             if done == total:
                 self._hold()
@@ -199,18 +193,21 @@ class Fit:
             if position.iterators != iterators:
                 iterators = position.iterators
                 base = position.drawn - done * size
-                if self._steps_seen is not None:
-                    # An iterator that lives on over epochs was opened anew: Keras counts on from there.
-                    iterator._steps_seen, self._steps_seen = self._steps_seen + size, None
+                self._count_on(size)
             if self._held is not None:
                 self._let_go()
             yield item
             done += 1
 
-    def _executions(self) -> int | None:
-        """Return after how many executions the epoch is over; None where nobody knows yet."""
-        batches = self.iterator.steps_per_epoch or self.iterator._num_batches
-        return math.ceil(batches / self.iterator.steps_per_execution) if batches and batches > 0 else None
+    def _count_on(self, size: int) -> None:
+        """Let Keras count on where an iterator that lives on over epochs was opened anew by a resume."""
+        if self._steps_seen is not None:
+            self.iterator._steps_seen, self._steps_seen = self._steps_seen + size, None
+
+    def _executions(self) -> tuple[int | None, int]:
+        """Return after how many executions and batches the epoch is over; None, 0 where nobody knows yet."""
+        batches = int(self.iterator.steps_per_epoch or self.iterator._num_batches or 0)
+        return (math.ceil(batches / self.iterator.steps_per_execution), batches) if batches > 0 else (None, 0)
 
     def _tell(self, now: float) -> None:
         worker = self.worker
@@ -242,18 +239,14 @@ class Fit:
         stopping = self._may_leave()
         began = time.monotonic()
         snapshot: Snapshot | None = None
-        try:
-            if self._may_save(done):
+        wanted = stopping or not self.worker.stop.requested
+        if wanted and self._may_save(done):
+            with self._surviving():
                 snapshot = self.take()
-        except Exception as error:
-            if not stopping:
-                return self._break(error)
-            self._break(error)
         if stopping:
             self.worker.leave_with(snapshot)
         elif snapshot is not None:
             self.worker.saver.submit(snapshot, time.monotonic() - began)
-        return None
 
     def take(self) -> Snapshot:
         """Return a snapshot of this safe point."""
@@ -296,37 +289,35 @@ class Fit:
             "metrics_size": self.worker.metrics.size(),
         }
 
-    def _break(self, error: Exception) -> None:
-        """Report a failure of ours, and let the training go on without checkpoints."""
-        self._broken = True
-        self.worker.facts.warn(
-            f"no more checkpoints in fit {self.number}: taking one failed: {type(error).__name__}: {error}"
-        )
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Report a failure of the block, which is ours, and let the training go on without checkpoints."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever fails in here, the script's training must not
+            self._broken = True
+            reason = f"{type(error).__name__}: {error}"
+            self.worker.facts.warn(f"no more checkpoints in fit {self.number}: taking one failed: {reason}")
 
     def _hold(self) -> None:
         """At an epoch's end: keep the state in memory, where validation and callbacks may take long."""
         if self._held is not None or not self._may_save(self.done):
             return
-        if self._take_s > _HOLD_SHARE * self._tail_s:
-            self._held_at = time.monotonic()
-            return
-        try:
-            self._held = self.take()
-        except Exception as error:
-            return self._break(error)
-        self._held_at = time.monotonic()
-        self.worker.hold(self._held)
-        return None
+        if self._take_s <= _HOLD_SHARE * self._epoch_s:
+            with self._surviving():
+                self._held = self.take()
+                self.worker.hold(self._held)
 
     def _let_go(self) -> None:
         self._held = None
         self.worker.release()
 
-    def _tail_over(self) -> None:
-        """A new epoch begins: learn how long the end of the last one took."""
-        if self._held_at:
-            self._tail_s = time.monotonic() - self._held_at
-            self._held_at = 0.0
+    def _time_epoch(self) -> None:
+        """Learn how long the last epoch took: a new one begins."""
+        now = time.monotonic()
+        if self._epoch_at:
+            self._epoch_s = now - self._epoch_at
+        self._epoch_at = now
 
     # -- resuming -------------------------------------------------------------------------------------------
 
@@ -351,7 +342,6 @@ class Fit:
         self._base_step = int(saved.state["base_step"])
         self._trained = self._resumed = True
         self.worker.metrics.cut(int(saved.state["metrics_size"]))
-        self.worker.progress.restart_rate()
         self.worker.saved = self.saved = None
         self._tell_resumed(saved)
         return done
@@ -361,15 +351,7 @@ class Fit:
         reasons = fingerprint.differences(saved.state["fingerprint"], self._fixed["fingerprint"])
         if not self.exactness.exact:
             reasons.append(self.exactness.reason)
-        path = self.worker.launch.paths.checkpoint(saved.step)
-        self.worker.facts(
-            "resumed",
-            path=str(path.relative_to(self.worker.launch.paths.dir)),
-            step=saved.step,
-            epoch=saved.epoch,
-            exact=not reasons,
-            **({"reason": "; ".join(reasons)} if reasons else {}),
-        )
+        self.worker.tell_resumed(saved, reasons)
 
     # -- the training function ------------------------------------------------------------------------------
 
@@ -418,7 +400,7 @@ class Fit:
 
     # -- epochs and validation ------------------------------------------------------------------------------
 
-    def test_began(self) -> None:
+    def test_began(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation begins."""
         if not self._test_function_known:
             self._test_function_known = True
@@ -436,17 +418,17 @@ class Fit:
 
         self.model.test_function = first
 
-    def test_ended(self) -> None:
+    def test_ended(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation is over; the callbacks follow."""
         self.worker.phase("callbacks")
 
-    def epoch_began(self, epoch: int) -> None:
+    def epoch_began(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that Keras begins an epoch."""
         self.epoch = epoch
         if self._trained:
             self.worker.phase("train")
 
-    def epoch_ended(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
+    def epoch_ended(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Note the epoch's metrics when all callbacks have seen its end; keep the model if it is the best."""
         worker = self.worker
         worker.step = self._epoch_step + self._completed()
@@ -468,8 +450,8 @@ class Fit:
     def _completed(self) -> int:
         size = self.iterator.steps_per_execution
         total = self.iterator.num_batches
-        done = self.done * size
-        return min(done, total) if total else done
+        done: int = self.done * size
+        return min(done, int(total)) if total else done
 
     # -- the end --------------------------------------------------------------------------------------------
 
@@ -490,28 +472,20 @@ class Fit:
         worker.facts("fit-finished", fit=self.number)
         worker.progress.set(step=worker.step, epoch=self.epoch + 1 if self._trained else self.epoch)
         worker.phase("after", tell=True)
-        with worker.stop.leaving:
-            worker.stop.stake = Stake.NOTHING
-        if worker.stop.may_leave:
-            worker.leave_with(None)
+        worker.keep_nothing()
 
     def _save_finished(self) -> None:
         worker = self.worker
+        self.done = 0
         try:
-            self.done = 0
             worker.saver.flush()
             finished.save(worker, self.number, self.take(), self.iterator, self.validation.iterators)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the fit is done; without this file it is done again
             worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))
 
 
 def _function(model: Any, name: str) -> Any:
     return model.train_function if name == "train" else model.test_function
-
-
-def _entry(worker: Worker) -> Any:
-    launch = worker.launch
-    return launch.cwd / launch.entry if launch.entry else None
 
 
 def _plain_logs(logs: Any) -> dict[str, Any]:

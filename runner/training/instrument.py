@@ -131,46 +131,43 @@ def _patch_iterators(worker: Worker) -> None:
 def _patch_callbacks(worker: Worker) -> None:
     from keras.src.callbacks.callback_list import CallbackList
 
-    def ours(listeners: Any) -> Any:
+    def ours(listeners: Any) -> list[Any]:
+        """Return the fit that these callbacks belong to, if it is the one that runs."""
         fit = worker.fit
-        return fit if fit is not None and fit.listeners is listeners else None
+        return [fit] if fit is not None and fit.listeners is listeners else []
 
-    def on_train_begin(original: Callable[..., None], self: Any, logs: Any = None) -> None:
-        fit = worker.fit
-        if fit is None or fit.listeners is not None or self._model is not fit.model:
-            return original(self, logs)
-        switched = fit.before_train_begin(self)
-        original(self, logs)
-        for callback in switched:
-            callback.append = False
-        return fit.after_train_begin()
+    def before(notice: str) -> Callable[..., None]:
+        def hook(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+            for fit in ours(self):
+                getattr(fit, notice)(*args, **kwargs)
+            original(self, *args, **kwargs)
 
-    def on_epoch_begin(original: Callable[..., None], self: Any, epoch: int, logs: Any = None) -> None:
-        fit = ours(self)
-        if fit is not None:
-            fit.epoch_began(epoch)
-        original(self, epoch, logs)
+        return hook
 
-    def on_epoch_end(original: Callable[..., None], self: Any, epoch: int, logs: Any = None) -> None:
-        original(self, epoch, logs)
-        fit = ours(self)
-        if fit is not None:
-            fit.epoch_ended(epoch, logs)
+    def after(notice: str) -> Callable[..., None]:
+        def hook(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            for fit in ours(self):
+                getattr(fit, notice)(*args, **kwargs)
 
-    def on_test_begin(original: Callable[..., None], self: Any, logs: Any = None) -> None:
-        fit = ours(self)
-        if fit is not None:
-            fit.test_began()
-        original(self, logs)
+        return hook
 
-    def on_test_end(original: Callable[..., None], self: Any, logs: Any = None) -> None:
-        original(self, logs)
-        fit = ours(self)
-        if fit is not None:
-            fit.test_ended()
+    _wrap(CallbackList, "on_train_begin", functools.partial(_begin_training, worker))
+    _wrap(CallbackList, "on_epoch_begin", before("epoch_began"))
+    _wrap(CallbackList, "on_epoch_end", after("epoch_ended"))
+    _wrap(CallbackList, "on_test_begin", before("test_began"))
+    _wrap(CallbackList, "on_test_end", after("test_ended"))
 
-    for hook in (on_train_begin, on_epoch_begin, on_epoch_end, on_test_begin, on_test_end):
-        _wrap(CallbackList, hook.__name__, hook)
+
+def _begin_training(worker: Worker, original: Callable[..., None], self: Any, logs: Any = None) -> None:
+    fit = worker.fit
+    if fit is None or fit.listeners is not None or self._model is not fit.model:
+        return original(self, logs)
+    switched = fit.before_train_begin(self)
+    original(self, logs)
+    for callback in switched:
+        callback.append = False
+    return fit.after_train_begin()
 
 
 def _patch_fit(worker: Worker) -> None:

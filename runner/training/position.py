@@ -77,7 +77,7 @@ class Position:
             self.drawn = 0
             if self.method == "pull":
                 self.generators = [variable.numpy() for variable in captured_variables(dataset)]
-            return iter(dataset)
+            return _iterate(dataset)
         self.iterators, self.drawn, self.generators = target
         if not self._stateless:
             self._make_earlier(dataset)
@@ -85,10 +85,10 @@ class Position:
             for variable, value in zip(captured_variables(dataset), self.generators, strict=True):
                 variable.assign(value)
         if self.drawn == 0:
-            return iter(dataset)
+            return _iterate(dataset)
         if self.method == "skip":
-            return iter(dataset.skip(self.drawn))
-        iterator = iter(dataset)
+            return _iterate(dataset.skip(self.drawn))
+        iterator = _iterate(dataset)
         for _ in itertools.islice(iterator, self.drawn):
             pass
         return iterator
@@ -102,6 +102,11 @@ class Position:
             earlier -= 1
         for _ in range(earlier):
             iter(dataset)
+
+
+def _iterate(dataset: Any) -> Iterator[Any]:
+    iterator: Iterator[Any] = iter(dataset)
+    return iterator
 
 
 class Counted:

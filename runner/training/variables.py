@@ -6,9 +6,10 @@ nobody reads them any more: a capture then costs little more than the copying it
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,11 @@ def all_variables(model: Any) -> list[Any]:
     if getattr(model, "optimizer", None) is not None:
         found += model.optimizer.variables
     found += model.metrics_variables
+    return each_once(found)
+
+
+def each_once(found: Iterable[Any]) -> list[Any]:
+    """Drop repetitions, and Keras's global seed generator, which belongs to the shared generators."""
     unseen: dict[int, Any] = {}
     for variable in found:
         unseen.setdefault(id(variable), variable)
@@ -64,7 +70,8 @@ def read_into(variable: Any, buffer: np.ndarray) -> None:
 
 def dtype_of(variable: Any) -> np.dtype:
     """Return the NumPy dtype of a variable's value."""
-    return np.dtype(tensor_of(variable).dtype.as_numpy_dtype)
+    dtype: np.dtype = np.dtype(tensor_of(variable).dtype.as_numpy_dtype)
+    return dtype
 
 
 def describe(variables: Sequence[Any]) -> list[dict[str, Any]]:
@@ -134,6 +141,23 @@ class Buffers:
         return [array[...] for array in arrays]
 
 
+@contextlib.contextmanager
+def _optimizers_by_identity() -> Iterator[None]:
+    """Let optimizers hand out their variables as they do the values, so that each is known again."""
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+    def save_own_variables(self: Any, store: Any) -> None:
+        for index, variable in enumerate(self.variables):
+            store[str(index)] = variable
+
+    original = BaseOptimizer.save_own_variables
+    BaseOptimizer.save_own_variables = save_own_variables
+    try:
+        yield
+    finally:
+        BaseOptimizer.save_own_variables = original
+
+
 def keras_links(
     model: Any, keys: dict[int, str], add: Callable[[str, np.ndarray], str]
 ) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
@@ -181,7 +205,8 @@ def keras_links(
     # The walk makes a layer, a metric and an optimizer of its own, which would move Keras's name counters.
     counters = global_state.get_global_attribute("object_name_uids")
     before = dict(counters) if counters is not None else None
-    saving_lib._save_state(model, Recorder(), None, "", set())
+    with _optimizers_by_identity():
+        saving_lib._save_state(model, Recorder(), None, "", set())
     if counters is not None and before is not None:
         counters.clear()
         counters.update(before)

@@ -7,13 +7,16 @@ script has imported Keras, never before.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from runner.core.spec import Every
 from runner.errors import StorageError
 from runner.training.entropy import Entropy
 from runner.training.launch import Launch
@@ -49,16 +52,31 @@ class Worker:
         #: model -> which of its functions were traced in an earlier process only
         self.untraced: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
         self.fit: Fit | None = None  #: the call of fit that is running
+        self.attached = False  #: a loop of the script's own was attached
         self._saver: Saver | None = None
         self._best: BestKeeper | None = None
 
-    def install(self) -> None:
+    @property
+    def entry(self) -> Path | None:
+        """The script; None where the job is a command."""
+        return self.launch.cwd / self.launch.entry if self.launch.entry else None
+
+    def set_cadence(self, every: Every) -> None:
+        """Let checkpoints be due by another cadence than the job's; before the first is asked for."""
+        checkpoint = dataclasses.replace(self.launch.checkpoint, every=every)
+        self.launch = dataclasses.replace(self.launch, checkpoint=checkpoint)
+        if self._saver is not None:
+            self._saver = None
+            self.saver.latest()
+
+    def install(self, *, seed: bool = True) -> None:
         """Take over signals and chance; nothing here imports NumPy or Keras."""
         self.stop.install()
         # Kept open for the life of the process: faulthandler writes to its descriptor from a signal handler.
         self._stacks = self.launch.attempt_paths.stacks.open("a")
         faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True, chain=False)
-        self.entropy.install()
+        if seed:
+            self.entropy.install()
         self.facts("phase", phase="import")
         self.progress.set()
         self.progress.write_if_due()
@@ -130,6 +148,26 @@ class Worker:
         with contextlib.suppress(OSError, StorageError):
             self.saver.save_now(snapshot)
 
+    def tell_resumed(self, saved: Snapshot, reasons: list[str]) -> None:
+        """Report from where the attempt goes on; `reasons` say why not exactly, where so."""
+        path = self.launch.paths.checkpoint(saved.step)
+        self.facts(
+            "resumed",
+            path=str(path.relative_to(self.launch.paths.dir)),
+            step=saved.step,
+            epoch=saved.epoch,
+            exact=not reasons,
+            **({"reason": "; ".join(reasons)} if reasons else {}),
+        )
+        self.progress.restart_rate()
+
+    def keep_nothing(self) -> None:
+        """Let a stop end the process at once: all there is has been saved."""
+        with self.stop.leaving:
+            self.stop.stake = Stake.NOTHING
+        if self.stop.may_leave:
+            self.leave_with(None)
+
     def hold(self, snapshot: Snapshot) -> None:
         """Let the watcher serve a stop from this snapshot until `release`."""
         self.stop.save_held = lambda: self.save_now(snapshot)
@@ -150,9 +188,9 @@ def current() -> Worker | None:
     return _current
 
 
-def start(launch: Launch) -> Worker:
-    """Make this process's worker and install it."""
+def start(launch: Launch, *, seed: bool = True) -> Worker:
+    """Make this process's worker and install it; `seed` lets the job's seed stand in for entropy."""
     global _current
     _current = Worker(launch)
-    _current.install()
+    _current.install(seed=seed)
     return _current

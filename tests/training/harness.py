@@ -17,7 +17,7 @@ import runner
 from runner.storage.layout import JobPaths
 
 SCRIPTS = Path(__file__).with_name("scripts")
-BOOTSTRAP = Path(os.environ.get("BOOTSTRAP") or Path(runner.__file__).parent / "training" / "bootstrap.py")
+BOOTSTRAP = Path(runner.__file__).parent / "training" / "bootstrap.py"
 _ENVIRONMENT = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
@@ -43,6 +43,7 @@ class Job:
             (self.folder / script).write_text(text)
         self.script = script
         self.attempt = 0
+        self.bootstrap = BOOTSTRAP
         self.launch = launch
 
     def environment(self, more: Mapping[str, str]) -> dict[str, str]:
@@ -51,7 +52,7 @@ class Job:
         }
         return {**clean, **_ENVIRONMENT, **more}
 
-    def prepare(self, *args: str, every: tuple[str, float] = ("steps", 3), **more: Any) -> dict[str, str]:
+    def prepare(self, *words: str, every: tuple[str, float] = ("steps", 3), **more: Any) -> dict[str, str]:
         """Write launch.json of the next attempt; return the environment it needs."""
         self.attempt += 1
         attempt = self.paths.attempt(self.attempt)
@@ -66,7 +67,7 @@ class Job:
             "seed": 1234,
             "threads": 1,
             "entry": self.script,
-            "args": list(args),
+            "args": list(words),
             "checkpoint": {
                 "every": {"unit": every[0], "count": every[1]},
                 "keep": 3,
@@ -84,7 +85,7 @@ class Job:
     def start(self, *args: str, env: Mapping[str, str] | None = None, **more: Any) -> Attempt:
         environ = self.environment({**self.prepare(*args, **more), **(env or {})})
         return Attempt(self, subprocess.Popen(
-            [sys.executable, str(BOOTSTRAP)],
+            [sys.executable, str(self.bootstrap)],
             cwd=self.folder,
             env=environ,
             stdout=subprocess.PIPE,
@@ -96,7 +97,7 @@ class Job:
         return self.start(*args, **more).wait()
 
     def run_through(self, *args: str, kill: str = "", **more: Any) -> Attempt:
-        """Run attempt after attempt until one is not killed; there must be as many as KILL names, and one more."""
+        """Run attempt after attempt until one is not killed: one more than KILL names."""
         (self.folder / "lives.txt").unlink(missing_ok=True)
         for _ in range(len(kill.split()) + 1):
             attempt = self.run(*args, env={"KILL": kill}, **more)

@@ -33,7 +33,12 @@ def variant(name, model=None, more=(), **options):
     options.setdefault("epochs", 2)
     inputs = options.pop("x", x)
     history = model.fit(
-        inputs, y, batch_size=options.pop("batch_size", 16), verbose=0, callbacks=[Mortal(), *more], **options
+        inputs,
+        y,
+        batch_size=options.pop("batch_size", 16),
+        verbose=0,
+        callbacks=[Mortal(name), *more],
+        **options,
     )
     say(name, model, history)
     return history
@@ -69,7 +74,7 @@ history = model.fit(
     epochs=7,
     validation_split=0.25,
     verbose=0,
-    callbacks=[Mortal(), stopper, plateau, keeper, rows, remember, Counting()],
+    callbacks=[Mortal("callbacks"), stopper, plateau, keeper, rows, remember, Counting()],
 )
 with open("rows.csv") as file:
     table = file.read()
@@ -79,7 +84,8 @@ model_at_best.load_weights("best.weights.h5")
 best = [float(w.sum()) for w in model_at_best.get_weights()]
 say(
     "callbacks", model, history, drawn, counter, table, best,
-    stopper.wait, stopper.best, stopper.stopped_epoch, plateau.wait, plateau.min_delta, keeper.best, rows.append,
+    stopper.wait,
+    stopper.best, stopper.stopped_epoch, plateau.wait, plateau.min_delta, keeper.best, rows.append,
 )  # fmt: skip
 
 left, right = keras.Input((3,), name="left"), keras.Input((3,), name="right")

@@ -22,7 +22,7 @@ def variant(name, dataset, **options):
     )
     model.compile("adam", "mse", metrics=["mae"], steps_per_execution=options.pop("steps_per_execution", 1))
     options = {"epochs": 2, **options}
-    history = model.fit(dataset, verbose=0, callbacks=[Mortal()], **options)
+    history = model.fit(dataset, verbose=0, callbacks=[Mortal(name)], **options)
     say(name, model, history)
 
 

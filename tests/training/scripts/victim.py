@@ -6,6 +6,7 @@ An ordinary script could do all this: nothing here knows of the runner.
 import hashlib
 import os
 import random
+import time
 from pathlib import Path
 
 import keras
@@ -13,29 +14,28 @@ import numpy as np
 
 
 def moments():
-    """KILL="train:5 test:2 begin:1 end:2 start:0": the n-th such moment of each life, one life after another."""
-    return [tuple(one.split(":")) for one in os.environ.get("KILL", "").split()]
-
-
-class Reached(dict):
-    """How often each moment was reached in this life: no plain value, so a resume does not bring it back."""
-
-
-COUNTS = (Reached(),)
+    """Return where each life ends, as KILL says: "a/train:5 b/test:2" is the n-th such moment of a fit."""
+    return os.environ.get("KILL", "").split()
 
 
 class Mortal(keras.callbacks.Callback):
     """Dies by SIGKILL at the moments that KILL names, one in each life."""
 
-    async_safe = False
     lives = Path("lives.txt")
 
+    def __init__(self, name, dying_s=0.0):
+        super().__init__()
+        self.dying_s = dying_s
+        self.name = name
+        self.counts = {}
+
     def reach(self, kind):
-        COUNTS[0][kind] = COUNTS[0].get(kind, 0) + 1
+        self.counts[kind] = self.counts.get(kind, 0) + 1
         lived = int(self.lives.read_text()) if self.lives.exists() else 0
         plan = moments()
-        if lived < len(plan) and plan[lived] == (kind, str(COUNTS[0][kind])):
+        if lived < len(plan) and plan[lived] == f"{self.name}/{kind}:{self.counts[kind]}":
             self.lives.write_text(str(lived + 1))
+            time.sleep(self.dying_s)
             os.kill(os.getpid(), 9)
 
     def on_train_begin(self, logs=None):

@@ -1,0 +1,86 @@
+"""Killed anywhere, a training ends as it would have undisturbed: to the bit.
+
+Each script does many small trainings, one after another, and dies in every one of them: what is behind it
+is restored, what is ahead is trained. The lives of one script take about four seconds each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.harness import Job
+
+
+def lost_or_gained(expected: dict[str, str], found: dict[str, str]) -> list[str]:
+    return [name for name in {*expected, *found} if expected.get(name) != found.get(name)]
+
+
+def test_unseeded_arrays(tmp_path: Path) -> None:
+    undisturbed = Job(tmp_path / "undisturbed", "arrays.py").run_through().results
+    assert len(undisturbed) == 10
+    job = Job(tmp_path / "killed", "arrays.py")
+    kill = (
+        "shuffled/train:4 in-order/train:3 batches/end:1 class-weight/train:7 sample-weight/begin:2"
+        " several-steps/test:2 callbacks/train:20 callbacks/test:8 callbacks/end:5 two-inputs/train:8"
+        " again-the-same-model/start:1 noisy-trace/test:1 noisy-trace/train:9"
+    )
+    assert lost_or_gained(undisturbed, job.run_through(kill=kill).results) == []
+    assert all(fact["exact"] for fact in job.facts_of("resumed"))
+    assert [f["message"] for f in job.facts_of("warning") if "cannot be captured" in f["message"]] == []
+    lines = [(line["fit"], line["epoch"]) for line in job.metrics()]
+    assert len(lines) == len(set(lines)), "each epoch has one line, also after a resume"
+    assert not job.facts_of("save-failed")
+
+
+def test_seeded_arrays_are_as_in_plain_python(tmp_path: Path) -> None:
+    plain = Job(tmp_path / "plain", "arrays.py").plain("--seeded").results
+    assert len(plain) == 10
+    job = Job(tmp_path / "killed", "arrays.py")
+    kill = "shuffled/train:7 several-steps/train:3 callbacks/train:18 callbacks/end:4 noisy-trace/train:6"
+    assert lost_or_gained(plain, job.run_through("--seeded", kill=kill).results) == []
+
+
+def test_streams(tmp_path: Path) -> None:
+    undisturbed = Job(tmp_path / "undisturbed", "streams.py").run_through().results
+    assert len(undisturbed) == 7
+    job = Job(tmp_path / "killed", "streams.py")
+    kill = (
+        "shuffled/train:8 endless/train:4 endless/test:3 endless/train:13 same-order/train:9"
+        " unknown-size/train:9 cached-shuffle/train:10 several-steps/train:7 augmented/train:14"
+    )
+    assert lost_or_gained(undisturbed, job.run_through(kill=kill).results) == []
+    assert all(fact["exact"] for fact in job.facts_of("resumed"))
+
+
+def test_a_resume_that_forgets_its_place_in_the_data_is_noticed(tmp_path: Path) -> None:
+    """The negative control: without it, equal digests would prove nothing."""
+    undisturbed = Job(tmp_path / "undisturbed", "streams.py").run_through("--seeded").results
+    job = Job(tmp_path / "killed", "streams.py")
+    bootstrap = tmp_path / "forgetful.py"
+    bootstrap.write_text(
+        "from pathlib import Path\n"
+        "source = Path(BOOTSTRAP).read_text().replace('    main()\\n', '')\n"
+        "__file__ = BOOTSTRAP\n"
+        "exec(compile(source, BOOTSTRAP, 'exec'))\n"
+        "from runner.training import position\n"
+        "original = position.Position.go_to\n"
+        "position.Position.go_to = lambda self, iterators, drawn, states: original(self, 1, 0, states)\n"
+        "main()\n".replace("BOOTSTRAP", repr(str(job.bootstrap)))
+    )
+    job.bootstrap = bootstrap
+    killed = job.run_through("--seeded", kill="shuffled/train:8 endless/train:8").results
+    assert {"shuffled", "endless"} <= set(lost_or_gained(undisturbed, killed))
+
+
+@pytest.mark.parametrize("source", ["generator", "py-dataset"])
+def test_python_data_are_classified_and_resumed_at_the_epoch(tmp_path: Path, source: str) -> None:
+    job = Job(tmp_path, "python_data.py")
+    done = job.run_through(source, kill=f"{source}/train:8")
+    assert source in done.results
+    classified = job.facts_of("classified", 1)[0]
+    assert not classified["exact"]
+    assert "epoch" in classified["reason"]
+    resumed = job.facts_of("resumed")[0]
+    assert (resumed["step"], resumed["exact"]) == (5, False)

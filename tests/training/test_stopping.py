@@ -1,0 +1,84 @@
+"""SIGTERM in every phase: the worker leaves in time with 75, and the training ends as if nothing had been."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.harness import Attempt, Job
+
+PHASES = ("import", "build", "trace", "train", "validate", "callbacks", "after")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return Job(tmp_path_factory.mktemp("undisturbed"), "phases.py").run().results
+
+
+def stop_in(job: Job, phase: str) -> tuple[Attempt, float]:
+    """Stop an attempt when it lingers in a phase; return it and how long it took to leave."""
+    mark = job.folder / f"was-in-{phase}"
+    attempt = job.start(env={"LINGER": phase}, every=("steps", 1000)).until(mark.exists)
+    asked = time.monotonic()
+    return attempt.send(signal.SIGTERM).wait(30), time.monotonic() - asked
+
+
+def test_every_phase_in_turn(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    job = Job(tmp_path, "phases.py")
+    (tmp_path / "jobs" / "j" / "was-in-train").unlink(missing_ok=True)
+    for phase in PHASES:
+        attempt, took_s = stop_in(job, phase)
+        assert attempt.code == 75, (phase, attempt.errors)
+        assert took_s < 10, phase
+    final = job.run()
+    assert final.code == 0, final.errors
+    assert final.results == undisturbed
+    steps = [fact["step"] for fact in job.facts_of("checkpoint")]
+    assert steps == sorted(set(steps))
+    # Stopped in the middle of the first epoch, in the second's validation, in the third's callbacks.
+    assert steps[:3] == [5, 16, 24]
+    assert [fact["step"] for fact in job.facts_of("resumed")] == [5, 16, 24]
+
+
+def test_a_handler_of_the_script_comes_first(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, time\n"
+        "def mine(number, frame):\n"
+        "    print('tidied up')\n"
+        "    sys.exit(4)\n"
+        "signal.signal(signal.SIGTERM, mine)\n"
+        "open('ready', 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    job = Job(tmp_path, "train.py", text=script)
+    attempt = job.start().until((job.folder / "ready").exists).send(signal.SIGTERM).wait(20)
+    assert (attempt.code, attempt.output) == (4, "tidied up\n")
+
+
+def test_children_are_terminated_as_ever(tmp_path: Path) -> None:
+    """The worker's signal handling is not inherited: a pool can end its processes."""
+    script = (
+        "import multiprocessing, time\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('fork')\n"
+        "    child = context.Process(target=time.sleep, args=(60,))\n"
+        "    child.start()\n"
+        "    time.sleep(0.2)\n"
+        "    child.terminate()\n"
+        "    child.join(20)\n"
+        "    time.sleep(1.5)\n"
+        "    print(child.exitcode)\n"
+    )
+    attempt = Job(tmp_path, "train.py", text=script).run()
+    assert (attempt.code, attempt.output) == (0, "-15\n")
+
+
+def test_stacks_on_request(tmp_path: Path) -> None:
+    script = "import time\nopen('ready', 'w').close()\ndef stuck():\n    time.sleep(2)\nstuck()\n"
+    job = Job(tmp_path, "train.py", text=script)
+    attempt = job.start().until((job.folder / "ready").exists).send(signal.SIGUSR2).wait(20)
+    assert attempt.code == 0
+    assert "in stuck" in job.paths.attempt(1).stacks.read_text()
