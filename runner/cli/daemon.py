@@ -24,7 +24,7 @@ POLL_S = 0.02
 def is_serving(home: Home) -> bool:
     """Tell whether a daemon serves this home: it holds the home's lock for itself alone."""
     try:
-        fd = os.open(home.lock, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(home.lock, os.O_RDONLY | os.O_CLOEXEC)  # all that others than its user may do
     except OSError:
         return False
     try:

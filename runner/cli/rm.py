@@ -17,7 +17,7 @@ def command(names: NamesArgument, home: HomeOption = None) -> None:
     """Forget jobs that do not run: folder and state."""
     where = open_home(home)
     for name in [existing(where, name) for name in names]:
-        held = lock.try_lock(where.lock)
+        held = None if daemon.is_serving(where) else lock.try_lock(where.lock)
         if held is None:
             daemon.ask(where, name, Request.REMOVE)
         else:

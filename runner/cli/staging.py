@@ -66,6 +66,7 @@ def submit(home: Home, source: Path, name: str, model: Model | None = None) -> N
             shutil.copyfile(model.path, staged / START_FROM)
         mark = {"version": 1, "source": model.origin if model else None, "digest": digest(source)}
         records.save_json(staged / SUBMITTED_MARK, mark, durably=False)
+        _hand_over(staged, home.jobs)
         durable.sync_tree(staged)
         _publish(staged, home.folder(name), name)
     except BaseException:
@@ -82,6 +83,33 @@ def _publish(staged: Path, folder: Path, name: str) -> None:
                 f"{name}: there is a job of that name already; choose another: --name"
             ) from None
         raise error
+
+
+def _hand_over(staged: Path, jobs: Path) -> None:
+    """Let the supervisor's user work in the folder, where that is somebody else.
+
+    In a home that a group shares (`jobs/` has the setgid bit) the group gets what the submitter has; what
+    root submits becomes the owner's. Descriptors, not paths: others may rename things in `jobs/` meanwhile.
+    """
+    owner = jobs.stat()
+    shared = bool(owner.st_mode & stat.S_ISGID)
+    given = os.geteuid() == 0 and owner.st_uid != 0
+    if not shared and not given:
+        return
+    for _, _, names, folder in os.fwalk(staged):
+        os.fchmod(folder, _for_group(os.fstat(folder).st_mode))
+        if given:
+            os.fchown(folder, owner.st_uid, owner.st_gid)
+        for name in names:
+            if given:
+                os.chown(name, owner.st_uid, owner.st_gid, dir_fd=folder, follow_symlinks=False)
+            mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            if stat.S_ISREG(mode):
+                os.chmod(name, _for_group(mode), dir_fd=folder)
+
+
+def _for_group(mode: int) -> int:
+    return stat.S_IMODE(mode) | (mode & stat.S_IRWXU) >> 3
 
 
 def copy_tree(source: Path, target: Path) -> None:

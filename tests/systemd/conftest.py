@@ -30,6 +30,8 @@ PYTHON = "/opt/training-runner/current/bin/python"
 HOME = "/var/lib/training-runner"
 #: Where the lab shows the packages that this test suite itself runs with, and its interpreter where need be.
 SITE, BASE = "/opt/site", "/opt/python"
+#: What an installation leaves in /etc.
+INSTALLED = "passwd group shadow gshadow systemd/system"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,12 +50,13 @@ def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 20.0) -> 
 
 
 class Lab:
-    """A private systemd; `home` and `opt` last from one boot to the next, as a disk does."""
+    """A private systemd; home, programs, /srv/jobs and what was installed in /etc last from boot to boot."""
 
     def __init__(self, disk: Path) -> None:
         self.home = Home(disk / "home")
-        self.jobs = disk / "srv"
-        binds = {self.home.root: HOME, disk / "opt": "/opt/training-runner", self.jobs: "/srv/jobs"}
+        self.opt, self.etc, self.jobs = disk / "opt", disk / "etc", disk / "srv"
+        binds = {self.home.root: HOME, self.opt: "/opt/training-runner", self.etc: "/srv/etc"}
+        binds[self.jobs] = "/srv/jobs"
         for folder in binds:
             folder.mkdir()
         disk.chmod(0o755)
@@ -82,6 +85,7 @@ class Lab:
             "/etc/systemd/system.conf.d/lab.conf", f"[Manager]\nDefaultEnvironment=PYTHONPATH={SITE}\n"
         )
         self.write("/etc/ld.so.conf.d/lab.conf", f"{BASE}/lib\n")
+        self.run("cp", "-a", "/srv/etc/.", "/etc/")
         self.run("ldconfig")
         self.run("systemctl", "daemon-reexec")
 
@@ -94,17 +98,20 @@ class Lab:
     def ask(self, *command: str, **options: object) -> subprocess.CompletedProcess[str]:
         """Run a command inside, and give back how it went."""
         inside = ["nsenter", "-t", str(self.pid), "-a", *command]
+        options = {"env": {**os.environ, "PYTHONPATH": SITE}, **options}
         return subprocess.run(inside, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
     def write(self, path: str, text: str) -> None:
         self.run("mkdir", "-p", str(Path(path).parent))
         self.run("tee", path, input=text)
 
-    def install(self, verb: str = "install") -> str:
+    def install(self, verb: str = "install", **more: str) -> str:
         """Run the shipped installer; what it needs from a package index is at hand in SITE."""
         env = {**os.environ, "PYTHON": self.python, "PYTHONPATH": SITE, "PIP_NO_BUILD_ISOLATION": "0"}
-        env |= {"PIP_NO_INDEX": "1", "PIP_ROOT_USER_ACTION": "ignore"}
-        return self.run(str(CHECKOUT / "systemd" / "install.sh"), verb, env=env).stdout
+        env |= {"PIP_NO_INDEX": "1", "PIP_ROOT_USER_ACTION": "ignore", **more}
+        said = self.run(str(CHECKOUT / "systemd" / "install.sh"), verb, env=env).stdout
+        self.run("sh", "-c", f"cd /etc && cp -a --parents {INSTALLED} /srv/etc")
+        return said
 
     def halt(self) -> None:
         """Shut down in order."""
@@ -162,13 +169,13 @@ class Service:
             self.lab.run("systemctl", "daemon-reload")
             self.ctl("restart")
 
-    def submit(self, name: str, target: int = 1_000_000, toml: str = "") -> None:
+    def submit(self, name: str, *, toml: str = "", cpus: float = 0.1) -> None:
         """Put a counting job in place in one step."""
         staged = self.home.jobs / f".{name}.tmp"
         staged.mkdir()
         shutil.copy(HERE / "steps.py", staged)
-        command = json.dumps([PYTHON, "steps.py", str(target)])
-        (staged / "job.toml").write_text(f"command = {command}\n{toml}\n[resources]\ncpus = 0.1\n")
+        command = json.dumps([PYTHON, "steps.py", "1000000"])
+        (staged / "job.toml").write_text(f"command = {command}\n{toml}\n[resources]\ncpus = {cpus}\n")
         (staged / ".submitted.json").write_text('{"version": 1, "source": null}')
         owner = self.home.state.stat()
         for path in (staged, *staged.iterdir()):
@@ -222,8 +229,9 @@ def _require() -> None:
     missing = [name for name in ("systemctl", "dbus-daemon", "nsenter", "ps") if shutil.which(name) is None]
     if os.geteuid() != 0 or missing or not Path("/lib/systemd/systemd").exists():
         pytest.fail(
-            "these tests boot a private systemd: they need root and Debian's packages systemd, dbus, util-linux "
-            f'and procps (missing here: {", ".join(missing) or "root"}); deselect them with -m "not systemd"',
+            "these tests boot a private systemd: they need root and Debian's packages systemd, dbus, "
+            f"util-linux and procps (missing here: {', '.join(missing) or 'root'}); "
+            'deselect them with -m "not systemd"',
             pytrace=False,
         )
 

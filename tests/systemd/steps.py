@@ -1,6 +1,6 @@
 """A worker that needs nothing: it counts, saves its count, and uses /tmp as training scripts do.
 
-Usage: steps.py TARGET. Leaves `count` (its checkpoint), `beats` (a byte a step) and `starts` (attempt and pid).
+Usage: steps.py TARGET. Leaves count (its checkpoint), beats (a byte a step) and starts (attempt, pid, count).
 """
 
 import json

@@ -1,8 +1,9 @@
-"""The life of the service: what systemd, signals and crashes do to the daemon, and what they do not to workers."""
+"""The life of the service: what systemd, signals and crashes do to the daemon, and not to its workers."""
 
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
@@ -15,17 +16,18 @@ from tests.systemd.conftest import HOME, PYTHON, UNIT, USER, Lab, Service, wait_
 EXPOSURE_MAX = 2.0
 
 
-def test_the_unit_is_clean(lab: Lab, service: Service) -> None:
+def test_the_unit_is_clean(lab: Lab) -> None:
     done = lab.run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT}")
     assert done.stderr == ""
     assert done.stdout == ""
 
 
-def test_exposure(lab: Lab, service: Service) -> None:
+def test_exposure(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     text = lab.run("systemd-analyze", "--no-pager", "security", UNIT).stdout
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", text)
     assert found is not None
-    print(f"systemd-analyze security: exposure {found[1]}")
+    with capsys.disabled():
+        sys.stdout.write(f"\nsystemd-analyze security: exposure {found[1]} ")
     assert float(found[1]) <= EXPOSURE_MAX, text
 
 
@@ -94,7 +96,6 @@ def test_a_reload_starts_the_daemon_anew_in_place(service: Service) -> None:
     service.ctl("reload")
     wait_for(lambda: service.journal().count("supervising ") == before + 1, "the new daemon to be ready")
     assert service.pid == daemon
-    assert service.show("NRestarts") == service.show("NRestarts")
     service.wait_beats("reloaded")
     assert [start[1] for start in service.starts("reloaded")] == [pid]
 
@@ -120,10 +121,11 @@ def test_a_stop_lets_workers_save_and_leaves_nothing_behind(service: Service) ->
     assert job is not None
     assert job.current is not None
     assert (job.state, job.current.outcome, job.current.exit_code) == (State.QUEUED, Outcome.PREEMPTED, 75)
-    assert int((service.home.folder("drained") / "count").read_text()) == service.beats("drained")
+    saved = int((service.home.folder("drained") / "count").read_text())
+    assert saved == service.beats("drained")
     service.ctl("start")
     wait_for(lambda: len(service.starts("drained")) == 2, "the job to go on")
-    assert service.starts("drained")[1][2] == service.beats("drained") or service.beats("drained") > 0
+    assert service.starts("drained")[1][2] == saved
 
 
 def test_a_grace_beyond_the_units_limit_is_waited_for(service: Service) -> None:
@@ -149,4 +151,4 @@ def test_workers_of_a_daemon_that_does_not_answer_a_stop_are_stopped_too(service
         assert int((service.home.folder("orphaned") / "count").read_text()) == service.beats("orphaned")
         assert "1 workers were asked to stop" in service.journal()
     job = service.wait("orphaned", State.RUNNING)
-    assert [attempt.outcome for attempt in job.attempts][0] is Outcome.PREEMPTED
+    assert job.attempts[0].outcome is Outcome.PREEMPTED
