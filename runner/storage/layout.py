@@ -189,6 +189,10 @@ class JobPaths:
         """Return what is kept of the end of fit `number`, counted from 0."""
         return self.checkpoints / f"fit-{number:03d}.weights.h5"
 
+    def loop(self, number: int) -> Path:
+        """Return what is kept of loop `number` when it is over: a moment shortly before its end."""
+        return self.checkpoints / f"loop-{number:03d}.weights.h5"
+
     def list_fits(self) -> list[tuple[int, Path]]:
         """List (number, path) of the fits that are over, oldest first."""
         found = [(_FIT.fullmatch(path.name), path) for path in _entries(self.checkpoints)]

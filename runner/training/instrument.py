@@ -180,8 +180,8 @@ def _patch_fit(worker: Worker) -> None:
     signature = inspect.signature(TensorFlowTrainer.fit)
 
     def fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-        if worker.fit is not None:
-            return original(self, *args, **kwargs)  # a fit inside a fit belongs to the outer one's step
+        if worker.fit is not None or worker.looping:
+            return original(self, *args, **kwargs)  # a fit inside a fit or a loop belongs to the outer's step
         number = worker.fits
         worker.fits += 1
         done = finished.load(worker, number)

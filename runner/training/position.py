@@ -134,14 +134,14 @@ def classify(adapter: Any, dataset: Any, distributed: bool) -> Exactness:
     if kind == "ArrayDataAdapter":
         return Exactness(True, "", "skip")
     if kind == "TFDatasetAdapter":
-        return _classify_dataset(dataset)
+        return classify_dataset(dataset)
     names = {"GeneratorDataAdapter": "a Python generator", "PyDatasetAdapter": "a PyDataset"}
     return Exactness(
         False, f"the data come from {names.get(kind, kind)}: resumed at the epoch's start", "epoch"
     )
 
 
-def _classify_dataset(dataset: Any) -> Exactness:
+def classify_dataset(dataset: Any) -> Exactness:
     found = [(one, op) for one in walk(dataset) for op in _operations(one)]
     for one, op in found:
         refusal = _refusal(one, op)

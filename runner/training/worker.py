@@ -52,7 +52,10 @@ class Worker:
         #: model -> which of its functions were traced in an earlier process only
         self.untraced: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
         self.fit: Fit | None = None  #: the call of fit that is running
-        self.attached = False  #: a loop of the script's own was attached
+        self.attached = False  #: the script called runner.attach
+        self.looping = False  #: a loop of the script's own is running
+        self.searched = False  #: checkpoints were looked for
+        self.seeded = False  #: the job's seed stands in for the operating system's entropy
         self._saver: Saver | None = None
         self._best: BestKeeper | None = None
 
@@ -75,6 +78,7 @@ class Worker:
         # Kept open for the life of the process: faulthandler writes to its descriptor from a signal handler.
         self._stacks = self.launch.attempt_paths.stacks.open("a")
         faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True, chain=False)
+        self.seeded = seed
         if seed:
             self.entropy.install()
         self.facts("phase", phase="import")
@@ -111,6 +115,7 @@ class Worker:
         Raises:
             StorageError: there are checkpoints, and none can be read.
         """
+        self.searched = True
         found = self.saver.latest()
         if found is None:
             self.metrics.cut(0)
