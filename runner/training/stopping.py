@@ -54,6 +54,7 @@ class Stop:
         self._grace_s = grace_s
         self._asked_at = 0.0
         self._read = self._write = -1
+        self._masks = threading.local()
 
     def install(self) -> None:
         """Take SIGTERM over and start the watcher; call from the main thread."""
@@ -61,7 +62,9 @@ class Stop:
         os.set_blocking(self._write, False)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._on_signal)
-        os.register_at_fork(after_in_child=self._release_child)
+        os.register_at_fork(
+            before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._release_child
+        )
         threading.Thread(target=self._watch, name="runner-watcher", daemon=True).start()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
@@ -72,14 +75,22 @@ class Stop:
             self._asked_at = time.monotonic()
             self.requested = True
 
+    def _before_fork(self) -> None:
+        """Keep a SIGTERM to the child waiting until it has its own handling: this pipe is shared."""
+        self._masks.previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def _after_fork(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.previous)
+
     def _release_child(self) -> None:
         """Give a forked child the signal handling of any Python process."""
         if signal.getsignal(signal.SIGTERM) == self._on_signal:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with contextlib.suppress(ValueError):
-            if signal.set_wakeup_fd(-1) not in (-1, self._write):
-                pass
+        wakeup = signal.set_wakeup_fd(-1)
+        if wakeup != self._write:
+            signal.set_wakeup_fd(wakeup)
         self.requested = False
+        self._after_fork()
 
     @property
     def may_leave(self) -> bool:

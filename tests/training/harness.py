@@ -96,11 +96,14 @@ class Job:
     def run(self, *args: str, **more: Any) -> Attempt:
         return self.start(*args, **more).wait()
 
-    def run_through(self, *args: str, kill: str = "", **more: Any) -> Attempt:
-        """Run attempt after attempt until one is not killed: one more than KILL names."""
+    def run_through(self, *args: str, kill: str = "", dying_s: float = 0.0, **more: Any) -> Attempt:
+        """Run attempt after attempt until one is not killed: one more than KILL names.
+
+        A death that takes `dying_s` lets the checkpoint before it become durable.
+        """
         (self.folder / "lives.txt").unlink(missing_ok=True)
         for _ in range(len(kill.split()) + 1):
-            attempt = self.run(*args, env={"KILL": kill}, **more)
+            attempt = self.run(*args, env={"KILL": kill, "DYING_S": str(dying_s)}, **more)
             if attempt.code != -signal.SIGKILL:
                 break
         assert attempt.code == 0, attempt.errors

@@ -28,9 +28,7 @@ model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
 model.compile("sgd", "mse")
 name = sys.argv[1]
 if name == "generator":
-    history = model.fit(
-        endless(), steps_per_epoch=5, epochs=3, verbose=0, callbacks=[Mortal(name, dying_s=0.5)]
-    )
+    history = model.fit(endless(), steps_per_epoch=5, epochs=3, verbose=0, callbacks=[Mortal(name)])
 else:
-    history = model.fit(Pieces(), epochs=3, verbose=0, callbacks=[Mortal(name, dying_s=0.5)])
+    history = model.fit(Pieces(), epochs=3, verbose=0, callbacks=[Mortal(name)])
 say(name, model, history)
