@@ -69,15 +69,22 @@ class Terminal:
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.fields[name]}", style="bold", markup=False),
             TextColumn("{task.fields[state]}", style="cyan", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.description}", markup=False),
+            # The description alone gives way where the terminal is narrow.
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
             TimeElapsedColumn(),
             refresh_per_second=8,
+            expand=True,
         )
         self._task = self._progress.add_task("", total=None, name="", state="")
 

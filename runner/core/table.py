@@ -13,7 +13,18 @@ from typing import Any, TypeAlias
 
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
 from runner.core.events import AnyEvent, Ended, Kind, Limit, Reported, Request, Retry, Sight, StartFailed
-from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Moment, Outcome, State, seconds_between
+from runner.core.job import (
+    ACTIVE,
+    SETTLED,
+    Attempt,
+    Goal,
+    Job,
+    Ledger,
+    Moment,
+    Outcome,
+    State,
+    seconds_between,
+)
 from runner.core.reports import FACTS, apply_facts
 from runner.core.restart import EXIT_RETRY, GiveUp, judge
 
@@ -200,28 +211,18 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
     attempt = job.current
     if attempt is None:
         return job
-    run_s = seconds_between(attempt.started_at, moment.iso)
-    lost_s = 0.0
-    if outcome is not Outcome.SUCCEEDED:
-        kept_at = max(attempt.started_at, attempt.resumed_at or "", job.checkpoint_at or "")
-        lost_s = min(run_s, seconds_between(kept_at, moment.iso))
-    ledger = job.ledger
-    job = replace(
-        job.with_attempt(
-            replace(
-                attempt,
-                ended_at=moment.iso,
-                outcome=outcome,
-                exit_code=event.exit_code,
-                signal=event.signal,
-                reason=event.reason,
-                max_rss_bytes=event.max_rss_bytes,
-            )
-        ),
-        ledger=replace(ledger, useful_s=ledger.useful_s + run_s - lost_s, lost_s=ledger.lost_s + lost_s),
+    ledger, lost_s = _booked(job, attempt, outcome, moment)
+    ended = replace(
+        attempt,
+        ended_at=moment.iso,
+        outcome=outcome,
+        exit_code=event.exit_code,
+        signal=event.signal,
+        reason=event.reason,
+        max_rss_bytes=event.max_rss_bytes,
     )
     return publish(
-        job,
+        replace(job.with_attempt(ended), ledger=ledger),
         moment,
         "ended",
         outcome=outcome.value,
@@ -230,6 +231,21 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
         step=job.durable_step,
         lost_s=round(lost_s, 3),
     )
+
+
+def _booked(job: Job, attempt: Attempt, outcome: Outcome, moment: Moment) -> tuple[Ledger, float]:
+    """Return the ledger with an attempt that ends now, and how much work it loses, in seconds."""
+    ledger = job.ledger
+    run_s = seconds_between(attempt.started_at, moment.iso)
+    if outcome is Outcome.SUCCEEDED:
+        return replace(ledger, useful_s=ledger.useful_s + run_s), 0.0
+    saved_at = job.checkpoint_at or ""
+    if attempt.start_step > 0 and attempt.resumed_at is None and saved_at < attempt.started_at:
+        # It never got back to where the one before had saved: there was no work to lose.
+        return replace(ledger, down_s=ledger.down_s + run_s), 0.0
+    kept_at = max(attempt.started_at, attempt.resumed_at or "", saved_at)
+    lost_s = min(run_s, seconds_between(kept_at, moment.iso))
+    return replace(ledger, useful_s=ledger.useful_s + run_s - lost_s, lost_s=ledger.lost_s + lost_s), lost_s
 
 
 def _ended(job: Job, event: Ended, moment: Moment) -> Decision:
