@@ -72,15 +72,17 @@ make_release() { # sets $release
 }
 
 drop_old_releases() {
-    local old
+    local old current
+    current=$(readlink "$prefix/current" || true)
     for old in "$prefix"/releases/*; do
-        if [ "$old" != "$release" ] && ! grep -aFqs "$old/" /proc/[0-9]*/cmdline; then rm -rf "$old"; fi
+        if [ "$old" != "$current" ] && ! grep -aFqs "$old/" /proc/[0-9]*/cmdline; then rm -rf "$old"; fi
     done
 }
 
 install_service() {
     make_user
     make_home
+    drop_old_releases
     make_release
     ln -sfn "$release" "$prefix/current.new" && mv -T "$prefix/current.new" "$prefix/current"
     if [ ! -e "$command" ] || [ -L "$command" ]; then ln -sfn "$prefix/current/bin/runner" "$command"; fi
@@ -99,7 +101,6 @@ install_service() {
         systemctl start "$unit"
         say "$unit runs; its home is $home"
     fi
-    drop_old_releases
 }
 
 uninstall_service() {
