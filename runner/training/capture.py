@@ -15,7 +15,8 @@ import numpy as np
 
 from runner.storage.checkpoint import Snapshot
 from runner.training import chance, listeners, variables
-from runner.training.codec import SKIP, Decoder, Encoder, Node
+from runner.training.codec import SKIP, Encoder, Node
+from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
 from runner.training.variables import Buffers, ChangedScriptError
 

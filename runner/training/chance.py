@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from runner.training.codec import Decoder, Encoder, Node
+from runner.training.codec import Encoder, Node
+from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
 
 

@@ -16,6 +16,7 @@ from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture
 from runner.training.capture import traces_of
+from runner.training.quarantine import set_aside
 from runner.training.rebuild import rebuild
 from runner.training.report import now_text
 from runner.training.variables import ChangedScriptError
@@ -63,15 +64,7 @@ def load(worker: Worker, number: int) -> Snapshot | None:
     except FileNotFoundError:
         return None
     except BadCheckpointError as reason:
-        target = worker.launch.paths.quarantine / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-        worker.facts(
-            "quarantined",
-            path=name(worker, number),
-            to=str(target.relative_to(worker.launch.paths.dir)),
-            reason=str(reason),
-        )
+        set_aside(worker.launch.paths, path, str(reason), worker.facts.append)
         return None
 
 

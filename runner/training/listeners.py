@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from runner.training.codec import SKIP, Decoder, Encoder, Node, encode_members
+from runner.training.codec import SKIP, Encoder, Node, encode_members
+from runner.training.decode import Decoder
 
 _GLOBAL_ARRAY_BYTES_MAX = 1 << 20
 #: What the script or Keras makes anew for each fit.

@@ -158,6 +158,19 @@ def _optimizers_by_identity() -> Iterator[None]:
         BaseOptimizer.save_own_variables = original
 
 
+@contextlib.contextmanager
+def _name_counters_kept() -> Iterator[None]:
+    """Keras's walk makes objects of its own: the names that the script's next ones get stay as they were."""
+    from keras.src.backend.common import global_state
+
+    counters = global_state.get_global_attribute("object_name_uids")
+    before = dict(counters) if counters is not None else None
+    yield
+    if counters is not None and before is not None:
+        counters.clear()
+        counters.update(before)
+
+
 def keras_links(
     model: Any, keys: dict[int, str], add: Callable[[str, np.ndarray], str]
 ) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
@@ -171,7 +184,6 @@ def keras_links(
     Returns:
         Keras path -> array key; group -> its attributes.
     """
-    from keras.src.backend.common import global_state
     from keras.src.saving import saving_lib
 
     links: dict[str, str] = {}
@@ -202,12 +214,6 @@ def keras_links(
             if saving_lib.backend.standardize_dtype(value.dtype) == "bfloat16":
                 attributes.setdefault(place, {})["dtype"] = "bfloat16"
 
-    # The walk makes a layer, a metric and an optimizer of its own, which would move Keras's name counters.
-    counters = global_state.get_global_attribute("object_name_uids")
-    before = dict(counters) if counters is not None else None
-    with _optimizers_by_identity():
+    with _optimizers_by_identity(), _name_counters_kept():
         saving_lib._save_state(model, Recorder(), None, "", set())
-    if counters is not None and before is not None:
-        counters.clear()
-        counters.update(before)
     return links, attributes
