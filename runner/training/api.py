@@ -10,7 +10,7 @@ file is touched. Under the runner a loop goes on where it stopped, with everythi
 was; see `runner.training.loop` for how.
 
 Limits: one `attach` a process, and one such process a job; exact is what is attached, tracked, or made from
-the step's number.
+the step's number. What Python code draws while TensorFlow compiles a function is drawn anew at a resume.
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ class Run:
 
         Between two steps is a safe point: there a checkpoint is taken when due, and a stop obeyed.
         """
-        for number in range(total):
-            yield number
-            self.step += 1
+        return self._count(range(total))
 
     def batches(self, data: Iterable[Any]) -> Iterator[Any]:
         """Yield the elements of `data`, each one step: a loop over data, or in `epochs` one epoch's.
@@ -143,9 +141,14 @@ class Run:
         Args:
             data: a tf.data dataset, or any iterable that gives the same elements in each process; tracked.
         """
+        return self._count(data)
+
+    def _count(self, data: Iterable[Any]) -> Iterator[Any]:
         for element in data:
-            yield element
-            self.step += 1
+            try:
+                yield element
+            finally:
+                self.step += 1
 
     def epochs(self, total: int) -> Iterator[int]:
         """Yield the numbers of the epochs still to do; inside, use `steps` or `batches` once an epoch.

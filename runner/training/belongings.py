@@ -12,7 +12,8 @@ from runner.storage.checkpoint import Snapshot
 from runner.training import capture, chance, fingerprint
 from runner.training.api import State
 from runner.training.capture import Camera, Trace
-from runner.training.codec import Decoder, Encoder, Node
+from runner.training.codec import Encoder, Node
+from runner.training.decode import Decoder
 from runner.training.tracked import Tracked, Value
 from runner.training.variables import ChangedScriptError, all_variables, check_same, each_once
 from runner.training.worker import Worker
@@ -75,12 +76,24 @@ class Belongings:
         own = [getattr(model, "optimizer", None) for model in self._models]
         return all(getattr(part, "built", True) for part in [*self._models, *self._optimizers, *own])
 
-    def build(self) -> None:
-        """Build the optimizer of a model that is built; others are left to the script's first step."""
-        if len(self._models) == len(self._optimizers) == 1 and getattr(self.model, "built", True):
-            optimizer = self._optimizers[0]
-            if not getattr(optimizer, "built", True):
-                optimizer.build(self.model.trainable_variables)
+    def build(self, snapshot: Snapshot) -> None:
+        """Build optimizers that were built at the snapshot, each for the model in its own place.
+
+        Others, and models, are left to the script's first step.
+        """
+        if len(self._models) != len(self._optimizers):
+            return
+        paths = [one["path"] for one in snapshot.state["variables"]]
+        for model, optimizer in zip(self._models, self._optimizers, strict=True):
+            known = sum(path.startswith(f"{optimizer.name}/") for path in paths)
+            if model.built and not optimizer.built and known > len(optimizer.variables):
+                optimizer.build(model.trainable_variables)
+
+    def rehearse(self) -> None:
+        """Let what is drawn from the data be put back by `restore_data`, where it was too much."""
+        for one in self._tracked:
+            if not isinstance(one, Value):
+                one.rehearse()
 
     def fits(self, snapshot: Snapshot) -> bool:
         """Tell whether the variables are those of the snapshot."""
@@ -154,32 +167,19 @@ class Belongings:
         self._fill(start.state)
         chance.restore(Decoder(start.chance[1]), start.chance[0], self._worker.entropy)
 
-    def restore_data(self, snapshot: Snapshot, held: Tracked | None) -> bool:
-        """Go to the snapshot's place in all data.
-
-        Args:
-            snapshot: the moment.
-            held: the data of which the script has an element in hand, drawn before.
-
-        Returns:
-            Whether that element is the one to go on with.
-        """
+    def restore_data(self, snapshot: Snapshot) -> None:
+        """Go to the snapshot's place in all data."""
         nodes = snapshot.state["tracked"]
         if len(nodes) != len(self._tracked):
             raise ChangedScriptError(
                 f"the checkpoint has {len(nodes)} things tracked, the script {len(self._tracked)}"
             )
-        decoder, keeps = Decoder(snapshot.arrays), False
+        decoder = Decoder(snapshot.arrays)
         for one, node in zip(self._tracked, nodes, strict=True):
             if isinstance(one, Value) != ("drawn" not in node):
                 raise ChangedScriptError("what is tracked is of another kind than in the checkpoint")
-            if isinstance(one, Value):
-                continue
-            if one is held and one.drawn == node["drawn"] + 1:
-                keeps = True
-            else:
+            if not isinstance(one, Value):
                 one.arrive(decoder, node)
-        return keeps
 
     def restore_rest(self, snapshot: Snapshot) -> None:
         """Put all else back."""

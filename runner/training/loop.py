@@ -117,7 +117,7 @@ class Attached(Run):
         here.metrics.append({"epoch": epoch, "step": int(step), "fit": number, "time": now_text(), **values})
         here.progress.set(metrics={**here.progress.values["metrics"], **values})
         here.progress.write_if_due()
-        if part is not None and not self._broken and self._own.is_built():
+        if part is not None and not self._broken:
             completed = self.step + part.inside
             here.best.consider(epoch or 0, completed, values, lambda: self._take(part), self._save_whole)
 
@@ -154,10 +154,9 @@ class Attached(Run):
             yield from self._walk(part, total, data)
         except GeneratorExit:
             part.inside = False
+            self._completed(part)
             if flat:
                 self._leave(part)
-            else:
-                self._completed(part)
             raise
         if flat:
             self._end(part)
@@ -212,7 +211,7 @@ class Attached(Run):
         here, now = self._worker, time.monotonic()
         here.progress.set(step=self.step, epoch=part.epoch, step_in_epoch=part.done)
         here.progress.write_if_due(now)
-        savable = part.worked and not part.silent and not self._broken and self._own.is_built()
+        savable = part.worked and not part.silent and not self._broken
         if here.stop.may_leave:
             here.leave_with(self._try(part, whole) if savable else None)
         if not savable:
@@ -313,12 +312,12 @@ class Attached(Run):
         epoch = int(point.state["cursor"]["epoch"])
         try:
             if point.state["cursor"]["whole"] or point.state["start"] is None:
-                self._own.build()
-                self._own.restore_data(point, None)
+                self._own.build(point)
+                self._own.restore_data(point)
                 self._arrive(part, point)
             else:
                 part.start = Start.of(point)
-                self._own.build()
+                self._own.build(point)
                 self._own.restore_start(point, part.start)
         except ChangedScriptError as reason:
             self._worker.refuse(str(reason))
@@ -326,16 +325,16 @@ class Attached(Run):
 
     def _resume(self, part: Part, point: Snapshot, source: Iterator[Any] | None) -> Iterator[Any]:
         """Go on from a checkpoint; gives out the step that was about to begin, where its element is there."""
-        cursor, held, item = point.state["cursor"], None, None
-        self._own.build()
+        cursor, item = point.state["cursor"], None
+        self._own.build(point)
         if not self._own.fits(point) and not self._own.is_built():
             part.rehearsing = True
-            item = held = next(source, 0) if source is not None else 0
-            yield item
+            self._own.rehearse()
+            yield 0 if source is None else next(source)
             part.rehearsing = False
         try:
-            keeps = self._own.restore_data(point, part.ahead if held is not None else None)
-            if cursor["pending"] and not keeps:
+            self._own.restore_data(point)
+            if cursor["pending"]:
                 item = next(source, self) if source is not None else self
                 if item is self:
                     raise ChangedScriptError("the data end before the checkpoint's place")
@@ -363,7 +362,7 @@ class Attached(Run):
         here = self._worker
         here.progress.set(step=self.step, epoch=part.epoch)
         here.phase("save")
-        if part.worked and not part.silent and not self._broken and self._own.is_built():
+        if part.worked and not part.silent and not self._broken:
             here.saver.flush()
             if past.keep(here, part.number, part.near_end):
                 try:
@@ -389,6 +388,7 @@ class Attached(Run):
         here = self._worker
         self._part, here.looping, part.near_end = None, False, None
         here.phase("after", tell=True)
+        here.progress.write()  # the process may end at once
         here.keep_nothing()
 
 

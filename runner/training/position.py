@@ -142,6 +142,7 @@ def classify(adapter: Any, dataset: Any, distributed: bool) -> Exactness:
 
 
 def classify_dataset(dataset: Any) -> Exactness:
+    """Tell how exactly a position in a tf.data dataset can be reached again."""
     found = [(one, op) for one in walk(dataset) for op in _operations(one)]
     for one, op in found:
         refusal = _refusal(one, op)

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from runner.training import chance
-from runner.training.codec import Decoder, Encoder, Node, Uncapturable
+from runner.training.codec import Encoder, Node, Uncapturable
+from runner.training.decode import Decoder
 from runner.training.position import captured_variables, classify_dataset, walk
 from runner.training.variables import ChangedScriptError
 
@@ -32,13 +33,47 @@ _IN_PLACE = (list, dict, set, deque, OrderedDict, defaultdict, CounterDict, byte
 _DRAWS_WATCHED = 4
 
 
-class Stream:
-    """A tf.data dataset; or one iterator over it, which the script has made."""
+class _Drawn:
+    """How much was drawn; elements of a step that was only a rehearsal are put back."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+        self._back: deque[Any] = deque()
+        self._rehearsed: list[Any] | None = None
+
+    def rehearse(self) -> None:
+        """Remember what is drawn from now on, until `_go_back`."""
+        self._rehearsed = []
+
+    def _draw(self, pull: Callable[[], Any]) -> Any:
+        element = self._back.popleft() if self._back else pull()
+        self.drawn += 1
+        if self._rehearsed is not None:
+            self._rehearsed.append(element)
+        return element
+
+    def _go_back(self, count: int) -> None:
+        """Put back what was drawn beyond `count`.
+
+        Raises:
+            ChangedScriptError: it was not drawn in a rehearsal.
+        """
+        rehearsed, self._rehearsed = self._rehearsed or [], None
+        beyond = self.drawn - count
+        if beyond > len(rehearsed):
+            raise ChangedScriptError(f"{self.drawn} elements were drawn from tracked data instead of {count}")
+        if beyond > 0:
+            self._back.extendleft(reversed(rehearsed[-beyond:]))
+            self.drawn = count
+
+
+class Stream(_Drawn):
+    """A tf.data dataset; or one iterator over it, which the script has made: drawn is from the newest."""
 
     def __init__(self, dataset: Any, tell: Tell, *, seeded: bool):
+        super().__init__()
         self.dataset = dataset
         self.iterators = 0
-        self.drawn = 0  #: from the newest iterator
         self._generators: list[np.ndarray] = []
         self._newest: Callable[[], Any] = lambda: None
         self._over = False
@@ -57,16 +92,20 @@ class Stream:
         self._newest = weakref.ref(iterator)
         self.iterators += 1
         self.drawn, self._over = 0, False
+        self._back.clear()
         return iterator
 
-    def count(self, iterator: Any, *, ended: bool) -> None:
-        """Note that an element was drawn, or that there was none left."""
+    def draw(self, iterator: Any, pull: Callable[[], Any]) -> Any:
+        """Return the iterator's next element."""
         if self._newest() is not iterator:
             self._tell("tracked data are drawn from two iterators at once")
-        elif ended:
+            return pull()
+        return self._draw(pull)
+
+    def ended(self, iterator: Any) -> None:
+        """Note that an iterator has no more."""
+        if self._newest() is iterator:
             self._over = True
-        else:
-            self.drawn += 1
 
     def given_away(self) -> None:
         """Note that a compiled function was given the iterator."""
@@ -91,7 +130,7 @@ class Stream:
         goes_on = now["alive"] and now["iterators"] == start["iterators"]
         self._make(start["iterators"] - goes_on)
         if self.iterators == start["iterators"] and start["alive"]:
-            self._draw(start["drawn"])
+            self._go_to(start["drawn"])
 
     def arrive(self, decoder: Decoder, now: Node) -> None:
         """Go to the position.
@@ -111,19 +150,18 @@ class Stream:
                 self._generators = [decoder.merge(None, one) for one in now["generators"]]
                 for variable, value in zip(captured_variables(self.dataset), self._generators, strict=True):
                     variable.assign(value)
-            self._draw(now["drawn"])
+            self._go_to(now["drawn"])
         elif self.iterators > now["iterators"]:
             raise ChangedScriptError(
                 f"the script made {self.iterators} iterators over tracked data"
                 f" where there were {now['iterators']}"
             )
 
-    def _draw(self, count: int) -> None:
+    def _go_to(self, count: int) -> None:
         live = self._live
-        if self.drawn > count:
-            raise ChangedScriptError(f"{self.drawn} elements were drawn from tracked data instead of {count}")
-        while live is not None and self.drawn < count:
-            next(live)
+        self._go_back(count)
+        while live is not None and self.drawn < count and next(live, self) is not self:
+            pass
 
     def _make(self, count: int) -> None:
         """Make iterators until there were `count`; the first fills a cache, where there is one."""
@@ -160,12 +198,10 @@ def _counting() -> tuple[type, type]:
 
         def _next_internal(self) -> Any:
             try:
-                element = super()._next_internal()
+                return self.stream.draw(self, super()._next_internal)
             except errors.OutOfRangeError:
-                self.stream.count(self, ended=True)
+                self.stream.ended(self)
                 raise
-            self.stream.count(self, ended=False)
-            return element
 
         @property
         def _type_spec(self) -> Any:
@@ -184,13 +220,13 @@ def _counting() -> tuple[type, type]:
     return CountedIterator, CountedDataset
 
 
-class Pulled:
+class Pulled(_Drawn):
     """Any iterator: drawn from as often as before."""
 
     def __init__(self, iterator: Iterator[Any], tell: Tell):
+        super().__init__()
         self._iterator = iterator
         self._tell = tell
-        self.drawn = 0
 
     def __iter__(self) -> Pulled:
         return self
@@ -198,8 +234,7 @@ class Pulled:
     def __next__(self) -> Any:
         watched = self.drawn < _DRAWS_WATCHED
         before = chance.fingerprint() if watched else ()
-        element = next(self._iterator)
-        self.drawn += 1
+        element = self._draw(self._iterator.__next__)
         if watched and chance.fingerprint() != before:
             self._tell("a tracked iterator draws from Python's or NumPy's shared generator: give it its own")
         return element
@@ -210,7 +245,7 @@ class Pulled:
 
     def approach(self, start: Node, _now: Node) -> None:
         """Go to where it was at the epoch's start."""
-        self._draw(start["drawn"])
+        self._go_to(start["drawn"])
 
     def arrive(self, _decoder: Decoder, now: Node) -> None:
         """Go to the position.
@@ -218,13 +253,12 @@ class Pulled:
         Raises:
             ChangedScriptError: the script has gone beyond it.
         """
-        if self.drawn > now["drawn"]:
-            raise ChangedScriptError(f"{self.drawn} elements were drawn instead of {now['drawn']}")
-        self._draw(now["drawn"])
+        self._go_to(now["drawn"])
 
-    def _draw(self, count: int) -> None:
-        while self.drawn < count and next(self._iterator, self) is not self:
-            self.drawn += 1
+    def _go_to(self, count: int) -> None:
+        self._go_back(count)
+        while self.drawn < count and next(self, self) is not self:
+            pass
 
 
 class Value:
