@@ -38,7 +38,7 @@ def test_seeded_arrays_are_as_in_plain_python(tmp_path: Path) -> None:
     plain = Job(tmp_path / "plain", "arrays.py").plain("--seeded").results
     assert len(plain) == 10
     job = Job(tmp_path / "killed", "arrays.py")
-    kill = "shuffled/train:7 several-steps/train:3 callbacks/train:18 callbacks/end:3 noisy-trace/train:6"
+    kill = "shuffled/train:7 several-steps/train:3 callbacks/end:3 noisy-trace/train:6"
     assert lost_or_gained(plain, job.run_through("--seeded", kill=kill).results) == []
 
 
@@ -70,8 +70,8 @@ def test_a_resume_that_forgets_its_place_in_the_data_is_noticed(tmp_path: Path) 
         "main()\n".replace("BOOTSTRAP", repr(str(job.bootstrap)))
     )
     job.bootstrap = bootstrap
-    killed = job.run_through("--seeded", kill="shuffled/train:5 endless/train:9", dying_s=0.5).results
-    assert {"shuffled", "endless"} <= set(lost_or_gained(undisturbed, killed))
+    killed = job.run_through("--seeded", kill="shuffled/train:5", dying_s=0.5).results
+    assert "shuffled" in lost_or_gained(undisturbed, killed)
 
 
 @pytest.mark.parametrize("source", ["generator", "py-dataset"])

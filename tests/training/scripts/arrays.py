@@ -15,9 +15,10 @@ y = (x.sum(axis=1) > 3).astype("float32")
 weights = data.rand(70).astype("float32")
 
 
-def make(**compile_options):
+def make(built=True, **compile_options):
     model = keras.Sequential(
         [
+            *([keras.Input((6,))] if built else []),
             keras.layers.Dense(8, activation="relu"),
             keras.layers.BatchNormalization(),
             keras.layers.Dropout(0.3),
@@ -44,7 +45,7 @@ def variant(name, model=None, more=(), **options):
     return history
 
 
-variant("shuffled")
+variant("shuffled", make(built=False))
 variant("in-order", shuffle=False)
 variant("batches", shuffle="batch")
 variant("class-weight", class_weight={0: 1.0, 1: 3.0})
