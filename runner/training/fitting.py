@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, fingerprint, finished, listeners
+from runner.training import capture, cursor, fingerprint, finished, listeners, values
 from runner.training.capture import Camera, traces_of
 from runner.training.position import OURS, Exactness, Position, classify, own_shuffle
 from runner.training.rebuild import rebuild
-from runner.training.report import now_text, plain
+from runner.training.report import now_text
+from runner.training.tracing import Traces
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
 
@@ -60,11 +59,7 @@ class Fit:
         self._epoch_at = 0.0
         self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
         self._take_s = 0.0
-        known = worker.traces.get(model, {})
-        self._traces = {name: known[name] for name in known if _function(model, name) is not None}
-        worker.traces[model] = self._traces
-        untraced = "test" in worker.untraced.get(model, ())
-        self._test_function_known = model.test_function is not None and not untraced
+        self._traces = Traces(worker, model)
         self._initial_epoch = model._initial_epoch
         self._steps_seen: int | None = None
         self._fixed: dict[str, Any] = {}
@@ -127,10 +122,10 @@ class Fit:
 
     def build(self) -> None:
         """Make all variables of model, optimizer and metrics, as the first step would."""
-        if self._traces:
+        if self._traces.known:
             self.worker.phase("trace", tell=True)
         spec = self.iterator._distributed_dataset.element_spec
-        rebuild(self.model, spec, self._traces, self.worker.entropy)
+        rebuild(self.model, spec, self._traces.known, self.worker.entropy)
 
     def _approach(self) -> None:
         """Before the resumed epoch begins: the variables and callbacks as they were, near enough.
@@ -138,7 +133,7 @@ class Fit:
         The exact moment is restored again in `_arrive`, when the resumed epoch's own beginnings are done.
         """
         assert self.saved is not None
-        self._traces.update(traces_of(self.saved))
+        self._traces.known.update(traces_of(self.saved))
         self.build()
         self._restore(with_chance=False)
         self.model._initial_epoch = self.saved.state["cursor"]["epoch"]
@@ -216,7 +211,7 @@ class Fit:
             epoch=self.epoch,
             step_in_epoch=self.done * self.iterator.steps_per_execution,
             steps_per_epoch=self.iterator.num_batches,
-            metrics=_plain_logs(self.logs) or worker.progress.values["metrics"],
+            metrics=values.of_logs(self.logs) or worker.progress.values["metrics"],
         )
         worker.progress.write_if_due(now)
 
@@ -260,32 +255,17 @@ class Fit:
             logs=self.logs,
             state=self._state(),
         )
-        for _, arrays in self._traces.values():
-            snapshot.arrays.update(arrays)
+        snapshot.arrays.update(self._traces.arrays())
         for missed in self._camera.missed:
             self.worker.facts.warn(f"cannot be captured, stays as the script makes it at a resume: {missed}")
         self._take_s = time.monotonic() - began
         return snapshot
 
     def _state(self) -> dict[str, Any]:
-        iterator, position = self.iterator, self.position
-        alive = iterator._current_iterator is not None and bool(iterator.steps_per_epoch)
-        fresh = self.done == 0 and not alive
-        generators = {} if fresh else {str(i): _listed(a) for i, a in enumerate(position.generators)}
         return {
             **self._fixed,
-            "cursor": {
-                "epoch": self.epoch,
-                "done": self.done,
-                "steps_seen": iterator._steps_seen,
-                "num_batches": iterator._num_batches,
-                "iterators": position.iterators + 1 if fresh else position.iterators,
-                "drawn": 0 if fresh else position.drawn,
-                "fresh": fresh,
-                "generators": generators,
-                "validation_iterators": self.validation.iterators,
-            },
-            "traces": {name: trace[0] for name, trace in self._traces.items()},
+            "cursor": cursor.describe(self.iterator, self.position, self.validation, self.epoch, self.done),
+            "traces": self._traces.state(),
             "metrics_size": self.worker.metrics.size(),
         }
 
@@ -323,19 +303,12 @@ class Fit:
 
     def _arrive(self, inner: Iterator[Any]) -> int:
         """Go to the snapshot's place in the data and put everything back; return the executions done."""
-        saved, iterator = self.saved, self.iterator
+        saved = self.saved
         assert saved is not None
-        cursor = saved.state["cursor"]
-        done, size = int(cursor["done"]), iterator.steps_per_execution
-        iterator._num_batches = cursor["num_batches"]
-        generators = [_unlisted(cursor["generators"][str(i)]) for i in range(len(cursor["generators"]))]
-        self.position.go_to(int(cursor["iterators"]), int(cursor["drawn"]), generators)
-        self.validation.go_to(int(cursor["validation_iterators"]) + 1, 0, [])
-        for index in range(done):
-            next(inner)
-            iterator._steps_seen = cursor["steps_seen"] - size * (done - 1 - index)
-        if done == 0 and not cursor["fresh"]:
-            self._steps_seen = int(cursor["steps_seen"])
+        place = saved.state["cursor"]
+        done = cursor.go_to(place, self.iterator, self.position, self.validation, inner)
+        if done == 0 and not place["fresh"]:
+            self._steps_seen = int(place["steps_seen"])
         self._restore(with_chance=True)
         self.logs = self.end_logs = capture.decode_logs(saved)
         self.worker.step = saved.step
@@ -366,7 +339,7 @@ class Fit:
         def first(iterator: Any) -> Any:
             if not self._resumed:
                 self.worker.phase("trace", tell=True)
-            with self._tracing("train"):
+            with self._traces.tracing("train", resumed=self._resumed, exact=self._is_exact()):
                 self.logs = logs = function(iterator)
             self.model.train_function = train_function
             self._trained = True
@@ -377,24 +350,6 @@ class Fit:
         self._wrapped = (function, first, train_function)
         self.model.train_function = first
 
-    @contextlib.contextmanager
-    def _tracing(self, name: str) -> Iterator[None]:
-        """Run a function that Keras traces at its first call, so that its trace is the same in every attempt.
-
-        Tracing may use the script's random generators (NumPy in a custom step). In a later process it has to
-        find them as the first trace ever did, and to leave them as they were. Where Python code makes the
-        data while the function runs, its draws cannot be told from the trace's: then all is left as it comes.
-        """
-        earlier = self._resumed or name in self.worker.untraced.get(self.model, ())
-        self.worker.untraced.get(self.model, set()).discard(name)
-        if name not in self._traces:
-            self._traces[name] = capture.capture_chance(self.worker.entropy, name)
-        elif earlier and not self.model.run_eagerly and self._is_exact():
-            with capture.chance_of(self._traces[name], self.worker.entropy):
-                yield
-            return
-        yield
-
     def _is_exact(self) -> bool:
         return self.exactness is not None and self.exactness.method != "epoch"
 
@@ -402,21 +357,9 @@ class Fit:
 
     def test_began(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation begins."""
-        if not self._test_function_known:
-            self._test_function_known = True
-            self._wrap_test_function()
+        self._traces.wrap_test_function(resumed=self._resumed, exact=self._is_exact())
         self.worker.progress.set(step=self.worker.step)
         self.worker.phase("validate")
-
-    def _wrap_test_function(self) -> None:
-        function = self.model.test_function
-
-        def first(iterator: Any) -> Any:
-            self.model.test_function = function
-            with self._tracing("test"):
-                return function(iterator)
-
-        self.model.test_function = first
 
     def test_ended(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation is over; the callbacks follow."""
@@ -432,15 +375,15 @@ class Fit:
         """Note the epoch's metrics when all callbacks have seen its end; keep the model if it is the best."""
         worker = self.worker
         worker.step = self._epoch_step + self._completed()
-        values = _epoch_values(self.model, logs)
+        metrics = values.of_epoch(self.model, logs)
         worker.metrics.append(
-            {"epoch": epoch, "step": worker.step, "fit": self.number, "time": now_text(), **values}
+            {"epoch": epoch, "step": worker.step, "fit": self.number, "time": now_text(), **metrics}
         )
-        worker.progress.set(step=worker.step, metrics={name: plain(v) for name, v in values.items()})
+        worker.progress.set(step=worker.step, epoch=epoch, metrics=metrics)
         worker.progress.write_if_due()
         if self._broken or not self._trained:
             return
-        message = worker.best.consider(epoch, worker.step, values, self.take, self._save_whole)
+        message = worker.best.consider(epoch, worker.step, metrics, self.take, self._save_whole)
         if message:
             print(message, flush=True)  # noqa: T201 - one line in the job's log
 
@@ -470,8 +413,9 @@ class Fit:
         if self._trained and not self._broken:
             self._save_finished()
         worker.facts("fit-finished", fit=self.number)
-        worker.progress.set(step=worker.step, epoch=self.epoch + 1 if self._trained else self.epoch)
+        worker.progress.set(step=worker.step, epoch=self.epoch)
         worker.phase("after", tell=True)
+        worker.progress.write()
         worker.keep_nothing()
 
     def _save_finished(self) -> None:
@@ -482,30 +426,3 @@ class Fit:
             finished.save(worker, self.number, self.take(), self.iterator, self.validation.iterators)
         except Exception as error:  # noqa: BLE001 - the fit is done; without this file it is done again
             worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))
-
-
-def _function(model: Any, name: str) -> Any:
-    return model.train_function if name == "train" else model.test_function
-
-
-def _plain_logs(logs: Any) -> dict[str, Any]:
-    return {str(name): plain(value) for name, value in logs.items()} if isinstance(logs, Mapping) else {}
-
-
-def _epoch_values(model: Any, logs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the epoch's metrics as History has them: what callbacks added is among them."""
-    values = {str(name): value for name, value in (logs or {}).items()}
-    history = getattr(model, "history", None)
-    if history is not None:
-        for name, series in history.history.items():
-            if len(series) == len(history.epoch) and series:
-                values[name] = series[-1]
-    return {name: plain(value) for name, value in values.items()}
-
-
-def _listed(array: np.ndarray) -> dict[str, Any]:
-    return {"dtype": array.dtype.name, "values": array.tolist()}
-
-
-def _unlisted(node: Mapping[str, Any]) -> np.ndarray:
-    return np.array(node["values"], np.dtype(node["dtype"]))

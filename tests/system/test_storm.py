@@ -54,7 +54,10 @@ def kill_both(site: Site, name: str) -> None:
 
 
 def trains(site: Site, number: int) -> bool:
-    progress = records.load_json(site.home.job("stormy").progress)
+    try:
+        progress = records.load_json(site.home.job("stormy").progress)
+    except FileNotFoundError:
+        return False
     return progress["attempt"] == number and progress["phase"] == "train" and progress["step"] > 0
 
 

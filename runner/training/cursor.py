@@ -1,0 +1,69 @@
+"""The place in the data: how a snapshot says it, and how a resumed fit gets there again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from runner.training.position import Position
+
+
+def describe(
+    iterator: Any, position: Position, validation: Position, epoch: int, done: int
+) -> dict[str, Any]:
+    """Return the cursor: epoch, executions done in it, and what was drawn from which iterators.
+
+    Args:
+        iterator: Keras's iterator over the training data.
+        position: what was drawn for training.
+        validation: what was drawn for validation.
+        epoch: the present one, from 0.
+        done: executions of the training function that are complete in it.
+    """
+    alive = iterator._current_iterator is not None and bool(iterator.steps_per_epoch)
+    fresh = done == 0 and not alive
+    generators = {} if fresh else {str(i): _listed(a) for i, a in enumerate(position.generators)}
+    return {
+        "epoch": epoch,
+        "done": done,
+        "steps_seen": iterator._steps_seen,
+        "num_batches": iterator._num_batches,
+        "iterators": position.iterators + 1 if fresh else position.iterators,
+        "drawn": 0 if fresh else position.drawn,
+        "fresh": fresh,
+        "generators": generators,
+        "validation_iterators": validation.iterators,
+    }
+
+
+def go_to(
+    cursor: Mapping[str, Any], iterator: Any, position: Position, validation: Position, inner: Iterator[Any]
+) -> int:
+    """Bring the resumed epoch's iterators to where the cursor stands; return the executions done.
+
+    Args:
+        cursor: as `describe` gave it.
+        iterator: Keras's iterator over the training data.
+        position: of the training data.
+        validation: of the validation data.
+        inner: Keras's own enumeration of the epoch, not yet begun.
+    """
+    done, size = int(cursor["done"]), iterator.steps_per_execution
+    iterator._num_batches = cursor["num_batches"]
+    generators = [_unlisted(cursor["generators"][str(i)]) for i in range(len(cursor["generators"]))]
+    position.go_to(int(cursor["iterators"]), int(cursor["drawn"]), generators)
+    validation.go_to(int(cursor["validation_iterators"]) + 1, 0, [])
+    for index in range(done):
+        next(inner)
+        iterator._steps_seen = cursor["steps_seen"] - size * (done - 1 - index)
+    return done
+
+
+def _listed(array: np.ndarray) -> dict[str, Any]:
+    return {"dtype": array.dtype.name, "values": array.tolist()}
+
+
+def _unlisted(node: Mapping[str, Any]) -> np.ndarray:
+    return np.array(node["values"], np.dtype(node["dtype"]))
