@@ -6,15 +6,19 @@ supervisor, and never waits for one.
 
 from __future__ import annotations
 
+import math
+import os
 from datetime import UTC, datetime
 from typing import Any
 
 from runner.core.job import ACTIVE, SETTLED, State, seconds_between
-from runner.errors import UnreadableRecordError
+from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage import records
 from runner.storage.layout import Home, JobPaths
 
 UNREADABLE = "unreadable"
+#: No count of ours comes near this; a script's own may be anything.
+_COUNT_MAX = 2**63
 
 
 def gather(home: Home, name: str) -> dict[str, Any]:
@@ -23,17 +27,30 @@ def gather(home: Home, name: str) -> dict[str, Any]:
     A folder in jobs/ that no supervisor has seen yet counts as queued.
 
     Raises:
+        NoSuchJobError: there is neither a record nor a folder, as when it was removed meanwhile.
         UnreadableRecordError: there is a record and it cannot be read.
     """
     paths = home.job(name)
     try:
         record = records.load_json(paths.record)
     except FileNotFoundError:
+        if not has_folder(home, name):
+            raise NoSuchJobError(f"{name}: no such job in {home.root} any more; it was removed") from None
         record = {"name": name, "state": State.QUEUED, "reason": "not taken up yet", "attempt": 0}
     try:
         return _facts(paths, record)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UnreadableRecordError(f"{paths.record}: damaged ({error!r}); see `runner rm {name}`") from None
+
+
+def has_folder(home: Home, name: str) -> bool:
+    """Tell whether something in jobs/ stands for job `name` (as printed)."""
+    return os.path.lexists(home.folder(name)) or any(True for _ in home.submitted_as(name))
+
+
+def is_gone(home: Home, name: str) -> bool:
+    """Tell whether nothing is left of a job: no folder in jobs/, and no state."""
+    return not has_folder(home, name) and not os.path.lexists(home.job(name).dir)
 
 
 def state_of(home: Home, name: str) -> State:
@@ -88,12 +105,40 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _progress(paths: JobPaths, attempt: int) -> dict[str, Any]:
-    """Read the newest attempt's progress; an unreadable or older one says nothing."""
+    """Read the newest attempt's progress; an unreadable or older one says nothing.
+
+    A script may write this file itself, with anything in it: what is not of its field's type is left out.
+    """
     try:
         progress = records.load_json(paths.progress)
     except (OSError, UnreadableRecordError):
         return {}
-    return progress if progress.get("attempt") == attempt else {}
+    if progress.get("attempt") != attempt:
+        return {}
+    phase, metrics = progress.get("phase"), progress.get("metrics")
+    return {
+        **{key: _count(progress.get(key)) for key in _COUNTS},
+        "steps_per_s": _number(progress.get("steps_per_s")),
+        "phase": phase if isinstance(phase, str) else None,
+        "metrics": {key: _number(value) for key, value in metrics.items()}
+        if isinstance(metrics, dict)
+        else {},
+    }
+
+
+_COUNTS = ("step", "epoch", "epochs", "steps_per_epoch", "rss_bytes")
+
+
+def _count(value: Any) -> int | None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value < _COUNT_MAX else None
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number as it is; a metric may be infinite, and JSON has no such number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < _COUNT_MAX or (isinstance(value, float) and math.isfinite(value)) else None
 
 
 def _place(found: dict[str, Any]) -> tuple[int, int]:

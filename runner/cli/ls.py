@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from runner.cli import facts, output
 from runner.cli.options import HomeOption, JsonOption, job_names, open_home
-from runner.errors import UnreadableRecordError
+from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage.layout import Home
 
 HEAD = ("NAME", "STATE", "STEP", "EPOCH", "RESTARTS", "BEST", "REASON")
@@ -15,7 +16,7 @@ HEAD = ("NAME", "STATE", "STEP", "EPOCH", "RESTARTS", "BEST", "REASON")
 def command(home: HomeOption = None, json: JsonOption = False) -> None:
     """List the jobs."""
     where = open_home(home)
-    jobs = [look(where, name) for name in job_names(where)]
+    jobs = list(_jobs(where))
     if json:
         output.print_json(jobs)
     elif jobs:
@@ -24,11 +25,23 @@ def command(home: HomeOption = None, json: JsonOption = False) -> None:
         print(f"no jobs in {where.root}; runner submit DIR")
 
 
+def _jobs(home: Home) -> Iterator[dict[str, Any]]:
+    for name in job_names(home):
+        try:
+            yield look(home, name)
+        except NoSuchJobError:  # removed since its name was read
+            continue
+
+
 def look(home: Home, name: str) -> dict[str, Any]:
-    """Return the job's facts; a record that cannot be read is shown as such."""
+    """Return the job's facts; a record that cannot be read is shown as such.
+
+    Raises:
+        NoSuchJobError: it is gone.
+    """
     try:
         job = facts.gather(home, name)
-    except UnreadableRecordError as error:
+    except (UnreadableRecordError, OSError) as error:
         return {"name": name, "state": facts.UNREADABLE, "reason": str(error)}
     del job["attempts"]
     return job

@@ -87,7 +87,9 @@ def size(size_bytes: float) -> str:
 
 
 def metric(value: Any) -> str:
-    """Write a metric's value with five digits that tell something."""
+    """Write a metric's value with five digits that tell something; None is what no JSON number can hold."""
+    if value is None:
+        return "not finite"
     return f"{value:.5g}" if isinstance(value, int | float) else str(value)
 
 

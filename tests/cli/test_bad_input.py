@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.cli import facts
+from runner.cli import facts, ls
+from runner.core.job import Job, State
+from runner.storage import records
 from runner.storage.layout import printable_name
 from tests.cli.conftest import wait_for
 
@@ -144,3 +146,51 @@ def test_a_junk_request_does_not_stop_the_daemon(served, text):
     wait_for(lambda: not junk.exists(), "the junk to be dropped")
     assert served("wait", "digits").code == 0
     assert served.started[0].poll() is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"attempt": 1, "epochs": "x", "step": 1, "metrics": [1]}',
+        '{"attempt": 1, "epochs": [3], "step": "many", "epoch": {}, "metrics": {"loss": "NaN", "a": [1]}}',
+        '{"attempt": 1, "epochs": 2, "steps_per_s": "fast", "rss_bytes": -1, "phase": 7, "metrics": "none"}',
+        '{"attempt": 1, "step": 9e, "steps_per_s": 9e, "metrics": {"m": 9e}}'.replace("9e", "9" * 400),
+        '{"attempt": 1, "step": true, "epoch": 1.5, "steps_per_s": Infinity}',
+    ],
+)
+def test_junk_in_progress_does_not_hide_the_jobs(runner, text):
+    runner("submit", str(runner.folder("good")))
+    record = runner.home.job("digits").record
+    records.save_job(record, Job("digits", State.RUNNING, "2026-01-01T00:00:00+00:00", 1, attempt=1))
+    runner.home.job("digits").progress.write_text(text)
+    assert [job["name"] for job in runner("ls", "--json").json] == ["digits", "good"]
+    assert runner("ls").code == 0
+    assert runner("status", "digits").code == 0
+    job = runner.job("digits")
+    assert all(job[key] is None or isinstance(job[key], int) for key in ("epochs", "step", "rss_bytes"))
+    assert all(value is None for value in job["metrics"].values())
+
+
+def test_what_is_sound_in_a_progress_counts(runner):
+    record = runner.home.job("digits").record
+    records.save_job(record, Job("digits", State.RUNNING, "2026-01-01T00:00:00+00:00", 1, attempt=1))
+    runner.home.job("digits").progress.write_text(
+        '{"attempt": 1, "step": 7, "epochs": "x", "steps_per_s": 2, "metrics": {"loss": 0.5, "bad": "NaN"}}'
+    )
+    job = runner.job("digits")
+    assert (job["step"], job["epochs"], job["steps_per_s"]) == (7, None, 2)
+    assert job["metrics"] == {"loss": 0.5, "bad": None}
+
+
+def test_an_entry_that_cannot_be_looked_at_does_not_hide_the_jobs(runner):
+    runner("submit", str(runner.folder("good")))
+    (runner.home.jobs / "endless").symlink_to("x" * 300)
+    assert "good" in [job["name"] for job in runner("ls", "--json").json]
+    assert runner("ls").code == 0
+    assert runner("status", "good").code == 0
+
+
+def test_ls_survives_a_job_whose_state_the_disk_refuses(runner, monkeypatch):
+    runner("submit", str(runner.folder("good")))
+    monkeypatch.setattr(facts, "gather", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    assert ls.look(runner.home, "good")["state"] == "unreadable"
