@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from runner.core.actions import Ask
 from runner.core.spec import JobSpec
 
 #: Version of job.json; a reader refuses a newer one.
@@ -137,11 +138,13 @@ class Job:
     threads: int = 1
     attempt: int = 0  #: number of the newest attempt; 0 before the first
     attempts: tuple[Attempt, ...] = ()
+    folders: int = 0  #: highest attempt number whose folder was seen: an older record may have been restored
     restarts: int = 0  #: attempts started because the one before did not end as it should
     charged: int = 0  #: death tally: ends charged to the budget since the durable step advanced
     fruitless: int = 0  #: ends in a row without a newer durable step, charged or not
     mark_step: int = -1  #: durable step at the last end; -1 before any
     backoff_s: float = 0.0
+    asked: Ask | None = None  #: what the present attempt was asked, to be asked again by a successor
     hung: bool = False  #: the present attempt is being ended because it made no progress
     starved: bool = False  #: the present attempt is being ended because of its memory limit
     checkpoint: CheckpointRef | None = None

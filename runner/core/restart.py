@@ -19,6 +19,7 @@ EXIT_CONFIG = 78
 #: Permanent failure (s6).
 EXIT_PERMANENT = 125
 _NEVER_RETRIED = {EXIT_CONFIG: "bad configuration", EXIT_PERMANENT: "permanent failure"}
+_OWN_ENDS = frozenset({Outcome.FAILED, Outcome.CRASHED})
 _UNCHARGED = frozenset({Outcome.PREEMPTED, Outcome.STOPPED})
 
 
@@ -52,13 +53,10 @@ def judge(job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, r
         rebooted: the machine went down under the attempt, which is not the job's fault.
     """
     spec = job.spec.restart
-    if outcome is Outcome.FAILED and exit_code is not None:
-        if exit_code in _NEVER_RETRIED:
-            return GiveUp(
-                f"exit code {exit_code} ({_NEVER_RETRIED[exit_code]}) is never retried; see the log"
-            )
-        if exit_code in spec.fatal_exit_codes:
-            return GiveUp(f"exit code {exit_code} is in restart.fatal_exit_codes; see the log")
+    if outcome in _OWN_ENDS and exit_code in spec.fatal_exit_codes:
+        return GiveUp(f"exit code {exit_code} is in restart.fatal_exit_codes; see the log")
+    if outcome is Outcome.FAILED and exit_code is not None and exit_code in _NEVER_RETRIED:
+        return GiveUp(f"exit code {exit_code} ({_NEVER_RETRIED[exit_code]}) is never retried; see the log")
     if job.durable_step > max(job.mark_step, 0):
         return Again(0.0, charged=0, fruitless=0)
     charged = job.charged + (0 if rebooted or outcome in _UNCHARGED else 1)

@@ -105,7 +105,7 @@ def _enter(job: Job, state: State, moment: Moment, reason: str = "", **details: 
 
 
 def _start(job: Job, moment: Moment) -> Decision:
-    number = job.attempt + 1
+    number = max(job.attempt, job.folders) + 1
     previous = job.current
     down_s = 0.0
     if previous and previous.ended_at and previous.outcome is not Outcome.STOPPED:
@@ -115,6 +115,7 @@ def _start(job: Job, moment: Moment) -> Decision:
         attempt=number,
         restarts=job.restarts + (1 if previous and previous.outcome is not Outcome.STOPPED else 0),
         goal=Goal.RUN,
+        asked=None,
         hung=False,
         starved=False,
         facts_read=0,
@@ -159,7 +160,7 @@ def _reported(job: Job, event: Reported, moment: Moment) -> Decision:
 
 def _ask(goal: Goal, ask: Ask, reason: str) -> Step:
     def do(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
-        job = replace(job, goal=goal)
+        job = replace(job, goal=goal, asked=ask)
         return Decision(_enter(job, State.STOPPING, moment, reason, goal=goal.value), (Signal(ask),))
 
     return do
@@ -173,7 +174,7 @@ def _limit(job: Job, event: Limit, moment: Moment) -> Decision:
         job, ask = replace(job, starved=True), Ask.KILL
     else:
         job = replace(job, goal=Goal.FAIL)
-    job = publish(job, moment, event.kind.value, reason=event.reason)
+    job = publish(replace(job, asked=ask), moment, event.kind.value, reason=event.reason)
     return Decision(_enter(job, State.STOPPING, moment, event.reason, goal=job.goal.value), (Signal(ask),))
 
 
@@ -201,7 +202,7 @@ def outcome_of(job: Job, event: Ended) -> Outcome:
         return Outcome.PREEMPTED if job.goal is Goal.RUN else Outcome.STOPPED
     if event.exit_code == EXIT_RETRY:
         return Outcome.PREEMPTED
-    if event.signal is not None or (event.exit_code or 0) > 128:
+    if event.signal is not None or 128 < (event.exit_code or 0) <= 128 + 64:
         return Outcome.CRASHED
     return Outcome.FAILED
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +82,15 @@ def read_from(path: Path, offset: int, size_max: int = READ_BYTES_MAX) -> tuple[
     """Read whole lines from byte `offset` on, at most `size_max` bytes; return them and the new offset.
 
     A line without its newline is left for the next call; one that is damaged, or longer than `size_max`, is
-    passed over.
+    passed over. What is no regular file, or cannot be read, has nothing new: others may write here.
     """
     try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(size_max)
-    except FileNotFoundError:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            data = os.pread(fd, size_max, offset) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        finally:
+            os.close(fd)
+    except OSError:
         return [], offset
     end = data.rfind(b"\n") + 1
     if end == 0:

@@ -247,7 +247,7 @@ class Home:
     def submitted(self) -> Iterator[str]:
         """Yield the names of the folders in `jobs/`, dot-names and `*.tmp` left out."""
         for path in _entries(self.jobs):
-            if not path.name.startswith(".") and not path.name.endswith(".tmp") and path.is_dir():
+            if not path.name.startswith(".") and not path.name.endswith(".tmp") and _is_folder(path):
                 yield path.name
 
     def submitted_as(self, name: str) -> Iterator[Path]:
@@ -277,6 +277,14 @@ def _is_there(path: Path) -> bool:
     except OSError:
         return True
     return True
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether it is a folder; what cannot even be looked at is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import UnreadableRecordError
-from runner.storage import durable, records
+from runner.storage import durable, jsontext, records
 from runner.storage.layout import Home
 
 VERSION = 1
@@ -38,7 +38,10 @@ def submit_request(home: Home, verb: str, name: str, args: dict[str, Any] | None
     """
     durable.make_folder(home.requests)
     path = home.requests / f"{time.time_ns():020d}-{os.urandom(4).hex()}.json"
-    records.save_json(path, {"version": VERSION, "verb": verb, "name": name, "args": args or {}})
+    value = {"version": VERSION, "verb": verb, "name": name, "args": args or {}}
+    with durable.replacing(path) as fd:
+        os.fchmod(fd, 0o644)  # whatever the umask: the supervisor may be another user
+        durable.write_all(fd, jsontext.encode(value))
     return path
 
 

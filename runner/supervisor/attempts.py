@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -30,6 +31,13 @@ log = logging.getLogger(__name__)
 _SIGNALS = {Ask.STOP: signal.SIGTERM, Ask.KILL: signal.SIGUSR1, Ask.HANG: signal.SIGUSR2}
 #: Between two looks at something that must happen soon.
 _SOON_S = 0.02
+#: Nothing that the job did: the disk is full or broken, no process or descriptor can be had.
+_MACHINES_FAULT = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG),
+        *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    }
+)
 #: Before trying again what the machine refused.
 _REFUSED_S = 1.0
 #: An adopted shim without shim.json is given this long to write it.
@@ -44,9 +52,9 @@ class Live:
     number: int
     shim: Identity | None = None
     pidfd: int = -1
-    child: bool = False  #: the shim is our own child, to be reaped
     asked: Ask | None = None
     waited_s: float = 0.0
+    wall_s: float = -1.0  #: how long the job has run, as far as its limit counts; below 0: not summed yet
     pulse: Pulse = field(default_factory=lambda: Pulse(0.0))
 
 
@@ -90,11 +98,13 @@ class Attempts:
         except launch.StillLockedError:
             self._loop.after(_SOON_S, lambda: self._spawn(attempt, job))
             return
-        except OSError as error:  # the disk is full, no process can be made: nothing that the job did
+        except OSError as error:
+            if error.errno not in _MACHINES_FAULT:
+                self._finish(attempt, StartFailed(f"cannot start: {error}"))
+                return
             log.error("%s: cannot start attempt %d: %s; trying again", job.name, job.attempt, error)
             self._loop.after(_REFUSED_S, lambda: self._spawn(attempt, job))
             return
-        attempt.child = True
         attempt.shim = process.identify(pid)
         attempt.pidfd = os.pidfd_open(pid)
         self._watch(attempt)
@@ -125,9 +135,9 @@ class Attempts:
 
     def _shim_ended(self, attempt: Live) -> None:
         self._loop.forget(attempt.pidfd)
-        if attempt.child:
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, attempt.pidfd, os.WEXITED)
+        # Ours, or that of the daemon that we were before SIGHUP; another daemon's is reaped by init.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, attempt.pidfd, os.WEXITED)
         os.close(attempt.pidfd)
         attempt.pidfd = -1
         self._settle(attempt)

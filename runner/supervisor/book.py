@@ -15,7 +15,7 @@ from runner.core.job import Job, Moment
 from runner.core.table import publish
 from runner.errors import UnreadableRecordError
 from runner.storage import durable, eventlog, records
-from runner.storage.layout import Home
+from runner.storage.layout import Home, attempt_numbers
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class Book:
             log.error("%s: cannot load it: %s; trying again", name, error)
         else:
             self.postponed.discard(name)
-            self.jobs[name] = job
+            newest = max(attempt_numbers(paths.attempts), default=0)
+            self.jobs[name] = replace(job, folders=max(job.folders, newest))
 
     def commit(self, job: Job) -> bool:
         """Make the record durable; False where the disk refused, and then the old one stands."""
@@ -93,6 +94,8 @@ class Book:
             durable.remove_tree(self.home.job(name).dir)
         except OSError as error:
             log.error("%s: cannot be removed: %s", name, error)
+            if name in self.jobs:
+                self.note(name, "refused", verb="rm", reason=f"cannot be removed: {error}")
         else:
             self.jobs.pop(name, None)
             self.refused.discard(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -29,8 +30,9 @@ _ENTRIES_MAX = 5000
 
 def is_quiet(folder: Path, now_s: float) -> bool:
     """Tell whether `folder` is whole: submitted, or unchanged for a second (`now_s` since the epoch)."""
-    if (folder / SUBMITTED_MARK).exists():
-        return True
+    with contextlib.suppress(OSError):  # a folder that we may not search is taken up, to say so
+        if (folder / SUBMITTED_MARK).exists():
+            return True
     for number, changed_s in enumerate(_changes(folder)):
         if now_s - QUIET_S < changed_s <= now_s + 60:
             return False
@@ -160,9 +162,12 @@ class Inbox:
             request = requests.read(path)
         except FileNotFoundError:
             return
-        except (UnreadableRecordError, OSError) as error:
-            log.error("a request was dropped: %s", error)
-            _discard(path)
+        except UnreadableRecordError as error:
+            log.error("a request was refused: %s", error)
+            _set_aside(path)
+            return
+        except OSError as error:
+            log.error("%s: cannot be read: %s; trying again", path, error)
             return
         if self._only in {None, request.name} and self._carry_out(request):
             _discard(path)
@@ -173,6 +178,8 @@ class Inbox:
         if name in self._book.refused and request.verb == Request.REMOVE:
             self._book.remove(name)
             return True
+        if name not in self._book.jobs and self._is_coming(name):
+            return False
         if name not in self._book.jobs:
             log.warning("%s: no such job; the request %r was dropped", name, request.verb)
             return True
@@ -186,12 +193,26 @@ class Inbox:
             self._book.note(name, "refused", verb=request.verb, reason=decision.refusal)
         return decision is not None
 
+    def _is_coming(self, name: str) -> bool:
+        """Tell whether the job is there but not taken up yet, so that a request for it must wait."""
+        return name in self._book.postponed or any(True for _ in self._home.submitted_as(name))
+
     def _event_for(self, request: requests.RequestFile) -> AnyEvent:
         kind = Request(request.verb)
         if kind is Request.RETRY and self._book.jobs[request.name].state in SETTLED:
             spec = load_again(self._home, request.name)
             return Retry(spec, _seed(spec), _threads())
         return Event(kind)
+
+
+def _set_aside(path: Path) -> None:
+    """Keep what is no request where its writer can see that it was refused."""
+    try:
+        refused = path.parent / ".refused"
+        durable.make_folder(refused)
+        durable.move(path, refused / path.name)
+    except OSError as error:
+        log.error("%s: cannot be set aside: %s", path, error)
 
 
 def _discard(path: Path) -> None:

@@ -84,7 +84,8 @@ def carrying(mark: tuple[str, str]) -> list[int]:
 def _stat(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat after the command's name, from the state on."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        # A process's name may be any bytes.
+        text = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
     except OSError:
         return []
     return text[text.rindex(")") + 2 :].split()

@@ -53,11 +53,8 @@ def main() -> None:
         worker = start_worker(launch, folder, libc)
     except OSError as failure:
         error = str(failure)
-    write_json(
-        os.path.join(folder, "shim.json"),
-        {"version": 1, "shim": identity(os.getpid()), "worker": identity(worker) if worker else None},
-    )
     attempt = Attempt(worker, folder, float(launch["grace_s"]))
+    attempt.tell_identity()
     if worker:
         attempt.supervise(wake)
     write_outcome(folder, attempt.outcome(error, time.monotonic() - began))
@@ -77,6 +74,18 @@ class Attempt:
         self.usage: resource.struct_rusage | None = None
         self.oom_kills = oom_kills()
         self.deadlines: dict[str, float] = {}  # what to do -> when (monotonic)
+
+    def tell_identity(self) -> None:
+        """Write who shim and worker are; again a second later, for as long as the disk refuses."""
+        about = {
+            "version": 1,
+            "shim": identity(os.getpid()),
+            "worker": identity(self.worker) if self.worker else None,
+        }
+        try:
+            write_json(os.path.join(self.folder, "shim.json"), about)
+        except OSError:
+            self.deadlines["tell_identity"] = time.monotonic() + OUTCOME_RETRY_S
 
     def supervise(self, wake: int) -> None:
         """Wait for the worker's end, doing what is asked; then clear away its tree."""
@@ -129,11 +138,11 @@ class Attempt:
                 os.kill(self.worker, number)
 
     def note_evidence(self) -> None:
-        """Write what /proc tells about the worker before it is asked anything."""
-        with open(os.path.join(self.folder, "stacks.txt"), "a") as out:
+        """Write, where possible, what /proc tells about the worker before it is asked anything."""
+        with contextlib.suppress(OSError), open(os.path.join(self.folder, "stacks.txt"), "ab") as out:
             for name in ("status", "wchan", "stack", "syscall"):
-                with contextlib.suppress(OSError), open(f"/proc/{self.worker}/{name}") as source:
-                    out.write(f"--- /proc/{self.worker}/{name}\n{source.read()}\n")
+                with contextlib.suppress(OSError), open(f"/proc/{self.worker}/{name}", "rb") as source:
+                    out.write(b"--- /proc/%d/%s\n%s\n" % (self.worker, name.encode(), source.read()))
 
     def reap(self) -> None:
         """Collect every child that has ended; the worker's status is kept."""
@@ -278,7 +287,7 @@ def children_of(parent: int) -> list[int]:
 
 def state_and_parent(pid: int) -> tuple[str, int]:
     """Return a process's state and parent; ("X", 0) once it is gone."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
         fields = file.read().rsplit(")", 1)[1].split()
         return fields[0], int(fields[1])
     return "X", 0
@@ -295,7 +304,7 @@ def oom_kills() -> int:
 
 def identity(pid: int) -> dict[str, object]:
     """Return boot id, pid and start time of a process (see supervisor.process.Identity)."""
-    with open(f"/proc/{pid}/stat") as file:
+    with open(f"/proc/{pid}/stat", errors="replace") as file:  # a process's name may be any bytes
         start = int(file.read().rsplit(")", 1)[1].split()[19])
     with open("/proc/sys/kernel/random/boot_id") as file:
         return {"boot": file.read().strip(), "pid": pid, "start": start}

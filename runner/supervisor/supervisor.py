@@ -6,6 +6,7 @@ append the events to the log. What cannot be made durable is not acted upon, and
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -39,6 +40,8 @@ RELAY_S = 0.25
 _SETTLE_S = 0.01
 _RETRY_DISK_S = 1.0
 _LOCK_WAIT_S = 1.0
+#: At an attempt's end, how many more looks its facts get.
+_LAST_READS = 64
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Supervisor:
         finally:
             observer.stop()
             observer.join()
-            durable.remove(self.home.supervisor)
+            with contextlib.suppress(OSError):
+                durable.remove(self.home.supervisor)
             self.loop.close()
 
     def _take_locks(self) -> None:
@@ -158,7 +162,7 @@ class Supervisor:
         notify.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(self._longest_grace_s() * 1e6) + 10_000_000}")
         log.info("draining: %d running", len(self.attempts.live))
         for name in list(self.book.jobs):
-            self.handle(name, Event(Sight.DRAIN))
+            self._insist(name, Event(Sight.DRAIN))
         self._end_if_done()
 
     def _longest_grace_s(self) -> float:
@@ -184,12 +188,19 @@ class Supervisor:
         identity = process.identify(os.getpid())
         if identity is not None:
             about = {"version": 1, "identity": identity.__dict__, "only": self.config.only}
-            records.save_json(self.home.supervisor, about, durably=False)
+            try:
+                records.save_json(self.home.supervisor, about, durably=False)
+            except OSError as error:  # people will not find us by it; the jobs are looked after all the same
+                log.error("%s: cannot be written: %s", self.home.supervisor, error)
         for name in self.home.recorded():
             if self.config.only in {None, name}:
                 self.book.load(name)
         for name in list(self.book.jobs):
             self._recover(name)
+        # After SIGHUP: shims of ours that ended before we were ourselves again, and that nobody watches.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
+                pass
         self._look()
 
     def _recover(self, name: str) -> None:
@@ -207,7 +218,7 @@ class Supervisor:
             case None:
                 pass
             case Adopt():
-                self.attempts.adopt(job, Ask.STOP if job.state is State.STOPPING else None)
+                self.attempts.adopt(job, (job.asked or Ask.STOP) if job.state is State.STOPPING else None)
                 self._keep_relaying()
                 self.book.note(name, "adopted")
             case Launch():
@@ -215,8 +226,10 @@ class Supervisor:
             case Resume(delay_s):
                 self._waits[name] = self.loop.after(delay_s, lambda: self._backoff_over(name))
             case Ended() | StartFailed() | Event() as event:
-                self._relay_job(name)
-                self._insist(name, event)
+                if isinstance(event, Event):
+                    self._insist(name, event)
+                else:
+                    self._attempt_ended(name, event)
 
     # --- one turn for one job --------------------------------------------------------------------------
 
@@ -245,6 +258,8 @@ class Supervisor:
     def _apply(self, job: Job, action: Start | Signal | Wait | Remove) -> None:
         self._cancel_wait(job.name)
         match action:
+            case Start() if self.draining:
+                log.info("%s: left for the next supervisor to start", job.name)
             case Start():
                 self.attempts.start(job)
                 self._keep_relaying()
@@ -262,9 +277,12 @@ class Supervisor:
 
     # --- what happens ----------------------------------------------------------------------------------
 
-    def _attempt_ended(self, name: str, ended: Ended | StartFailed) -> None:
-        self._relay_job(name)
-        self._insist(name, ended)
+    def _attempt_ended(self, name: str, ended: Ended | StartFailed, reads: int = _LAST_READS) -> None:
+        """Take over the last facts, a few a turn, and then the end; a flood of them is cut off."""
+        if self._relay_job(name) and reads > 0:
+            self.loop.after(0.0, lambda: self._attempt_ended(name, ended, reads - 1))
+        else:
+            self._insist(name, ended)
 
     def _backoff_over(self, name: str) -> None:
         self._waits.pop(name, None)
@@ -286,12 +304,14 @@ class Supervisor:
             if name in self.attempts.live and (limit := self.vitals.check(self.book.jobs[name])):
                 self.handle(name, limit)
 
-    def _relay_job(self, name: str) -> None:
-        while (job := self.book.jobs.get(name)) is not None and job.state in ACTIVE:
-            paths = self.home.job(name).attempt(job.attempt)
-            facts, read = eventlog.read_from(paths.facts, job.facts_read)
-            if read == job.facts_read or self.handle(name, Reported(tuple(facts), read)) is None:
-                return
+    def _relay_job(self, name: str) -> bool:
+        """Take over some of what the attempt reported; tell whether there may be more."""
+        job = self.book.jobs.get(name)
+        if job is None or job.state not in ACTIVE:
+            return False
+        paths = self.home.job(name).attempt(job.attempt)
+        facts, read = eventlog.read_from(paths.facts, job.facts_read)
+        return read != job.facts_read and self.handle(name, Reported(tuple(facts), read)) is not None
 
     def _admit(self) -> None:
         if self.draining:

@@ -27,7 +27,6 @@ class Vitals:
     def __init__(self, home: Home, attempts: Attempts) -> None:
         self._home = home
         self._attempts = attempts
-        self._wall: dict[str, float] = {}
 
     def check(self, job: Job) -> Limit | None:
         """Look at the job's attempt if it is time; return the limit it went over, if any."""
@@ -43,7 +42,7 @@ class Vitals:
         reason = hangs(attempt.pulse, job.spec.limits) if self._reports(job) else None
         if reason:
             return Limit(Sight.HUNG, reason)
-        return self._over_wall(job, since_s) or self._over_memory(job, attempt)
+        return self._over_wall(job, attempt, since_s) or self._over_memory(job, attempt)
 
     def _observe(self, job: Job, attempt: Live, now: float, since_s: float) -> None:
         worker = read_identity(self._home.job(job.name).attempt(attempt.number), "worker")
@@ -66,18 +65,18 @@ class Vitals:
         """Tell whether silence means anything: a command that never reported may just not know how."""
         return job.spec.command is None or bool(self._progress(job)) or job.spec.limits.hang_s is not None
 
-    def _over_wall(self, job: Job, since_s: float) -> Limit | None:
-        wall_s = job.spec.limits.wall_s
-        if wall_s is None:
+    def _over_wall(self, job: Job, attempt: Live, since_s: float) -> Limit | None:
+        allowed_s = job.spec.limits.wall_s
+        if allowed_s is None:
             return None
-        if job.name not in self._wall:
-            self._wall[job.name] = sum(
-                seconds_between(a.started_at, a.ended_at) for a in job.attempts if a.ended_at
-            )
-        self._wall[job.name] += min(since_s, _GAP_MAX_S)
-        if self._wall[job.name] <= wall_s:
+        if attempt.wall_s < 0:
+            asked_at = job.asked_at or ""
+            earlier = [a for a in job.attempts if a.ended_at and a.started_at >= asked_at]
+            attempt.wall_s = sum(seconds_between(a.started_at, a.ended_at or "") for a in earlier)
+        attempt.wall_s += min(since_s, _GAP_MAX_S)
+        if attempt.wall_s <= allowed_s:
             return None
-        return Limit(Sight.WALL_OVER, f"ran for {self._wall[job.name]:.0f} s (limits.wall = {wall_s:.0f} s)")
+        return Limit(Sight.WALL_OVER, f"ran for {attempt.wall_s:.0f} s (limits.wall = {allowed_s:.0f} s)")
 
     def _over_memory(self, job: Job, attempt: Live) -> Limit | None:
         allowed = job.spec.limits.memory_bytes
