@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(argv)
     except RunnerError as error:
-        _complain(str(error))
+        complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -46,13 +46,13 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _complain(f"{where}{error.strerror or error}")
+        complain(f"{where}{error.strerror or error}")
         return 1
     except Exception as error:  # the process's top
         if debug:
             raise
         kind = type(error).__name__
-        _complain(
+        complain(
             f"internal error: {kind}: {error}; please report it, with what RUNNER_DEBUG=1 adds "
             f"(training-runner {_version()})"
         )
@@ -72,7 +72,7 @@ def _run(argv: list[str]) -> int:
         # Usage errors are of classes that typer keeps to itself; all of them can format their message.
         if not hasattr(error, "format_message"):
             raise
-        _complain(f"{error.format_message()} See `runner {_verb(argv)}--help`.")
+        complain(f"{error.format_message()} See `runner {_verb(argv)}--help`.")
         return 2
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
@@ -105,7 +105,8 @@ def _version() -> str:
     return __version__
 
 
-def _complain(text: str) -> None:
+def complain(text: str) -> None:
+    """Print one line on stderr, whatever the text holds."""
     line = " ".join(text.split())
     sys.stdout.flush()
     print(f"runner: {line.encode(errors='backslashreplace').decode()}", file=sys.stderr)

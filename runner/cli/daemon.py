@@ -7,18 +7,24 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from runner.cli import facts
+import typer
+
+from runner.cli import complain, facts
+from runner.cli.options import existing
 from runner.core.events import Request
 from runner.core.job import State
 from runner.core.table import refusal
-from runner.errors import RefusedError
+from runner.errors import RefusedError, RunnerError, UnreadableRecordError
 from runner.storage import eventlog, lock, requests
 from runner.storage.layout import Home
 
 #: How long a command waits for a living supervisor to take up what it asked.
 TAKE_UP_S = 5.0
 POLL_S = 0.02
+#: A request that was taken up is carried out at once; this much is for a slow disk.
+_REMOVED_S = 1.0
 
 
 def is_serving(home: Home) -> bool:
@@ -51,16 +57,40 @@ def until(condition: Callable[[], bool], timeout_s: float, poll_s: float = POLL_
     return True
 
 
+def for_each(names: list[str], act: Callable[[str], None]) -> None:
+    """Do it for every job, whatever came of those before; say on stderr what went wrong.
+
+    Raises:
+        typer.Exit: something did: with 5 where anything was refused, else with the first error's code.
+    """
+    codes = []
+    for name in names:
+        try:
+            act(name)
+        except RunnerError as error:
+            complain(str(error))
+            codes.append(error.exit_code)
+    if codes:
+        raise typer.Exit(RefusedError.exit_code if RefusedError.exit_code in codes else codes[0])
+
+
+def ask_all(home: Home, names: list[str], request: Request) -> None:
+    """Ask the same of every job, and say what came of each.
+
+    Raises:
+        NoSuchJobError: one is not there; then nothing was asked of any.
+        typer.Exit: not all of it was granted.
+    """
+    for_each([existing(home, name) for name in names], lambda name: ask(home, name, request))
+
+
 def ask(home: Home, name: str, request: Request) -> None:
     """Ask for something and say what came of it.
 
     Raises:
         RefusedError: it cannot be granted in the job's state.
     """
-    before = facts.gather(home, name)
-    refused = refusal(State(before["state"]), request)
-    if refused:
-        raise RefusedError(f"{name}: {refused}")
+    seen = _check(home, name, request)
     path = requests.submit_request(home, request.value, name)
     if not serves(home, name):
         print(f"{name}: {request.value} asked; takes effect when a supervisor runs: runner supervise")
@@ -68,26 +98,56 @@ def ask(home: Home, name: str, request: Request) -> None:
     if not until(lambda: not path.exists(), TAKE_UP_S):
         print(f"{name}: {request.value} asked; the supervisor has not taken it up yet")
         return
-    _say(home, name, request, before["revision"])
-
-
-def _say(home: Home, name: str, request: Request, revision: int) -> None:
-    if not home.job(name).record.exists():
-        print(f"{name}: removed")
-        return
-    reason = _refused_since(home.job(name).events, request, revision)
+    unread = path.parent / ".refused" / path.name
+    if unread.exists():
+        raise RefusedError(f"{name}: the supervisor could not read the request to {request.value}: {unread}")
+    reason = _refused_since(home.job(name).events, request, seen)
     if reason:
         raise RefusedError(reason)
+    if request is Request.REMOVE:
+        _say_removed(home, name)
+        return
     after = facts.gather(home, name)
     why = f" ({after['reason']})" if after["reason"] else ""
     print(f"{name}: {after['state']}{why}")
 
 
-def _refused_since(events: Path, request: Request, revision: int) -> str:
+def _check(home: Home, name: str, request: Request) -> int:
+    """Refuse what the job's state forbids; return the number of the last event that was seen."""
+    try:
+        job = facts.gather(home, name)
+    except UnreadableRecordError:
+        if request is not Request.REMOVE:  # removing it is the remedy
+            raise
+        return _last_seq(home.job(name).events)
+    refused = refusal(State(job["state"]), request)
+    if refused:
+        raise RefusedError(f"{name}: {refused}")
+    return int(job["revision"])
+
+
+def _say_removed(home: Home, name: str) -> None:
+    if not until(lambda: facts.is_gone(home, name), _REMOVED_S):
+        left = home.job(name).dir if os.path.lexists(home.job(name).dir) else home.folder(name)
+        raise RefusedError(f"{name}: not removed, {left} is still there; see the supervisor's log")
+    print(f"{name}: removed")
+
+
+def _last_seq(events: Path) -> int:
+    found = [_seq(event) for event in eventlog.read(events) if isinstance(event, dict)]
+    return max(found, default=0)
+
+
+def _seq(event: dict[str, Any]) -> int:
+    seq = event.get("seq")
+    return seq if isinstance(seq, int) else 0
+
+
+def _refused_since(events: Path, request: Request, seen: int) -> str:
     for event in eventlog.read(events):
         if (
             isinstance(event, dict)
-            and event.get("seq", 0) > revision
+            and _seq(event) > seen
             and event.get("event") == "refused"
             and event.get("verb") == request.value
         ):

@@ -11,7 +11,7 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
-from runner.core.job import ACTIVE, SETTLED, State, seconds_between
+from runner.core.job import ACTIVE, SETTLED, Attempt, Job, State, seconds_between
 from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage import records
 from runner.storage.layout import Home, JobPaths
@@ -159,12 +159,9 @@ def _goodput(ledger: dict[str, float], running_s: float) -> dict[str, float]:
 
 
 def _exit_code(state: State, attempts: list[dict[str, Any]]) -> int | None:
-    """Return the code that `runner wait` ends with (as `Job.exit_code`)."""
-    if state is State.SUCCEEDED:
-        return 0
-    if state not in SETTLED:
-        return None
-    return int((attempts[-1].get("exit_code") if attempts else None) or 1)
+    """Return the code that `runner wait` ends with: it depends on the state and the last attempt alone."""
+    last = tuple(Attempt(0, "", exit_code=attempt.get("exit_code")) for attempt in attempts[-1:])
+    return Job("", state, "", 0, attempts=last).exit_code
 
 
 def _worker_pid(paths: JobPaths, attempt: int) -> int | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from runner.cli import daemon
-from runner.cli.options import HomeOption, NamesArgument, existing, open_home
+from runner.cli.options import HomeOption, NamesArgument, open_home
 from runner.core.events import Request
 
 
 def command(names: NamesArgument, home: HomeOption = None) -> None:
     """Let jobs checkpoint, and hold them until `resume`."""
-    where = open_home(home)
-    for name in [existing(where, name) for name in names]:
-        daemon.ask(where, name, Request.PAUSE)
+    daemon.ask_all(open_home(home), names, Request.PAUSE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.cli import daemon
-from runner.cli.options import HomeOption, NamesArgument, existing, open_home
+from runner.cli.options import HomeOption, NamesArgument, open_home
 from runner.core.events import Request
 
 
@@ -12,6 +12,4 @@ def command(names: NamesArgument, home: HomeOption = None) -> None:
 
     They continue from their last checkpoint, with a fresh restart budget.
     """
-    where = open_home(home)
-    for name in [existing(where, name) for name in names]:
-        daemon.ask(where, name, Request.RETRY)
+    daemon.ask_all(open_home(home), names, Request.RETRY)

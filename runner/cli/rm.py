@@ -16,15 +16,26 @@ from runner.storage.layout import Home
 def command(names: NamesArgument, home: HomeOption = None) -> None:
     """Forget jobs that do not run: folder and state."""
     where = open_home(home)
-    for name in [existing(where, name) for name in names]:
-        held = None if daemon.is_serving(where) else lock.try_lock(where.lock)
-        if held is None:
-            daemon.ask(where, name, Request.REMOVE)
-        else:
-            try:
-                _remove(where, name)
-            finally:
-                os.close(held)
+    daemon.for_each([existing(where, name) for name in names], lambda name: _forget(where, name))
+
+
+def _forget(home: Home, name: str) -> None:
+    held = _hold(home)
+    if held is None:
+        daemon.ask(home, name, Request.REMOVE)
+        return
+    try:
+        _remove(home, name)
+    finally:
+        os.close(held)
+
+
+def _hold(home: Home) -> int | None:
+    """Take the home's lock; None where a supervisor has it, or where only another user may take it."""
+    try:
+        return None if daemon.is_serving(home) else lock.try_lock(home.lock)
+    except PermissionError:
+        return None
 
 
 def _remove(home: Home, name: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from runner.errors import NoSuchJobError
 from runner.storage.layout import Home
 from runner.supervisor import process
 
@@ -110,7 +111,10 @@ class Bench:
         from runner.cli import facts
 
         def reached() -> dict[str, Any] | None:
-            found = facts.gather(self.home, name)
+            try:
+                found = facts.gather(self.home, name)
+            except NoSuchJobError:
+                return None
             return found if found["state"] in states else None
 
         return wait_for(reached, f"{name} to be {' or '.join(states)}")
@@ -118,7 +122,10 @@ class Bench:
     def step(self, name: str) -> int:
         from runner.cli import facts
 
-        return int(facts.gather(self.home, name)["step"])
+        try:
+            return int(facts.gather(self.home, name)["step"])
+        except NoSuchJobError:
+            return 0
 
     def close(self) -> None:
         for started in self.started:

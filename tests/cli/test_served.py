@@ -170,3 +170,61 @@ def test_the_daemons_process_is_only_the_supervisor(served):
     assert words[:4] == [os.fsencode(sys.executable), b"-P", b"-m", b"runner.supervisor"]
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(30) == 0
+
+
+def test_those_who_watch_a_job_learn_that_it_was_removed(served):
+    folder = served.folder("flaky", command=["false"], toml='[restart]\nbackoff = "10m"\nbudget = 9\n')
+    run = served.start("run", str(folder))
+    served.until("flaky", "backoff")
+    logs = served.start("logs", "flaky", "-f")
+    wait_for(lambda: b"logs" in _words(logs.pid), "logs to start")
+    wait = served.start("wait", "flaky")
+    wait_for(lambda: b"wait" in _words(wait.pid), "wait to start")
+    assert served("rm", "flaky").out == "flaky: removed\n"
+    assert [watcher.wait(20) for watcher in (run, logs, wait)] == [3, 3, 3]
+    lines = (served.root / "stderr").read_text().splitlines()
+    assert sum(line.startswith("runner: flaky: no such job in ") for line in lines) == 3
+
+
+def _words(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
+def test_a_follower_of_a_job_that_never_ran_learns_that_it_was_removed(runner):
+    runner("submit", str(runner.folder("digits")))
+    logs = runner.start("logs", "digits", "-f")
+    wait_for(lambda: b"logs" in _words(logs.pid), "logs to start")
+    assert runner("rm", "digits").code == 0
+    assert logs.wait(20) == 3
+
+
+def test_all_are_asked_even_where_one_refuses(served):
+    for name in ("one", "two", "three"):
+        served("submit", str(served.folder(name, *(("1", "0.01") if name == "two" else FOREVER))))
+    assert served("wait", "two").code == 0
+    for name in ("one", "three"):
+        served.until(name, "running")
+    answer = served("stop", "one", "two", "three")
+    assert answer.code == 5
+    assert answer.complaint() == "two: it has ended already (succeeded)"
+    for name in ("one", "three"):
+        served.until(name, "cancelled")
+    served("retry", "three")
+    served.until("three", "running")
+    answer = served("rm", "three", "one", "two")
+    assert (answer.code, answer.out) == (5, "one: removed\ntwo: removed\n")
+    assert "it is active" in answer.complaint()
+
+
+def test_a_damaged_record_can_be_removed_under_a_daemon(served):
+    served("submit", str(served.folder("digits")))
+    served("wait", "digits")
+    for started in served.started:
+        started.terminate()
+        started.wait(30)
+    served.home.job("digits").record.write_text("{")
+    served.home.supervisor.unlink(missing_ok=True)
+    served.supervise()
+    assert served("stop", "digits").code == 1
+    assert served("rm", "digits").out == "digits: removed\n"
+    assert list(served.home.submitted()) == []
