@@ -87,7 +87,6 @@ def test_digits_is_an_ordinary_script(folder):
     assert "trained 2 epochs\ntest loss " in done.stdout
 
 
-@pytest.mark.skipif(importlib.util.find_spec("runner.training.api") is None, reason="needs the Python API")
 @pytest.mark.parametrize("folder", ["loop"], indirect=True)
 def test_loop_runs_without_the_runner(folder):
     script = (folder / "train.py").read_text().replace("STEPS = 3_000", "STEPS = 100")

@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "storage": {"storage", "core", "errors"},
     "supervisor": {"supervisor", "core", "storage", "settings", "errors"},
     "training": {"training", "core", "storage", "errors"},
-    "settings": {"settings", "core.spec", "errors"},
+    "settings": {"settings", "core.spec", "core.best", "errors"},
     "errors": set(),
     "cli": {"cli", "supervisor", "training", "settings", "storage", "core", "errors"},
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from runner.core.spec import Mode
@@ -123,27 +123,27 @@ def fields(template: str) -> tuple[str, ...]:
 
 
 def template_problem(template: str) -> str | None:
-    """Say in one line why `template` cannot name the best model's file; None when it can."""
-    what = f"checkpoint.best = {template!r}"
+    """Say, to go after its name, why `template` cannot name the best model's file; None when it can."""
     if not template.endswith(SUFFIXES):
-        return f"{what}: must end in {' or '.join(SUFFIXES)}"
-    if "/" in template or "\\" in template or "\0" in template or template.startswith("."):
-        return f"{what}: must be a plain file name, no folder and no leading dot"
+        return f"must be a file name that ends in {' or '.join(SUFFIXES)}"
+    if any(sign in template for sign in "/\\") or template.startswith(".") or not template.isprintable():
+        return "must be a file name without folders (it lies in the job's best/) and without a leading dot"
     try:
-        problems = list(_field_problems(template))
+        shown = "".join(literal + _sample(*field) for literal, *field in string.Formatter().parse(template))
     except ValueError as error:
-        return f"{what}: {error}"
-    return f"{what}: {problems[0]}" if problems else None
+        return f"is not a valid template ({error})"
+    return "is too long for a file's name" if len(shown.encode()) > _NAME_BYTES_MAX else None
 
 
-def _field_problems(template: str) -> Iterator[str]:
-    for _, name, spec, conversion in string.Formatter().parse(template):
-        if name is None:
-            continue
-        if not name or name.isdigit() or any(sign in name for sign in ".[]{}"):
-            yield f"{{{name}}} is no field; use {{epoch}}, {{step}} or a metric's name"
-        elif conversion or not _FORMAT_SPEC.fullmatch(spec or ""):
-            yield f"{{{name}:{spec}}} is not a number's format such as {{{name}:.2f}}"
+def _sample(name: str | None, spec: str | None, conversion: str | None) -> str:
+    """Format a value for one field; raises ValueError where no value could be."""
+    if name is None:
+        return ""
+    if not name or name.isdigit() or any(sign in name for sign in ".[]{}"):
+        raise ValueError(f"{{{name}}} is not epoch, step or a metric's name")
+    if conversion or not _FORMAT_SPEC.fullmatch(spec or ""):
+        raise ValueError(f"{{{name}:{spec}}} is not a number's format such as {{{name}:.2f}}")
+    return format(1 if name in COUNTERS else 0.5, spec or "")
 
 
 def file_name(template: str, epoch: int, step: int, logs: Mapping[str, float]) -> str | Refusal:
@@ -157,7 +157,7 @@ def file_name(template: str, epoch: int, step: int, logs: Mapping[str, float]) -
     """
     problem = template_problem(template)
     if problem:
-        return Refusal(problem)
+        return Refusal(f"checkpoint.best = {template!r} {problem}")
     values: dict[str, float] = {**logs, "epoch": epoch + 1, "step": step}
     missing = [name for name in fields(template) if name not in values]
     if missing:

@@ -4,8 +4,8 @@ Whatever lies in a job's folder, `load_spec` returns a spec or raises `BadJobErr
 the file, the line, the key, what was expected and the nearest valid key. It never blocks (a FIFO called
 job.toml), never reads without bound, and never leaves the job's folder.
 
-The keys stand in one table, `KEYS`. It is checked by hand rather than by pydantic, because the supervisor
-checks every job and would carry 20 MB for it.
+The keys stand in one table, `KEYS`, each with a check of its own that knows the job's folder. pydantic, which
+reads the records, has no part in it.
 """
 
 from __future__ import annotations

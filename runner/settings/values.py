@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import stat
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from runner.core.best import template_problem
 from runner.core.spec import CadenceUnit, Every, Mode
 from runner.settings.text import is_inside
 
@@ -29,8 +29,6 @@ _SIZE_UNITS = {"B": 1} | {
     for power, prefix in enumerate("KMGT", start=1)
     for end, base in (("B", 1000), ("iB", 1024))
 }
-_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
-_FORMAT = re.compile(r"[<>=^]?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[deEfFgG%]?")
 
 #: Takes the value and the job's folder; raises WrongError.
 Check: TypeAlias = Callable[[Any, Path], Any]
@@ -232,34 +230,13 @@ def env_value(name: str, value: Any) -> str:
 
 def best(value: Any, _folder: Path) -> str:
     """Take the template of the best models' file names."""
-    example = 'such as "best.weights.h5" or "best-{epoch:02d}-{val_loss:.2f}.keras"'
     if not isinstance(value, str):
+        example = 'such as "best.weights.h5" or "best-{epoch:02d}-{val_loss:.2f}.keras"'
         raise _fail(f"a file name {example}", value)
-    if not value.endswith((".weights.h5", ".keras")):
-        raise _fail("a file name that ends in .weights.h5 or .keras", value)
-    if "/" in value or "\\" in value or value.startswith(".") or not value.isprintable():
-        raise _fail("a file name without folders (it lies in the job's best/)", value)
-    try:
-        shown = "".join(
-            text + _sample(field, spec, conversion)
-            for text, field, spec, conversion in string.Formatter().parse(value)
-        )
-    except ValueError as error:
-        raise WrongError(f"is not a valid template ({error}); write it {example}") from None
-    if len(shown.encode()) > 200:
-        raise WrongError("is too long for a file's name")
+    problem = template_problem(value)
+    if problem:
+        raise WrongError(problem)
     return value
-
-
-def _sample(field: str | None, spec: str | None, conversion: str | None) -> str:
-    """Format a sample value for one field of a template; raises ValueError where that cannot work."""
-    if field is None:
-        return ""
-    if conversion or not _FIELD.fullmatch(field):
-        raise ValueError(f"{{{field}}} is not epoch, step or a metric's name")
-    if not _FORMAT.fullmatch(spec or ""):
-        raise ValueError(f"the format {spec!r} is not one such as 02d or .2f")
-    return format(1 if field in {"epoch", "step"} else 0.5, spec or "")
 
 
 # --- files of the job ---------------------------------------------------------------------------------------

@@ -185,13 +185,16 @@ def test_files_are_named_as_in_the_tutorials(template: str, name: str) -> None:
         "{epoch:.{step}f}.keras",
         "{epoch.keras",
         "epoch}.keras",
+        "a\nb.keras",
+        "x" * 300 + ".keras",
+        "{loss:02d}.keras",
     ],
 )
 def test_a_template_that_cannot_work_or_leaves_its_folder_is_refused(template: str) -> None:
     problem = template_problem(template)
     assert problem is not None
     assert "\n" not in problem
-    assert file_name(template, 0, 0, LOGS) == Refusal(problem)
+    assert file_name(template, 0, 0, LOGS) == Refusal(f"checkpoint.best = {template!r} {problem}")
 
 
 def test_a_template_of_an_unknown_metric_is_refused_with_those_known() -> None:
