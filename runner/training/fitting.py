@@ -241,6 +241,7 @@ class Fit:
         if stopping:
             self.worker.leave_with(snapshot)
         elif snapshot is not None:
+            self.worker.flush_best()
             self.worker.saver.submit(snapshot, time.monotonic() - began)
 
     def take(self) -> Snapshot:
@@ -383,9 +384,7 @@ class Fit:
         worker.progress.write_if_due()
         if self._broken or not self._trained:
             return
-        message = worker.best.consider(epoch, worker.step, metrics, self.take, self._save_whole)
-        if message:
-            print(message, flush=True)  # noqa: T201 - one line in the job's log
+        worker.say(worker.fit_best.consider(epoch, worker.step, metrics, self.take, self._save_whole))
 
     def _save_whole(self, path: Path) -> None:
         self.model.save(str(path))
@@ -410,6 +409,7 @@ class Fit:
         worker = self.worker
         self._held = None
         worker.phase("save")
+        worker.flush_best()
         if self._trained and not self._broken:
             self._save_finished()
         worker.facts("fit-finished", fit=self.number)

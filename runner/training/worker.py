@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runner.training.best import BestKeeper
     from runner.training.fitting import Fit
     from runner.training.saver import Saver
+    from runner.training.unhurried import Unhurried
 
 #: The exit code of a configuration that no retry can help (EX_CONFIG).
 BAD_CONFIGURATION = 78
@@ -58,6 +59,7 @@ class Worker:
         self.seeded = False  #: the job's seed stands in for the operating system's entropy
         self._saver: Saver | None = None
         self._best: BestKeeper | None = None
+        self._fit_best: Unhurried | None = None
 
     @property
     def entry(self) -> Path | None:
@@ -109,6 +111,25 @@ class Worker:
         if fact["event"] == "checkpoint":
             self.progress.set(checkpoint_step=fact["step"], checkpoint_s=fact["save_s"])
 
+    @property
+    def fit_best(self) -> Unhurried:
+        """The same for a fit, where epochs may follow each other fast; `flush_best` before a checkpoint."""
+        if self._fit_best is None:
+            from runner.training.unhurried import Unhurried
+
+            self._fit_best = Unhurried(self.best, self.launch.checkpoint)
+        return self._fit_best
+
+    def flush_best(self) -> None:
+        """Write a best model that waits in memory."""
+        if self._fit_best is not None:
+            self.say(self._fit_best.flush())
+
+    def say(self, message: str | None) -> None:
+        """Put a line into the job's log, where there is one."""
+        if message:
+            print(message, flush=True)  # noqa: T201 - one line in the job's log
+
     def find_saved(self) -> None:
         """Look for a checkpoint to resume from; a bad one is put aside by the saver.
 
@@ -147,6 +168,7 @@ class Worker:
 
     def save_now(self, snapshot: Snapshot | None) -> None:
         """Save a snapshot that is not on the disk yet; a failure is in the facts, and no reason to stay."""
+        self.flush_best()
         if snapshot is None or self.saver.verified_step == snapshot.step:
             return
         self.phase("save")

@@ -1,0 +1,92 @@
+"""When the best model is written: soon enough, and not at every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runner.core.spec import CheckpointSpec
+from runner.storage import checkpoint
+from runner.storage.checkpoint import Snapshot
+from runner.storage.layout import JobPaths
+from runner.training.best import BestKeeper
+from runner.training.unhurried import Unhurried
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def snapshot_of(step: int) -> Callable[[], Snapshot]:
+    return lambda: Snapshot(step, 0, {}, {"a": np.array([step])})
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[Unhurried, Clock, JobPaths]:
+    return make(tmp_path, CheckpointSpec())
+
+
+def make(tmp_path: Path, spec: CheckpointSpec) -> tuple[Unhurried, Clock, JobPaths]:
+    paths, clock = JobPaths(tmp_path), Clock()
+    return Unhurried(BestKeeper(paths, spec, lambda _fact: None), spec, clock), clock, paths
+
+
+def consider(best: Unhurried, step: int, loss: Any) -> str | None:
+    return best.consider(step, step, {"loss": loss}, snapshot_of(step), lambda _path: None)
+
+
+def written(paths: JobPaths) -> int:
+    return checkpoint.read(paths.best / "best.weights.h5").step
+
+
+def test_the_first_is_written_at_once(parts: tuple[Unhurried, Clock, JobPaths]) -> None:
+    best, _clock, paths = parts
+    assert consider(best, 1, 9.0)
+    assert written(paths) == 1
+
+
+def test_the_next_waits_and_the_better_one_takes_its_place(parts: tuple[Unhurried, Clock, JobPaths]) -> None:
+    best, _clock, paths = parts
+    for step, loss in ((1, 9.0), (2, 8.0), (3, 7.0), (4, 7.5), (5, None), (6, float("nan"))):
+        consider(best, step, loss)
+    assert written(paths) == 1
+    assert best.flush()
+    assert written(paths) == 3
+    assert best.flush() is None
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(7.0, 3), (8.5, 2), (None, 2)])
+def test_when_its_time_has_come(
+    parts: tuple[Unhurried, Clock, JobPaths], loss: float | None, expected: int
+) -> None:
+    best, clock, paths = parts
+    consider(best, 1, 9.0)
+    consider(best, 2, 8.0)
+    clock.now = 100.0
+    assert consider(best, 3, loss)
+    assert written(paths) == expected
+
+
+def test_a_worse_one_never_waits(parts: tuple[Unhurried, Clock, JobPaths]) -> None:
+    best, _clock, paths = parts
+    consider(best, 1, 9.0)
+    consider(best, 2, 9.0)
+    assert best.flush() is None
+    assert written(paths) == 1
+
+
+def test_each_of_a_series_is_written_at_once(tmp_path: Path) -> None:
+    best, _clock, paths = make(tmp_path, CheckpointSpec(best="w-{epoch:02d}.weights.h5"))
+    for step, loss in ((0, 9.0), (1, 8.0), (2, 8.5), (3, 7.0)):
+        consider(best, step, loss)
+    assert sorted(path.name for path in paths.best.glob("*.h5")) == [
+        "w-01.weights.h5", "w-02.weights.h5", "w-04.weights.h5",
+    ]  # fmt: skip
