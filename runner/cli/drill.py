@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from runner.cli import facts, output, sameness
 from runner.cli.display import Display, open_display
-from runner.cli.faults import FAULTS, Hit, strike
+from runner.cli.faults import FAULTS, Hit, NotStruckError, strike
 from runner.cli.lab import Lab
 from runner.cli.options import JsonOption
 from runner.cli.submit import DirArgument, check_folder
@@ -23,6 +24,14 @@ _POLL_S = 0.05
 CALM, ROUGH = "undisturbed", "disturbed"
 
 
+@dataclass(frozen=True)
+class Missed:
+    """A fault that did not happen."""
+
+    fault: str
+    why: str
+
+
 @dataclass
 class Course:
     """How one of the two runs went."""
@@ -30,7 +39,8 @@ class Course:
     job: dict[str, Any]
     duration_s: float
     hits: list[Hit] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)  #: faults for which it ended too early
+    missed: list[Missed] = field(default_factory=list)
+    too_short: bool = False  #: it ended before all faults had their turn
 
 
 def command(
@@ -42,17 +52,24 @@ def command(
     faults: Annotated[
         str | None, typer.Option("--faults", metavar="LIST", help=f"Some of: {','.join(FAULTS)}.")
     ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", metavar="DIR", help="Where the drill makes its folder; else $TMPDIR or /tmp."),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder in which it was done.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Run a job undisturbed and under faults, and compare.
 
-    Exits with 0 only if every fault was got over and both ended the same, bit for bit.
+    Exits with 0 only if every fault was got over and both ended the same, bit for bit. A fault that cannot
+    be made to happen to this job is said so, and fails the drill if it was named.
     """
     check_folder(folder)
+    if home is not None and not home.is_dir():
+        raise UsageError(f"--home {home}: no such folder")
     load_spec(folder)
     chosen = _choose(kills, faults)
-    lab = Lab(folder)
+    lab = Lab(folder, home, hangs="hang" in chosen)
     held = False
     try:
         lab.start()
@@ -60,18 +77,8 @@ def command(
             calm = _course(lab, CALM, display)
             rough = _course(lab, ROUGH, display, chosen, calm)
         verdict = sameness.compare(lab.home, CALM, ROUGH)
-        held = _all_held(calm, rough, verdict)
-        report = {
-            "held": held,
-            **{name: _summary(course) for name, course in ((CALM, calm), (ROUGH, rough))},
-            "faults": [asdict(hit) for hit in rough.hits],
-            "missed": rough.missed,
-            "same": asdict(verdict),
-        }
-        if json:
-            output.print_json(report)
-        else:
-            _print(calm, rough, verdict, held=held)
+        held = _all_held(calm, rough, verdict, named=kills is not None or faults is not None)
+        (_print_json if json else _print)(calm, rough, verdict, held=held)
     finally:
         lab.close(keep=keep or not held)
         if (keep or not held) and not json:
@@ -103,15 +110,29 @@ def _course(
     course = Course({}, 0.0)
     pending = list(faults or [])
     while not facts.is_settled(job := watch.look()):
-        if pending and calm and _is_due(job, calm, len(course.hits) + 1, len(faults or [])):
-            hit = strike(pending[0], lab, name)
-            if hit is not None:
+        number = 1 + len(course.hits) + len(course.missed)
+        if pending and calm and _is_due(job, calm, number, len(faults or [])):
+            came_of = _strike(pending[0], lab, name, course)
+            if came_of:
                 pending.pop(0)
-                course.hits.append(hit)
-                display.say(f"*** {_came_of(hit)}")
+                display.say(f"*** {came_of}")
         time.sleep(_POLL_S)
-    course.job, course.duration_s, course.missed = job, time.monotonic() - began, pending
+    course.job, course.duration_s, course.too_short = job, time.monotonic() - began, bool(pending)
+    course.missed += [Missed(fault, "the job had ended before") for fault in pending]
     return course
+
+
+def _strike(fault: str, lab: Lab, name: str, course: Course) -> str:
+    """Let `fault` strike; return what came of it, "" where the job is not there to be struck."""
+    try:
+        hit = strike(fault, lab, name)
+    except NotStruckError as error:
+        course.missed.append(Missed(fault, str(error)))
+        return f"{fault}: did not happen: {error}"
+    if hit is None:
+        return ""
+    course.hits.append(hit)
+    return _came_of(hit)
 
 
 def _is_due(job: dict[str, Any], calm: Course, number: int, count: int) -> bool:
@@ -124,9 +145,11 @@ def _is_due(job: dict[str, Any], calm: Course, number: int, count: int) -> bool:
     return bool(job["goodput"]["useful_s"] + job["goodput"]["lost_s"] >= share * calm.duration_s)
 
 
-def _all_held(calm: Course, rough: Course, verdict: sameness.Verdict) -> bool:
+def _all_held(calm: Course, rough: Course, verdict: sameness.Verdict, *, named: bool) -> bool:
+    """Tell whether the drill is passed; a fault that was asked for by name has to happen."""
     ended = calm.job["state"] == rough.job["state"] == State.SUCCEEDED
-    return ended and verdict.same and not rough.missed and all(hit.held for hit in rough.hits)
+    tried = not rough.too_short and not (named and rough.missed)
+    return ended and verdict.same and tried and all(hit.held for hit in rough.hits)
 
 
 def _account(hit: Hit) -> str:
@@ -152,6 +175,17 @@ def _summary(course: Course) -> dict[str, Any]:
     return {key: course.job[key] for key in keys} | {"duration_s": round(course.duration_s, 3)}
 
 
+def _print_json(calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool) -> None:
+    report = {
+        "held": held,
+        **{name: _summary(course) for name, course in ((CALM, calm), (ROUGH, rough))},
+        "faults": [asdict(hit) for hit in rough.hits],
+        "missed": [asdict(missed) for missed in rough.missed],
+        "same": asdict(verdict),
+    }
+    output.print_json(report)
+
+
 def _print(calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool) -> None:
     print()
     rows = [(label, *(_cell(label, course) for course in (calm, rough))) for label in _ROWS]
@@ -160,10 +194,11 @@ def _print(calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool
     print()
     for hit in rough.hits:
         print(_account(hit))
-    for name in rough.missed:
-        print(f"{name}: not tried, the job had ended before")
+    for missed in rough.missed:
+        print(f"{missed.fault}: did not happen: {missed.why}")
     print(verdict.text)
-    print("all of it held" if held else "NOT all of it held")
+    what = "all that happened" if rough.missed else "all of it"
+    print(f"{what} held" if held else "NOT all of it held")
 
 
 _ROWS = ("state", "duration", "steps", "restarts", "steps lost", "goodput", "best")

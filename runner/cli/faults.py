@@ -1,4 +1,8 @@
-"""What a drill does to a job: each fault strikes once, and says what came of it."""
+"""What a drill does to a job: each fault strikes once, and says what came of it.
+
+One that cannot be made to happen (a job without checkpoints has none to tear) is not taken for one that was
+got over: `strike` raises `NotStruckError` with the reason.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from runner.cli import daemon, facts
-from runner.cli.lab import Lab
+from runner.cli.lab import HANG_SIGNAL, Lab
 from runner.core.job import State
+from runner.settings import load_spec
 from runner.storage import eventlog
 
 RECOVERY_S_MAX = 180.0
 _STOPPED_S = 3.0
+_HANG_S_MAX = 60.0
 _FULL_S_MAX = 10.0
 _SPARE_BYTES = 256 * 1024
 
@@ -39,11 +46,19 @@ class Hit:
     note: str = ""
 
 
+class NotStruckError(Exception):
+    """The fault did not happen; the text says why."""
+
+
 Strike = Callable[[Lab, str, Hit, dict[str, Any]], None]
 
 
 def strike(fault: str, lab: Lab, name: str) -> Hit | None:
-    """Let `fault` strike the running job and wait until it has got over it; None if it had ended already."""
+    """Let `fault` strike the running job and wait until it has got over it; None if it had ended already.
+
+    Raises:
+        NotStruckError: this fault cannot be made to happen here.
+    """
     job = lab.look(name)
     if job["state"] != State.RUNNING or not job["pid"]:
         return None
@@ -107,31 +122,56 @@ def _stop(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     hit.note = "the attempt went on" if hit.held else "the attempt did not survive it"
 
 
+def _hang(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    """Let the worker's main thread wait forever, which only the lab's hook in a Python program can do."""
+    limit_s = load_spec(lab.source).limits.hang_s
+    if limit_s is None or limit_s > _HANG_S_MAX:
+        raise NotStruckError(f"limits.hang is over {_HANG_S_MAX:g} s, or it is a command of its own")
+    if not _catches(job["pid"], HANG_SIGNAL):
+        raise NotStruckError("its Python does not load the drill's hook (sitecustomize)")
+    struck = _announce(lab, hit, f"a hang of the worker (pid {job['pid']}; limits.hang is {limit_s:g} s)")
+    os.kill(job["pid"], HANG_SIGNAL)
+    _recovered(lab, name, hit, job, struck)
+    found = _event_since(lab, name, "hung", job["revision"]) is not None
+    hit.held = hit.held and found
+    hit.note = "it was found out" if found else "it was not found out"
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Tell whether a process has a handler for a signal (SigCgt in proc(5))."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def _torn(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    if not lab.home.job(name).list_checkpoints():
+        raise NotStruckError("there is no checkpoint to cut")
     struck = _announce(lab, hit, "kill -9 of both, and the newest checkpoint cut in half")
     lab.kill_daemon()
     _kill(job["pid"])
     lab.wait_gone(name)
     kept = lab.home.job(name).list_checkpoints()
-    if kept:
-        step, path = kept[-1]
-        os.truncate(path, path.stat().st_size // 2)
-        hit.what += f" (that of step {step})"
+    if not kept:
+        lab.start()
+        raise NotStruckError("the checkpoint was gone before it could be cut")
+    step, path = kept[-1]
+    os.truncate(path, path.stat().st_size // 2)
+    hit.what += f" (that of step {step})"
     lab.start()
     _recovered(lab, name, hit, job, struck)
-    if kept:
-        found = _event_since(lab, name, "quarantined", job["revision"]) is not None
-        hit.held = hit.held and found
-        hit.note = "it was quarantined" if found else "it was not found out"
+    found = _event_since(lab, name, "quarantined", job["revision"]) is not None
+    hit.held = hit.held and found
+    hit.note = "it was quarantined" if found else "it was not found out"
 
 
 def _disk(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     """Let saves fail as on a full disk: no file may grow beyond a little less than a checkpoint's size."""
     limit = _limit_bytes(lab, name, job["attempt"])
     struck = _announce(lab, hit, "no space for checkpoints")
-    if limit is None:
-        hit.note = "not possible here: its log is larger than its checkpoints"
-        return
     pid = job["pid"]
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -143,6 +183,8 @@ def _disk(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     after = lab.look(name)
     hit.recovery_s = time.time() - struck
     hit.held = after["attempt"] == job["attempt"]
+    if hit.held and not failed:
+        raise NotStruckError(f"no save failed within {_FULL_S_MAX:g} s; save more often: checkpoint.every")
     saves = "a save failed and was reported" if failed else "no save was tried meanwhile"
     hit.note = f"{saves}; training went on" if hit.held else f"{saves}; the attempt did not survive it"
 
@@ -152,6 +194,7 @@ FAULTS: dict[str, Strike] = {
     "supervisor": _supervisor,
     "both": _both,
     "stop": _stop,
+    "hang": _hang,
     "torn": _torn,
     "disk": _disk,
 }
@@ -162,13 +205,16 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _limit_bytes(lab: Lab, name: str, attempt: int) -> int | None:
+def _limit_bytes(lab: Lab, name: str, attempt: int) -> int:
+    """Choose a size that no checkpoint has room in, and everything else that is written has."""
     paths = lab.home.job(name)
     sizes = [path.stat().st_size for _, path in paths.list_checkpoints()]
     others = (paths.attempt(attempt).log, paths.attempt(attempt).facts, paths.metrics)
     largest = max((path.stat().st_size for path in others if path.exists()), default=0)
-    if not sizes or largest + _SPARE_BYTES > min(sizes):
-        return None
+    if not sizes:
+        raise NotStruckError("there is no checkpoint, so it cannot be told what would be too large")
+    if largest + _SPARE_BYTES > min(sizes):
+        raise NotStruckError("its checkpoints are too small to be told from its log by their size")
     return min(sizes) - 1
 
 

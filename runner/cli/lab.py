@@ -24,13 +24,33 @@ from runner.storage.layout import Home
 _SEED = 20_260_101
 _UP_S = 20.0
 _END_S = 15.0
+#: The lab's limit for a job that has none of its own, where it shall be made to hang.
+HANG_S = 20.0
+#: Makes the main thread of a Python program in the lab wait forever; no program of ours uses it.
+HANG_SIGNAL = signal.SIGRTMIN + 11
+#: Runs before the program; then the environment's own sitecustomize, if there is one.
+_HOOK = f"""\
+import importlib, os, signal, sys, time
+def _hang(*_):
+    while True:
+        time.sleep(3600)
+signal.signal({int(HANG_SIGNAL)}, _hang)
+sys.path.remove(os.path.dirname(__file__))
+del sys.modules["sitecustomize"]
+try:
+    importlib.import_module("sitecustomize")
+except ModuleNotFoundError as error:
+    if error.name != "sitecustomize":
+        raise
+sys.modules.setdefault("sitecustomize", sys)
+"""
 
 
 class Lab:
     """A temporary home with its own daemon."""
 
-    def __init__(self, source: Path) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="runner-drill-"))
+    def __init__(self, source: Path, parent: Path | None = None, *, hangs: bool = False) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="runner-drill-", dir=parent and parent.absolute()))
         self.home = Home(self.root / "home")
         self.source = self.root / "source"
         self.say: Callable[[str], None] = print
@@ -38,8 +58,12 @@ class Lab:
         self._daemon: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] = (self.root / "daemon.log").open("ab")
         staging.copy_tree(source, self.source)
-        if load_spec(self.source).seed is None:
-            _give_seed(self.source / FILE)
+        spec = load_spec(self.source)
+        if spec.seed is None:
+            _give(self.source / FILE, "seed", f"value = {_SEED}")
+        if hangs and spec.command is None and spec.limits.hang_s is None:
+            _give(self.source / FILE, "limits", f"hang = {HANG_S:g}")
+        self._environ = _with_hook(self.root / "hook") if hangs else None
 
     @property
     def daemon_pid(self) -> int:
@@ -63,6 +87,7 @@ class Lab:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
+            env=self._environ,
             start_new_session=True,
         )
         up = daemon.until(lambda: daemon.is_serving(self.home) or started.poll() is not None, _UP_S)
@@ -100,15 +125,26 @@ class Lab:
             shutil.rmtree(self.root, ignore_errors=True)
 
 
-def _give_seed(toml: Path) -> None:
-    """Add `[seed] value` to a job.toml that has none, so that both runs begin alike."""
+def _give(toml: Path, table: str, line: str) -> None:
+    """Add a line to a table of a job.toml that has no such key."""
     text = toml.read_text(encoding="utf-8-sig") if toml.exists() else ""
     lines = text.splitlines()
-    place = key_lines(text).get(("seed",))
+    found = key_lines(text)
+    place = found.get((table,))
     if place is None:
-        lines += ["[seed]", f"value = {_SEED}"]
+        dotted = any(path[0] == table for path in found)
+        lines = [f"{table}.{line}", *lines] if dotted else [*lines, f"[{table}]", line]
     elif lines[place - 1].lstrip().startswith("["):
-        lines.insert(place, f"value = {_SEED}")
-    else:
-        lines[place - 1] = f"seed.value = {_SEED}"
+        lines.insert(place, line)
+    else:  # an inline table
+        empty = lines[place - 1].partition("{")[2].lstrip().startswith("}")
+        lines[place - 1] = lines[place - 1].replace("{", f"{{ {line}{' ' if empty else ', '}", 1)
     toml.write_text("\n".join(lines) + "\n")
+
+
+def _with_hook(folder: Path) -> dict[str, str]:
+    """Return an environment in which every Python program can be made to hang; see `HANG_SIGNAL`."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_HOOK)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}

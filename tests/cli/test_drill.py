@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runner.cli import drill as drilling
 from runner.cli import lab, sameness
 from runner.settings import load_spec
 from runner.storage import checkpoint
@@ -55,6 +56,57 @@ def test_a_job_that_cannot_get_over_it_fails_the_drill(runner, tmp_path):
     assert "kept for a look: " in done.stdout
 
 
+def test_what_cannot_happen_is_not_counted_as_got_over(runner, tmp_path):
+    (tmp_path / "place").mkdir()
+    folder = runner.folder("count", "150", "0.01")  # its checkpoints are not files of ours
+    done = drill(folder, "--faults", "torn,disk", "--json", "--home", str(tmp_path / "place"))
+    report = json.loads(done.stdout)
+    assert done.returncode == 1, "they were asked for"
+    assert (report["held"], report["faults"]) == (False, [])
+    assert [missed["fault"] for missed in report["missed"]] == ["torn", "disk"]
+    assert all("there is no checkpoint" in missed["why"] for missed in report["missed"])
+    assert report["disturbed"]["restarts"] == 0
+    assert [path.name[:13] for path in (tmp_path / "place").iterdir()] == ["runner-drill-"]
+
+
+def test_a_worker_that_really_hangs_is_found_out(tmp_path):
+    folder = tmp_path / "keras"
+    folder.mkdir()
+    (folder / "train.py").write_text(
+        "import time, keras, numpy as np\n"
+        "keras.utils.set_random_seed(1)\n"
+        "model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])\n"
+        "model.compile('sgd', 'mse')\n"
+        "x = np.ones((64, 2), 'float32')\n"
+        "pause = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: time.sleep(0.05))\n"
+        "model.fit(x, x[:, :1], batch_size=8, epochs=30, verbose=0, callbacks=[pause])\n"
+    )
+    (folder / "job.toml").write_text('[limits]\nhang = "5s"\n[restart]\nbackoff = "50ms"\n')
+    done = drill(folder, "--faults", "hang", "--json")
+    report = json.loads(done.stdout)
+    (hit,) = report["faults"]
+    assert (hit["held"], hit["note"]) == (True, "it was found out"), hit
+    assert report["disturbed"]["restarts"] == 1
+    assert done.returncode == 0, report
+
+
+def test_a_command_cannot_be_made_to_hang(runner):
+    done = drill(runner.folder("count", "150", "0.01"), "--faults", "hang", "--json")
+    assert [missed["fault"] for missed in json.loads(done.stdout)["missed"]] == ["hang"]
+    assert done.returncode == 1
+
+
+def test_only_faults_that_were_named_must_happen():
+    ended = {"state": "succeeded"}
+    calm = drilling.Course(ended, 1.0)
+    rough = drilling.Course(ended, 1.0, missed=[drilling.Missed("disk", "no save failed")])
+    same = sameness.Verdict(True, "")
+    assert drilling._all_held(calm, rough, same, named=False)
+    assert not drilling._all_held(calm, rough, same, named=True)
+    rough.too_short = True
+    assert not drilling._all_held(calm, rough, same, named=False)
+
+
 def test_an_interrupted_drill_leaves_nothing_running(runner, tmp_path):
     (tmp_path / "tmp").mkdir()
     started = subprocess.Popen(
@@ -93,9 +145,19 @@ def test_both_runs_get_one_seed(tmp_path, toml, line):
     (tmp_path / "train.py").write_text("")
     if toml is not None:
         (tmp_path / "job.toml").write_text(toml)
-    lab._give_seed(tmp_path / "job.toml")
+    lab._give(tmp_path / "job.toml", "seed", "value = 1")
     assert load_spec(tmp_path).seed is not None
     assert "value" in (tmp_path / "job.toml").read_text().splitlines()[line - 1]
+
+
+@pytest.mark.parametrize(
+    "toml", ['limits.grace = "5s"\n', 'limits = { grace = "5s" }\n', '[limits] # short\ngrace = "5s"\n']
+)
+def test_a_limit_is_added_beside_others(tmp_path, toml):
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "job.toml").write_text(toml)
+    lab._give(tmp_path / "job.toml", "limits", "hang = 20")
+    assert (load_spec(tmp_path).limits.hang_s, load_spec(tmp_path).limits.grace_s) == (20, 5)
 
 
 class TestSameness:
