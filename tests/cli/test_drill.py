@@ -82,7 +82,7 @@ def test_a_worker_that_really_hangs_is_found_out(tmp_path):
         "model.fit(x, x[:, :1], batch_size=8, epochs=30, verbose=0, callbacks=[pause])\n"
     )
     (folder / "job.toml").write_text('[limits]\nhang = "5s"\n[restart]\nbackoff = "50ms"\n')
-    done = drill(folder, "--faults", "hang", "--json")
+    done = drill(folder, "--faults", "hang", "--json", "--home", str(tmp_path))
     report = json.loads(done.stdout)
     (hit,) = report["faults"]
     assert (hit["held"], hit["note"]) == (True, "it was found out"), hit
@@ -90,8 +90,9 @@ def test_a_worker_that_really_hangs_is_found_out(tmp_path):
     assert done.returncode == 0, report
 
 
-def test_a_command_cannot_be_made_to_hang(runner):
-    done = drill(runner.folder("count", "150", "0.01"), "--faults", "hang", "--json")
+def test_a_command_cannot_be_made_to_hang(runner, tmp_path):
+    folder = runner.folder("count", "150", "0.01")
+    done = drill(folder, "--faults", "hang", "--json", "--home", str(tmp_path))
     assert [missed["fault"] for missed in json.loads(done.stdout)["missed"]] == ["hang"]
     assert done.returncode == 1
 
