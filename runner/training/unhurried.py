@@ -6,7 +6,7 @@ a still better one takes its place. It is written when its time has come, and al
 lies after it becomes durable, when the fit ends, and when a stop is obeyed: so that nothing which a resume
 will not train again can be lost.
 
-Limits: a series (a template with fields) and whole models (`*.keras`) are written at once, each of them. After
+Limits: a series (a template with fields) and whole models (`*.keras`) are written at once, each. After
 a kill the best model on the disk may be an older one, until the epochs since then have been trained again.
 """
 
