@@ -95,7 +95,7 @@ def test_the_record_given_is_never_altered(state: State, event: AnyEvent) -> Non
     assert job == copy
 
 
-@pytest.mark.parametrize("state", SETTLED)
+@pytest.mark.parametrize("state", sorted(SETTLED))
 def test_only_retry_and_rm_can_be_asked_of_a_settled_job(state: State) -> None:
     legal = {kind for kind in KINDS if isinstance(TABLE[state, kind], Move)}
     assert legal == {Request.RETRY, Request.REMOVE} - ({Request.RETRY} if state is State.SUCCEEDED else set())
