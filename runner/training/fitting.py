@@ -20,7 +20,14 @@ from typing import Any
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture, cursor, fingerprint, finished, listeners, values
 from runner.training.capture import Camera, traces_of
-from runner.training.position import OURS, Exactness, Position, classify, own_shuffle
+from runner.training.position import (
+    OURS,
+    Exactness,
+    Position,
+    classify,
+    flaw_of_validation,
+    own_shuffle,
+)
 from runner.training.rebuild import rebuild
 from runner.training.report import now_text
 from runner.training.tracing import Traces
@@ -65,6 +72,7 @@ class Fit:
         self._fixed: dict[str, Any] = {}
         self._wrapped: Any = None
         self._data_digest: str | None = None
+        self._flaw: str | None = None  #: of validation, once it is known
 
     # -- called as the fit begins ---------------------------------------------------------------------------
 
@@ -267,6 +275,7 @@ class Fit:
             **self._fixed,
             "cursor": cursor.describe(self.iterator, self.position, self.validation, self.epoch, self.done),
             "traces": self._traces.state(),
+            "validation_flaw": self._flaw,
             "metrics_size": self.worker.metrics.size(),
         }
 
@@ -325,6 +334,9 @@ class Fit:
         reasons = fingerprint.differences(saved.state["fingerprint"], self._fixed["fingerprint"])
         if not self.exactness.exact:
             reasons.append(self.exactness.reason)
+        self._flaw = saved.state.get("validation_flaw")
+        if self._flaw and saved.state["cursor"]["validation_iterators"]:
+            reasons.append(self._flaw)
         self.worker.tell_resumed(saved, reasons)
 
     # -- the training function ------------------------------------------------------------------------------
@@ -361,6 +373,14 @@ class Fit:
         self._traces.wrap_test_function(resumed=self._resumed, exact=self._is_exact())
         self.worker.progress.set(step=self.worker.step)
         self.worker.phase("validate")
+
+    def count_validation(self, iterator: Any, dataset: Any) -> Any:
+        """Return what Keras shall iterate for validation; say where a resume is not exact."""
+        if self._flaw is None:
+            self._flaw = flaw_of_validation(iterator)
+            if self._flaw:
+                self.worker.facts("classified", fit=self.number, exact=False, reason=self._flaw)
+        return self.validation.counted(dataset)
 
     def test_ended(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation is over; the callbacks follow."""

@@ -104,7 +104,7 @@ def _patch_iterators(worker: Worker) -> None:
         if fit.iterator is self:
             return fit.position.counted(dataset)
         if getattr(fit.model, "_eval_epoch_iterator", None) is self:
-            return fit.validation.counted(dataset)
+            return fit.count_validation(self, dataset)
         return dataset
 
     def enumerate_iterator(original: Callable[[Any], Iterator[Any]], self: Any) -> Iterator[Any]:

@@ -31,6 +31,7 @@ _RANDOM_OPS = {
     "SampleDistortedBoundingBoxV2",
 }
 _PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+_INFINITE = -1  #: what TensorFlow says of an endless dataset's size
 _NESTED_SHUFFLES = ("ShuffleDataset", "ShuffleAndRepeatDataset", "RandomDataset")
 
 
@@ -86,22 +87,29 @@ class Position:
                 variable.assign(value)
         if self.drawn == 0:
             return _iterate(dataset)
-        if self.method == "skip":
+        filling = self.iterators == 1 and _has_cache(dataset)
+        if self.method == "skip" and not filling:
             return _iterate(dataset.skip(self.drawn))
         iterator = _iterate(dataset)
-        for _ in itertools.islice(iterator, self.drawn):
+        # The read that finds the end completes a cache; TensorFlow made it when it read ahead.
+        last = filling and self.drawn == int(dataset.cardinality())
+        for _ in itertools.islice(iterator, self.drawn + last):
             pass
         return iterator
 
     def _make_earlier(self, dataset: Any) -> None:
         """Make the iterators before the present one; the first fills a cache, where there is one."""
         earlier = self.iterators - 1
-        if earlier > 0 and any("Cache" in type(one).__name__ for one in walk(dataset)):
+        if earlier > 0 and _has_cache(dataset):
             for _ in iter(dataset):
                 pass
             earlier -= 1
         for _ in range(earlier):
             iter(dataset)
+
+
+def _has_cache(dataset: Any) -> bool:
+    return any("Cache" in type(one).__name__ for one in walk(dataset))
 
 
 def _iterate(dataset: Any) -> Iterator[Any]:
@@ -148,11 +156,48 @@ def classify_dataset(dataset: Any) -> Exactness:
         refusal = _refusal(one, op)
         if refusal:
             return Exactness(False, f"{refusal}: resumed at the epoch's start", "epoch")
+    if any(_reshuffles_late(one) and int(one.cardinality()) != _INFINITE for one in walk(dataset)):
+        # One iterator draws several orders, each when it gets there: those before the present are not known.
+        reason = "a shuffle is begun anew within an epoch, by repeat or concatenate"
+        return Exactness(False, f"{reason}: resumed at the epoch's start", "epoch")
     if not _is_deterministic(dataset):
         return Exactness(False, "the dataset's option deterministic is off", "epoch")
     if any(op.op in _RANDOM_OPS for _, op in found) or captured_variables(dataset):
         return Exactness(True, "by replay: the dataset draws random numbers", "pull")
     return Exactness(True, "", "skip")
+
+
+def flaw_of_validation(iterator: Any) -> str:
+    """Say why validation is not the same after a resume as without; "" where it is.
+
+    Args:
+        iterator: Keras's over the validation data; each validation opens a new one on the dataset.
+    """
+    kind, dataset = type(iterator.data_adapter).__name__, iterator._distributed_dataset
+    if kind == "ArrayDataAdapter":
+        return ""
+    if kind != "TFDatasetAdapter":
+        return "the validation data come from Python code, which may keep a state"
+    exactness = classify_dataset(dataset)
+    if exactness.method != "skip":
+        return f"the validation data: {exactness.reason}"
+    if any(_reshuffles_late(one) for one in walk(dataset)):
+        return "the validation data are shuffled, then repeated: TensorFlow shuffles as it reads ahead"
+    steps = iterator.steps_per_epoch
+    cached = (one for one in walk(dataset) if "Cache" in type(one).__name__)
+    if steps and steps != int(dataset.cardinality()) and any(map(_reshuffles, cached)):
+        return "the validation data are shuffled, then cached, and validation does not read all of them"
+    return ""
+
+
+def _reshuffles_late(dataset: Any) -> bool:
+    """Tell whether a dataset opens what it is made of while it is read, and that is shuffled each time."""
+    return type(dataset).__name__ in {"_RepeatDataset", "_ConcatenateDataset"} and _reshuffles(dataset)
+
+
+def _reshuffles(dataset: Any) -> bool:
+    """Tell whether each iterator over a dataset has another order."""
+    return any(getattr(one, "_reshuffle_each_iteration", False) for one in walk(dataset))
 
 
 def _refusal(dataset: Any, op: Any) -> str | None:

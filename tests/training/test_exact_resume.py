@@ -54,6 +54,34 @@ def test_streams(tmp_path: Path) -> None:
     assert all(fact["exact"] for fact in job.facts_of("resumed"))
 
 
+def test_streams_killed_where_an_epoch_ends_or_validates(tmp_path: Path) -> None:
+    """Each life resumes from the very checkpoint that is named: an epoch's last step, or its first."""
+    undisturbed = Job(tmp_path / "undisturbed", "streams.py").run_through().results
+    job = Job(tmp_path / "killed", "streams.py")
+    kill = (
+        "shuffled/train:7@6 endless/train:6@17 endless/test:3@22 cached-shuffle/train:7@60"
+        " cached-shuffle/train:8@61 several-steps/train:6@75 augmented/end:2@105"
+    )
+    assert lost_or_gained(undisturbed, job.run_through(kill=kill, every=("steps", 1)).results) == []
+    resumed = job.facts_of("resumed")
+    assert [fact["step"] for fact in resumed] == [6, 17, 22, 60, 61, 75, 105]
+    assert all(fact["exact"] for fact in resumed)
+
+
+def test_shuffles_that_begin_anew_while_read_are_not_called_exact(tmp_path: Path) -> None:
+    job = Job(tmp_path, "inexact_streams.py")
+    assert job.run().code == 0
+    found = [(fact["fit"], fact["exact"], fact["reason"]) for fact in job.facts_of("classified")]
+    told = [(fit, reason.split(",")[0]) for fit, exact, reason in found if not exact]
+    assert told == [
+        (0, "a shuffle is begun anew within an epoch"),
+        (1, "a shuffle is begun anew within an epoch"),
+        (3, "the validation data are shuffled"),
+        (4, "the validation data are shuffled"),
+        (5, "the validation data come from Python code"),
+    ]
+
+
 def test_a_resume_that_forgets_its_place_in_the_data_is_noticed(tmp_path: Path) -> None:
     """The negative control: without it, equal digests would prove nothing."""
     undisturbed = Job(tmp_path / "undisturbed", "streams.py").run_through("--seeded").results

@@ -14,7 +14,10 @@ import numpy as np
 
 
 def moments():
-    """Return where each life ends, as KILL says: "a/train:5 b/test:2" is the n-th such moment of a fit."""
+    """Return where each life ends, as KILL says: "a/train:5 b/test:2" is the n-th such moment of a fit.
+
+    "a/train:5@4" waits until the checkpoint of step 4 is on the disk, so that the next life resumes from it.
+    """
     return os.environ.get("KILL", "").split()
 
 
@@ -42,7 +45,9 @@ class Mortal(keras.callbacks.Callback):
         self.counts[kind] = self.counts.get(kind, 0) + 1
         lived = int(self.lives.read_text()) if self.lives.exists() else 0
         plan = moments()
-        if lived < len(plan) and plan[lived] == f"{self.name}/{kind}:{self.counts[kind]}":
+        moment, _, saved = plan[lived].partition("@") if lived < len(plan) else ("", "", "")
+        if moment == f"{self.name}/{kind}:{self.counts[kind]}":
+            until_saved(int(saved or -1))
             self.lives.write_text(str(lived + 1))
             time.sleep(float(os.environ.get("DYING_S", "0")))
             os.kill(os.getpid(), 9)
