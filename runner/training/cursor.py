@@ -23,7 +23,7 @@ def describe(
         done: executions of the training function that are complete in it.
     """
     alive = iterator._current_iterator is not None and bool(iterator.steps_per_epoch)
-    fresh = done == 0 and not alive
+    fresh = done == 0 and not alive and not position.reopens
     generators = {} if fresh else {str(i): _listed(a) for i, a in enumerate(position.generators)}
     return {
         "epoch": epoch,

@@ -193,7 +193,7 @@ class Fit:
                 item = next(inner)
             except StopIteration:
                 return
-            if position.iterators != iterators:
+            if position.iterators != iterators or self._steps_seen is not None:
                 iterators = position.iterators
                 base = position.drawn - done * size
                 self._count_on(size)
@@ -318,7 +318,7 @@ class Fit:
         place = saved.state["cursor"]
         done = cursor.go_to(place, self.iterator, self.position, self.validation, inner)
         if done == 0 and not place["fresh"]:
-            self._steps_seen = int(place["steps_seen"])
+            self._steps_seen = self.iterator._steps_seen = int(place["steps_seen"])
         self._restore(with_chance=True)
         self.logs = self.end_logs = capture.decode_logs(saved)
         self.worker.step = saved.step

@@ -65,6 +65,14 @@ class Position:
     def go_to(self, iterators: int, drawn: int, generators: list[np.ndarray]) -> None:
         """Let the next `iter` give the iterator number `iterators` (from 1), `drawn` batches in."""
         self._target = (iterators, drawn, generators)
+        # A snapshot may be taken before that `iter`: it must say the same again.
+        self.iterators, self.drawn = (iterators, drawn) if drawn else (iterators - 1, 0)
+        self.generators = generators
+
+    @property
+    def reopens(self) -> bool:
+        """Whether the next `iter` gives an iterator from which batches had been drawn."""
+        return self._target is not None and self.drawn > 0
 
     def counted(self, dataset: Any) -> Counted:
         """Return what Keras shall iterate in the dataset's place."""

@@ -59,12 +59,13 @@ def test_streams_killed_where_an_epoch_ends_or_validates(tmp_path: Path) -> None
     undisturbed = Job(tmp_path / "undisturbed", "streams.py").run_through().results
     job = Job(tmp_path / "killed", "streams.py")
     kill = (
-        "shuffled/train:7@6 endless/train:6@17 endless/test:3@22 cached-shuffle/train:7@60"
+        "shuffled/train:7@6 endless/train:6@17 endless/train:7@18 endless/train:10@21"
+        " endless/test:3@22 cached-shuffle/train:7@60"
         " cached-shuffle/train:8@61 several-steps/train:6@75 augmented/end:2@105"
     )
     assert lost_or_gained(undisturbed, job.run_through(kill=kill, every=("steps", 1)).results) == []
     resumed = job.facts_of("resumed")
-    assert [fact["step"] for fact in resumed] == [6, 17, 22, 60, 61, 75, 105]
+    assert [fact["step"] for fact in resumed] == [6, 17, 18, 21, 22, 60, 61, 75, 105]
     assert all(fact["exact"] for fact in resumed)
 
 
