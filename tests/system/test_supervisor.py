@@ -244,7 +244,7 @@ def test_junk_stops_nothing(site: Site) -> None:
     site.wait("count", State.SUCCEEDED)
     for name in ("%2D-help", "%FF%FE", "empty"):
         assert site.wait(name, State.REJECTED).reason
-    wait_for(lambda: not list(site.home.requests.iterdir()), "the requests to be dealt with")
+    wait_for(lambda: not requests.pending(site.home), "the requests to be dealt with")
     assert broken.read_text() == '{"name": "broken"', "an unreadable record is never replaced"
     assert str(broken) in site.log.read_text()
     site.ask("rm", "broken")
