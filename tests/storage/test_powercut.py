@@ -210,8 +210,8 @@ def test_a_cut_at_any_moment_leaves_a_whole_version_not_older_than_the_last_save
         writer.start()
         writer.began.wait(10)
         threading.Event().wait(chance.random() * 0.01)
-        # Only what was said to be saved before the cut began: while the call below shuts the file system down,
-        # a sync that is under way may still return without an error.
+        # Only what was said to be saved before the cut began: while the call below shuts the file system
+        # down, a sync that is under way may still return without an error.
         promised = writer.saved
         disk.cut()
         writer.join(10)
