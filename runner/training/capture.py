@@ -18,7 +18,7 @@ from runner.training import chance, listeners, variables
 from runner.training.codec import SKIP, Encoder, Node
 from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
-from runner.training.variables import Buffers, ChangedScriptError
+from runner.training.variables import ChangedScriptError, Reader
 
 VERSION = 1
 _TRACE = "trace"
@@ -41,10 +41,8 @@ class Camera:
         self._collect = collect or (lambda: variables.all_variables(model))
         self.missed: list[str] = []
         self._entropy = entropy
-        self._buffers = Buffers()
         self._given_up: set[str] = set()
-        self._links: tuple[list[int], Any, Any] | None = None
-        self._described: tuple[list[int], list[dict[str, Any]]] | None = None
+        self._film: _Film | None = None
 
     def take(
         self, *, step: int, epoch: int, callbacks: Sequence[Any], logs: Any, state: Mapping[str, Any]
@@ -59,27 +57,20 @@ class Camera:
             state: what else belongs to it: JSON.
         """
         tracked = self._collect()
-        lent = self._buffers.lend(tracked)
-        arrays: dict[str, np.ndarray] = {}
-        keys: dict[int, str] = {}
-        for index, (variable, buffer) in enumerate(zip(tracked, lent, strict=True)):
-            key = f"variables/{index:05d}"
-            variables.read_into(variable, buffer)
-            arrays[key] = buffer
-            keys[id(variable)] = keys[id(variables.tensor_of(variable))] = key
-        ids = [id(variable) for variable in tracked]
-        if self._described is None or self._described[0] != ids:
-            self._described = (ids, variables.describe(tracked))
-        encoder = Encoder(arrays, "state", _KerasKinds(keys, arrays).node)
+        if self._film is None or not self._film.fits(tracked):
+            self._film = _Film(tracked)
+        film = self._film
+        arrays = dict(zip(film.names, film.reader.read(), strict=True))
+        encoder = Encoder(arrays, "state", _KerasKinds(film.keys, arrays).node)
         listening, self.missed = listeners.capture(encoder, callbacks, self._given_up)
-        links, attributes = self._keras_layout(ids, keys, arrays)
+        links, attributes = self._keras_layout(film, arrays)
         return Snapshot(
             step=step,
             epoch=epoch,
             state={
                 **state,
                 "version": VERSION,
-                "variables": self._described[1],
+                "variables": film.described,
                 "chance": chance.capture(encoder, self._entropy),
                 "listeners": listening,
                 "logs": _encode_logs(encoder, logs),
@@ -90,10 +81,10 @@ class Camera:
             attributes=attributes,
         )
 
-    def _keras_layout(self, ids: list[int], keys: dict[int, str], arrays: dict[str, np.ndarray]) -> Any:
+    def _keras_layout(self, film: _Film, arrays: dict[str, np.ndarray]) -> Any:
         """Return links and attributes; walked once as long as the variables stay the same ones."""
-        if self._links is not None and self._links[0] == ids:
-            return self._links[1:]
+        if film.layout is not None:
+            return film.layout
         if self.model is None:
             return {}, {}
         extra = 0
@@ -105,9 +96,31 @@ class Camera:
             arrays[key] = np.array(value, order="C")
             return key
 
-        links, attributes = variables.keras_links(self.model, keys, add)
-        self._links = (ids, links, attributes) if not extra else None
-        return links, attributes
+        layout = variables.keras_links(self.model, film.keys, add)
+        film.layout = layout if not extra else None
+        return layout
+
+
+class _Film:
+    """What stays the same from one snapshot to the next, as long as the variables are the same ones."""
+
+    def __init__(self, tracked: Sequence[Any]):
+        self._tracked = list(tracked)
+        self.reader = Reader(tracked)
+        self.described = variables.describe(tracked)
+        self.names = [f"variables/{index:05d}" for index in range(len(tracked))]
+        #: id of a variable, and of the TensorFlow variable beneath, -> key of its array
+        self.keys = {
+            id(one): name
+            for variable, name in zip(tracked, self.names, strict=True)
+            for one in (variable, variables.tensor_of(variable))
+        }
+        self.layout: tuple[dict[str, str], dict[str, dict[str, str]]] | None = None
+
+    def fits(self, tracked: Sequence[Any]) -> bool:
+        """Tell whether these are the same variables."""
+        mine = self._tracked
+        return len(mine) == len(tracked) and all(a is b for a, b in zip(mine, tracked, strict=True))
 
 
 def capture_chance(entropy: Entropy, name: str = "now") -> Trace:

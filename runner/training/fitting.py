@@ -35,7 +35,7 @@ from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
 
 #: The state at an epoch's end is held in memory when that costs at most this part of an epoch's time.
-_HOLD_SHARE = 0.015
+_HOLD_SHARE = 0.01
 
 
 class Fit:
@@ -287,7 +287,7 @@ class Fit:
         except Exception as error:  # noqa: BLE001 - whatever fails in here, the script's training must not
             self._broken = True
             reason = f"{type(error).__name__}: {error}"
-            self.worker.facts.warn(f"no more checkpoints in fit {self.number}: taking one failed: {reason}")
+            self.worker.facts.warn(f"no more checkpoints in fit {self.number}, something failed: {reason}")
 
     def _hold(self) -> None:
         """At an epoch's end: keep the state in memory, where validation and callbacks may take long."""
@@ -397,14 +397,17 @@ class Fit:
         worker = self.worker
         worker.step = self._epoch_step + self._completed()
         metrics = values.of_epoch(self.model, logs)
-        worker.metrics.append(
-            {"epoch": epoch, "step": worker.step, "fit": self.number, "time": now_text(), **metrics}
-        )
+        line = {"epoch": epoch, "step": worker.step, "fit": self.number, "time": now_text(), **metrics}
+        try:
+            worker.metrics.append(line)
+        except OSError as error:
+            worker.facts.warn(f"metrics.jsonl misses lines: {error}")
         worker.progress.set(step=worker.step, epoch=epoch, metrics=metrics)
         worker.progress.write_if_due()
         if self._broken or not self._trained:
             return
-        worker.say(worker.fit_best.consider(epoch, worker.step, metrics, self.take, self._save_whole))
+        with self._surviving():
+            worker.say(worker.fit_best.consider(epoch, worker.step, metrics, self.take, self._save_whole))
 
     def _save_whole(self, path: Path) -> None:
         self.model.save(str(path))

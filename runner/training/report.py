@@ -159,6 +159,7 @@ class MetricsLog:
 
     def __init__(self, path: Path):
         self._path = path
+        self._fd: int | None = None
 
     def size(self) -> int:
         """Return the number of bytes so far."""
@@ -174,8 +175,10 @@ class MetricsLog:
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Append one line."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({name: _jsonable(value) for name, value in values.items()}) + "\n")
+        if self._fd is None:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        line = json.dumps({name: _jsonable(value) for name, value in values.items()}) + "\n"
+        durable.write_all(self._fd, line.encode())
 
 
 def _jsonable(value: Any) -> Any:

@@ -60,12 +60,32 @@ def tensor_of(variable: Any) -> Any:
     return getattr(variable, "_value", variable)
 
 
-def read_into(variable: Any, buffer: np.ndarray) -> None:
-    """Copy a variable's value into `buffer`, which has its shape and dtype."""
-    tensor = tensor_of(variable).read_value()
-    # The array that EagerTensor._numpy gives is the tensor's own memory: one copy instead of two.
-    read = getattr(tensor, "_numpy", tensor.numpy)
-    np.copyto(buffer, read())
+class Reader:
+    """Copies the values of certain variables into buffers, with as little between as there can be."""
+
+    def __init__(self, tracked: Sequence[Any]):
+        self.buffers = Buffers([(tuple(int(n) for n in v.shape), dtype_of(v)) for v in tracked])
+        self._handles = [_handle_of(tensor_of(variable)) for variable in tracked]
+
+    def read(self) -> list[np.ndarray]:
+        """Return copies of the values that nobody else changes."""
+        import tensorflow as tf
+
+        read = tf.raw_ops.ReadVariableOp
+        lent = self.buffers.lend()
+        for (variable, handle), buffer in zip(self._handles, lent, strict=True):
+            tensor = (
+                read(resource=handle, dtype=variable.dtype) if handle is not None else variable.read_value()
+            )
+            # The array that EagerTensor._numpy gives is the tensor's own memory: one copy instead of two.
+            np.copyto(buffer, getattr(tensor, "_numpy", tensor.numpy)())
+        return lent
+
+
+def _handle_of(variable: Any) -> tuple[Any, Any]:
+    """Return a variable and its resource; None for one that a strategy spreads over devices."""
+    plain = type(variable).__name__ == "ResourceVariable"
+    return variable, variable.handle if plain else None
 
 
 def dtype_of(variable: Any) -> np.dtype:
@@ -120,21 +140,18 @@ class Buffers:
     given for as long as it likes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layout: list[tuple[tuple[int, ...], np.dtype]]) -> None:
         self._sets: list[list[np.ndarray]] = []
-        self._layout: list[tuple[tuple[int, ...], np.dtype]] = []
+        self._layout = layout
 
-    def lend(self, variables: Sequence[Any]) -> list[np.ndarray]:
-        """Return arrays of the variables' shapes and dtypes that nobody else uses."""
-        layout = [(tuple(int(n) for n in v.shape), dtype_of(v)) for v in variables]
-        if layout != self._layout:
-            self._sets, self._layout = [], layout
+    def lend(self) -> list[np.ndarray]:
+        """Return arrays of these shapes and dtypes that nobody else uses."""
         for arrays in self._sets:
             # 3: the list, the loop's name, and the argument of getrefcount.
             if all(sys.getrefcount(array) <= 3 for array in arrays):
                 break
         else:
-            arrays = [np.empty(shape, dtype) for shape, dtype in layout]
+            arrays = [np.empty(shape, dtype) for shape, dtype in self._layout]
             for array in arrays:
                 array.fill(0)
             self._sets.append(arrays)
