@@ -1,10 +1,12 @@
 """Steps per second under the runner, as a share of the plain script's: paired runs, medians.
 
-    python benchmarks/bench_step_overhead.py [--pairs 7]
+    python benchmarks/bench_step_overhead.py [--pairs 6] [--script digits|half-ms|20-ms ...]
 
-The script trains a small dense model on data of the size of scikit-learn's digits, at about half a
-millisecond a step; it times its own `fit` without the first epoch (tracing). "never": instrumented, no
-checkpoint is due; "auto": the default cadence.
+"digits" is the job that is shipped, as it is; "half-ms" and "20-ms" are dense models with steps of about that
+length. Each script prints "Epoch 2/N" and so on; the time from the second epoch's line to the last's is
+taken from outside. "never": instrumented, no checkpoint is due; "auto": the default cadence. The two of a pair
+run at the same time, each on its half of the cores, and change halves from pair to pair: a machine whose speed
+comes and goes favours neither.
 """
 
 from __future__ import annotations
@@ -12,82 +14,110 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-BOOTSTRAP = Path(__file__).parent.parent / "runner" / "training" / "bootstrap.py"
-SCRIPT = """
-import time
+ROOT = Path(__file__).parent.parent
+BOOTSTRAP = ROOT / "runner" / "training" / "bootstrap.py"
+DENSE = """
 import keras
 import numpy as np
 
 keras.utils.set_random_seed(1)
-x = np.random.rand(1440, 64).astype("float32")
-y = np.random.randint(0, 10, 1440)
-model = keras.Sequential(
-    [keras.Input((64,)), keras.layers.Dense(128, "relu"), keras.layers.Dropout(0.2), keras.layers.Dense(10)]
-)
+x = np.random.rand({rows}, 64).astype("float32")
+y = np.random.randint(0, 10, {rows})
+layers = [keras.layers.Dense({units}, "relu") for _ in range({depth})]
+model = keras.Sequential([keras.Input((64,)), *layers, keras.layers.Dropout(0.2), keras.layers.Dense(10)])
 model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-
-
-class Clock(keras.callbacks.Callback):
-    async_safe = True
-    began = None
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.began = self.began or time.perf_counter()
-        self.ended = time.perf_counter()
-
-
-clock = Clock()
-epochs = 150
-held_out = (x[:360], y[:360])
-model.fit(x, y, batch_size=32, epochs=epochs, verbose=0, callbacks=[clock], validation_data=held_out)
-print("STEPS/S", (epochs - 1) * 45 / (clock.ended - clock.began))
+model.fit(x, y, batch_size={batch}, epochs={epochs}, verbose=2, validation_data=(x[:{batch}], y[:{batch}]))
 """
-MODES = {"plain": None, "never": {"unit": "steps", "count": 1e12}, "auto": {"unit": "auto", "count": 0.0}}
+#: name -> (script's text, None for the job that is shipped; arguments; steps in an epoch)
+SCRIPTS: dict[str, tuple[str | None, list[str], int]] = {
+    "digits": (None, ["--epochs", "40"], 36),
+    "half-ms": (DENSE.format(rows=32 * 450, units=128, depth=1, batch=32, epochs=18), [], 450),
+    "20-ms": (DENSE.format(rows=256 * 60, units=1024, depth=2, batch=256, epochs=12), [], 60),
+}
+MODES = {"never": {"unit": "steps", "count": 1e12}, "auto": {"unit": "auto", "count": 0.0}}
+_EPOCH = re.compile(r"Epoch (\d+)/(\d+)")
 
 
-def steps_per_s(root: Path, every: dict | None) -> float:
-    """Run the script once, plain (None) or under the bootstrap."""
+def steps_per_s(root: Path, name: str, every: dict | None, cores: set[int]) -> float:
+    """Run a script once, plain (None) or under the bootstrap, on these cores."""
+    text, args, steps = SCRIPTS[name]
     job, state = root / "jobs" / "j", root / "state" / "j"
     attempt = state / "attempts" / "0001"
     for folder in (job, attempt):
         folder.mkdir(parents=True)
-    (job / "train.py").write_text(SCRIPT)
+    if text is None:
+        shutil.copy(ROOT / "jobs" / name / "train.py", job)
+    else:
+        (job / "train.py").write_text(text)
     launch = {
         "version": 1, "job": "j", "attempt": 1, "state": str(state), "cwd": str(job), "grace_s": 30.0,
-        "seed": 1, "threads": 1, "entry": "train.py", "args": [], "from": None,
+        "seed": 1, "threads": 1, "entry": "train.py", "args": args, "from": None,
         "checkpoint": {"every": every, "keep": 3, "monitor": None, "mode": "auto", "best": "best.weights.h5"},
     }  # fmt: skip
     (attempt / "launch.json").write_text(json.dumps(launch))
     environ = {
         **os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "",
-        "RUNNER_STATE": str(state), "RUNNER_ATTEMPT": "1", "RUNNER_JOB": "j",
+        "RUNNER_STATE": str(state), "RUNNER_ATTEMPT": "1", "RUNNER_JOB": "j", "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
-    command = [sys.executable, "train.py" if every is None else str(BOOTSTRAP)]
-    done = subprocess.run(command, cwd=job, env=environ, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"the script failed ({done.returncode}):\n{done.stderr}")
-    return float(done.stdout.split("STEPS/S")[1])
+    command = [sys.executable, *(["train.py", *args] if every is None else [str(BOOTSTRAP)])]
+    command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+    seen: dict[int, float] = {}
+    with (root / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            command, cwd=job, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := _EPOCH.match(line):
+                seen[int(found[1])] = time.perf_counter()
+    if process.wait() or len(seen) < 3:
+        sys.exit(f"the script failed ({process.returncode}):\n{(root / 'errors').read_text()}")
+    return (len(seen) - 2) * steps / (seen[len(seen)] - seen[2])
+
+
+def pair(name: str, mode: str, halves: tuple[set[int], set[int]]) -> tuple[float, float]:
+    """Return the steps per second of the plain script and of the instrumented one, run side by side."""
+    with (
+        tempfile.TemporaryDirectory() as one,
+        tempfile.TemporaryDirectory() as other,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        plain = threads.submit(steps_per_s, Path(one), name, None, halves[0])
+        ours = threads.submit(steps_per_s, Path(other), name, MODES[mode], halves[1])
+        return plain.result(), ours.result()
+
+
+def measure(name: str, pairs: int) -> None:
+    """Print the medians of one script."""
+    cores = sorted(os.sched_getaffinity(0))
+    halves = (set(cores[::2]), set(cores[1::2]))
+    for mode in MODES:
+        rates = [pair(name, mode, halves if number % 2 else halves[::-1]) for number in range(pairs)]
+        ratios = sorted(ours / plain for plain, ours in rates)
+        print(
+            f"{name}, {mode}: {statistics.median(ratios):.3f} of plain (from {ratios[0]:.3f} to "
+            f"{ratios[-1]:.3f}; plain {1000 / statistics.median(plain for plain, _ in rates):.2f} ms/step)",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=7)
-    pairs = parser.parse_args().pairs
-    rates: dict[str, list[float]] = {mode: [] for mode in MODES}
-    for _ in range(pairs):
-        for mode, every in MODES.items():
-            with tempfile.TemporaryDirectory() as root:
-                rates[mode].append(steps_per_s(Path(root), every))
-    print(f"plain: {statistics.median(rates['plain']):.0f} steps/s (median of {pairs})")
-    for mode in ("never", "auto"):
-        ratios = sorted(ours / plain for ours, plain in zip(rates[mode], rates["plain"], strict=True))
-        print(f"{mode}: {statistics.median(ratios):.3f} of plain (from {ratios[0]:.3f} to {ratios[-1]:.3f})")
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--script", nargs="*", choices=sorted(SCRIPTS), default=list(SCRIPTS))
+    options = parser.parse_args()
+    for name in options.script:
+        measure(name, options.pairs)
 
 
 if __name__ == "__main__":

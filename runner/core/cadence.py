@@ -7,6 +7,7 @@ that an early kill loses little.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from runner.core.spec import CadenceUnit, Every
@@ -20,6 +21,8 @@ FIRST_S = 1.0
 #: Delays after a first and a second failed save, and so on, doubling.
 RETRY_S_MIN = 1.0
 RETRY_S_MAX = 300.0
+#: How far apart a training with short steps needs to ask.
+LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,22 @@ def due(
             return moment.epoch_ended and saved.epochs_since >= every.count
 
 
+def quiet_until(every: Every, moment: Moment, saved: Saved, steps_per_epoch: int | None) -> tuple[float, float]:
+    """Return a step and a time: nothing is due as long as both lie ahead and no epoch ends.
+
+    To be asked when nothing was due at `moment`; the arguments are those of `due`.
+    """
+    match every.unit:
+        case CadenceUnit.STEPS:
+            return _next_multiple(saved.step, every.count), math.inf
+        case CadenceUnit.EPOCHS if every.count < 1 and steps_per_epoch:
+            return _next_multiple(saved.step, every.count * steps_per_epoch), math.inf
+        case CadenceUnit.EPOCHS:
+            return math.inf, math.inf
+        case _:
+            return math.inf, moment.now_s + LOOK_S
+
+
 def interval_s(cost_s: float | None) -> float:
     """Seconds from one AUTO save to the next."""
     if cost_s is None:
@@ -89,5 +108,10 @@ def retry_s(failures: int) -> float:
 
 def _crossed(step: int, saved_step: int, count: float) -> bool:
     """Tell whether a multiple of `count` lies in (saved_step, step]: steps may come several at a time."""
+    return step >= _next_multiple(saved_step, count)
+
+
+def _next_multiple(step: int, count: float) -> float:
+    """Return the first multiple of `count` after `step`."""
     size = max(1.0, count)
-    return step // size > saved_step // size
+    return (step // size + 1) * size

@@ -62,6 +62,7 @@ class Saver:
         self._report = report
         self._clock = clock
         self._saved: Saved | None = None
+        self._quiet = (0.0, 0.0)  # nothing is due before this step and time, unless an epoch ends
         self._resumed_step = 0
         self._epoch_step = -1
         self._cost_s: float | None = None
@@ -115,6 +116,8 @@ class Saver:
     def due(self, step: int, steps_per_epoch: int | None, epoch_ended: bool) -> bool:
         """Tell whether to take a snapshot after `step` completed steps; cheap, called at every step."""
         now_s = self._clock()
+        if step < self._quiet[0] and now_s < self._quiet[1] and not epoch_ended:
+            return False
         if self._saved is None:
             self._saved = Saved(self._resumed_step, now_s)
         if epoch_ended and step != self._epoch_step:
@@ -126,11 +129,14 @@ class Saver:
         if self._spec.every.unit is CadenceUnit.AUTO and self.busy:
             return False
         moment = Moment(step, now_s, epoch_ended)
-        return cadence.due(self._spec.every, moment, self._saved, self._cost_s, steps_per_epoch)
+        found = cadence.due(self._spec.every, moment, self._saved, self._cost_s, steps_per_epoch)
+        if not found:
+            self._quiet = cadence.quiet_until(self._spec.every, moment, self._saved, steps_per_epoch)
+        return found
 
     def submit(self, snapshot: Snapshot, stall_s: float) -> None:
         """Hand a snapshot to the writer thread; `stall_s` is how long training stood still to take it."""
-        self._saved = Saved(snapshot.step, self._clock())
+        self._saved, self._quiet = Saved(snapshot.step, self._clock()), (0.0, 0.0)
         with self._changed:
             self._waiting = (snapshot, stall_s)
             self._changed.notify_all()
@@ -149,7 +155,7 @@ class Saver:
         Raises:
             StorageError, OSError: it could not be saved (reported too).
         """
-        self._saved = Saved(snapshot.step, self._clock())
+        self._saved, self._quiet = Saved(snapshot.step, self._clock()), (0.0, 0.0)
         with self._changed:
             self._waiting = None
             self._changed.notify_all()
@@ -225,6 +231,7 @@ class Saver:
 
     def _failed(self, snapshot: Snapshot, error: Exception) -> None:
         self._failures += 1
+        self._quiet = (0.0, 0.0)
         self._retry_at = self._clock() + cadence.retry_s(self._failures)
         path = self._paths.checkpoint(snapshot.step).relative_to(self._paths.dir)
         self._tell({"event": "save-failed", "path": str(path), "reason": _reason(error)})
