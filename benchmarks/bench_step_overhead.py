@@ -1,18 +1,21 @@
 """Steps per second under the runner, as a share of the plain script's: paired runs, medians.
 
-    python benchmarks/bench_step_overhead.py [--pairs 6] [--script digits|half-ms|20-ms ...]
+    python benchmarks/bench_step_overhead.py [--pairs 5] [--script digits|half-ms|20-ms ...]
 
 "digits" is the job that is shipped, as it is; "half-ms" and "20-ms" are dense models with steps of about that
 length. Each script prints "Epoch 2/N" and so on; the time from the second epoch's line to the last's is
-taken from outside. "never": instrumented, no checkpoint is due; "auto": the default cadence. The two of a pair
-run at the same time, each on its half of the cores, and change halves from pair to pair: a machine whose speed
-comes and goes favours neither.
+taken from outside. The instrumented one saves by the default cadence.
+
+The two of a pair run at the same time, each on its half of the cores, and then once more with the halves
+exchanged; the geometric mean of the two ratios is one measurement. So neither a machine whose speed comes and
+goes nor a core that is slower than its neighbour favours either.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -44,7 +47,7 @@ SCRIPTS: dict[str, tuple[str | None, list[str], int]] = {
     "half-ms": (DENSE.format(rows=32 * 450, units=128, depth=1, batch=32, epochs=18), [], 450),
     "20-ms": (DENSE.format(rows=256 * 60, units=1024, depth=2, batch=256, epochs=12), [], 60),
 }
-MODES = {"never": {"unit": "steps", "count": 1e12}, "auto": {"unit": "auto", "count": 0.0}}
+AUTO = {"unit": "auto", "count": 0.0}
 _EPOCH = re.compile(r"Epoch (\d+)/(\d+)")
 
 
@@ -85,35 +88,32 @@ def steps_per_s(root: Path, name: str, every: dict | None, cores: set[int]) -> f
     return (len(seen) - 2) * steps / (seen[len(seen)] - seen[2])
 
 
-def pair(name: str, mode: str, halves: tuple[set[int], set[int]]) -> tuple[float, float]:
-    """Return the steps per second of the plain script and of the instrumented one, run side by side."""
+def ratio(name: str, plain_cores: set[int], our_cores: set[int]) -> float:
+    """Return our steps per second as a share of the plain script's, run side by side."""
     with (
         tempfile.TemporaryDirectory() as one,
         tempfile.TemporaryDirectory() as other,
         ThreadPoolExecutor(2) as threads,
     ):
-        plain = threads.submit(steps_per_s, Path(one), name, None, halves[0])
-        ours = threads.submit(steps_per_s, Path(other), name, MODES[mode], halves[1])
-        return plain.result(), ours.result()
+        plain = threads.submit(steps_per_s, Path(one), name, None, plain_cores)
+        ours = threads.submit(steps_per_s, Path(other), name, AUTO, our_cores)
+        return ours.result() / plain.result()
 
 
 def measure(name: str, pairs: int) -> None:
-    """Print the medians of one script."""
+    """Print the median of one script."""
     cores = sorted(os.sched_getaffinity(0))
     halves = (set(cores[::2]), set(cores[1::2]))
-    for mode in MODES:
-        rates = [pair(name, mode, halves if number % 2 else halves[::-1]) for number in range(pairs)]
-        ratios = sorted(ours / plain for plain, ours in rates)
-        print(
-            f"{name}, {mode}: {statistics.median(ratios):.3f} of plain (from {ratios[0]:.3f} to "
-            f"{ratios[-1]:.3f}; plain {1000 / statistics.median(plain for plain, _ in rates):.2f} ms/step)",
-            flush=True,
-        )
+    found = []
+    for _ in range(pairs):
+        found.append(math.sqrt(ratio(name, *halves) * ratio(name, *halves[::-1])))
+        print(f"{name}: {found[-1]:.3f}", file=sys.stderr, flush=True)
+    print(f"{name}: {statistics.median(found):.3f} of plain (from {min(found):.3f} to {max(found):.3f})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--script", nargs="*", choices=sorted(SCRIPTS), default=list(SCRIPTS))
     options = parser.parse_args()
     for name in options.script:

@@ -68,7 +68,9 @@ def due(
             return moment.epoch_ended and saved.epochs_since >= every.count
 
 
-def quiet_until(every: Every, moment: Moment, saved: Saved, steps_per_epoch: int | None) -> tuple[float, float]:
+def quiet_until(
+    every: Every, moment: Moment, saved: Saved, steps_per_epoch: int | None
+) -> tuple[float, float]:
     """Return a step and a time: nothing is due as long as both lie ahead and no epoch ends.
 
     To be asked when nothing was due at `moment`; the arguments are those of `due`.

@@ -138,10 +138,19 @@ def remove(path: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a whole folder: first renamed out of sight in one step, then deleted."""
-    grave = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        move(path, grave)
+    grave = bury(path)
+    if grave is not None:
         shutil.rmtree(grave, ignore_errors=True)
+
+
+def bury(path: Path) -> Path | None:
+    """Rename a folder out of sight, to a name that may be deleted at leisure; None where it is missing."""
+    grave = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    try:
+        move(path, grave)
+    except FileNotFoundError:
+        return None
+    return grave
 
 
 def sync_tree(root: Path) -> None:

@@ -16,6 +16,7 @@ from runner.core.table import publish
 from runner.errors import UnreadableRecordError
 from runner.storage import durable, eventlog, records
 from runner.storage.layout import Home, attempt_numbers
+from runner.supervisor.broom import Broom
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ def moment() -> Moment:
 class Book:
     """The records of a home's jobs."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, broom: Broom) -> None:
         self.home = home
+        self._broom = broom
         self.jobs: dict[str, Job] = {}
         self.refused: set[str] = set()  #: names whose record cannot be read: left alone, loudly
         self.postponed: set[str] = set()  #: names whose record the disk did not give us: to be tried again
@@ -87,11 +89,11 @@ class Book:
             self.log_events(job)
 
     def remove(self, name: str) -> None:
-        """Forget a job: its folder and its state. What the disk refuses to remove keeps the job known."""
+        """Forget a job: its folder and its state are renamed, to be swept away. What the disk refuses to remove keeps the job known."""
         try:
             for folder in self.home.submitted_as(name):
-                durable.remove_tree(folder)
-            durable.remove_tree(self.home.job(name).dir)
+                self._broom.delete(durable.bury(folder))
+            self._broom.delete(durable.bury(self.home.job(name).dir))
         except OSError as error:
             log.error("%s: cannot be removed: %s", name, error)
             if name in self.jobs:

@@ -12,6 +12,7 @@ from typing import Any
 from runner.core.job import Job
 from runner.storage import durable, lock, records
 from runner.storage.layout import START_FROM, Home
+from runner.supervisor.broom import sweep
 
 # Resolved: where an upgrade swaps a link to the installation, a worker stays with the files it started with.
 _SHIM = Path(__file__).resolve().with_name("shim.py")
@@ -81,6 +82,7 @@ def start_shim(home: Home, job: Job) -> int:
     if lock_fd is None:
         raise StillLockedError(job.name)
     try:
+        sweep(paths.dir)
         attempt.dir.mkdir(parents=True, exist_ok=True)
         records.save_json(attempt.launch, launch_plan(home, job), durably=False)
         durable.link(paths.current, f"attempts/{attempt.dir.name}")

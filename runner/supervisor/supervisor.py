@@ -26,6 +26,7 @@ from runner.storage.layout import Home
 from runner.supervisor import folders, notify, process
 from runner.supervisor.attempts import Attempts, read_identity, read_outcome
 from runner.supervisor.book import Book, moment
+from runner.supervisor.broom import OTHERS_S, Broom
 from runner.supervisor.intake import QUIET_S, Inbox
 from runner.supervisor.loop import Loop, Timer
 from runner.supervisor.vitals import Vitals
@@ -60,7 +61,8 @@ class Supervisor:
     def __init__(self, home: Home, config: Config) -> None:
         self.home = home
         self.config = config
-        self.book = Book(home)
+        self._broom = Broom()
+        self.book = Book(home, self._broom)
         self.loop = Loop()
         self.inbox = Inbox(self.book, self.handle, config.only)
         self.attempts = Attempts(home, self.loop, self._attempt_ended)
@@ -192,6 +194,10 @@ class Supervisor:
                 records.save_json(self.home.supervisor, about, durably=False)
             except OSError as error:  # people will not find us by it; the jobs are looked after all the same
                 log.error("%s: cannot be written: %s", self.home.supervisor, error)
+        if self.config.only is None:
+            self._broom.sweep(self.home.state)
+            self._broom.sweep(self.home.jobs, OTHERS_S)
+            self._broom.sweep(self.home.requests, OTHERS_S)
         for name in self.home.recorded():
             if self.config.only in {None, name}:
                 self.book.load(name)

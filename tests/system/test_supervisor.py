@@ -270,3 +270,21 @@ def test_a_job_whose_folder_vanishes_says_so(site: Site) -> None:
     os.kill(worker.pid, signal.SIGKILL)
     job = site.wait("count", State.FAILED)
     assert "No such file" in job.reason
+
+
+def test_what_the_dead_left_behind_is_swept_away(site: Site) -> None:
+    site.submit("count", "5")
+    site.home.create()
+    old = {site.home.state / ".gone.1a2b.tmp", site.home.jobs / ".staged.1a2b.tmp"}
+    young = site.home.jobs / ".being-copied.1a2b.tmp"
+    half = site.home.job("count").dir / ".job.json.77-1a2b.tmp"
+    for folder in (*old, young, half.parent):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("half")
+    half.write_text("{")
+    os.utime(site.home.jobs / ".staged.1a2b.tmp", (0, 0))
+    site.start()
+    site.wait("count", State.SUCCEEDED)
+    wait_for(lambda: not any(path.exists() for path in old), "the sweep")
+    assert not half.exists()
+    assert (young / "file").exists(), "a submit may be at work on it"
