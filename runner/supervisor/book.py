@@ -89,7 +89,10 @@ class Book:
             self.log_events(job)
 
     def remove(self, name: str) -> None:
-        """Forget a job: its folder and its state are renamed, to be swept away. What the disk refuses to remove keeps the job known."""
+        """Forget a job: its folder and its state are renamed, to be swept away.
+
+        What the disk refuses to rename keeps the job known.
+        """
         try:
             for folder in self.home.submitted_as(name):
                 self._broom.delete(durable.bury(folder))
