@@ -93,9 +93,13 @@ def interval_s(cost_s: float | None) -> float:
     return min(INTERVAL_S_MAX, max(INTERVAL_S_MIN, cost_s / SHARE))
 
 
-def cost_s(stall_s: float, write_cpu_s: float, cores: int) -> float:
-    """Add up what a save takes from training: its pause, and the writing thread's part of the cores."""
-    return stall_s + write_cpu_s / max(1, cores)
+def cost_s(stall_s: float, write_cpu_s: float) -> float:
+    """Add up what a save takes from training: its pause, and the writing thread's processor time.
+
+    All of the latter, however many cores there are: a training with short steps waits for the interpreter's
+    lock while the writer holds it.
+    """
+    return stall_s + write_cpu_s
 
 
 def settled_s(known_s: float | None, measured_s: float) -> float:

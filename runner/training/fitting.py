@@ -34,8 +34,8 @@ from runner.training.tracing import Traces
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
 
-#: The state at an epoch's end is held in memory where what follows (validation, callbacks) takes this long, and
-#: where that costs at most this part of an epoch's time.
+#: The state at an epoch's end is held in memory where validation and callbacks take this long, and where that
+#: costs at most this part of an epoch's time.
 _HOLD_FROM_S = 0.5
 _HOLD_SHARE = 0.01
 
@@ -253,7 +253,6 @@ class Fit:
         if stopping:
             self.worker.leave_with(snapshot)
         elif snapshot is not None:
-            self.worker.flush_best()
             self.worker.saver.submit(snapshot, time.monotonic() - began)
 
     def take(self) -> Snapshot:

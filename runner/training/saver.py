@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import threading
 import time
@@ -56,7 +55,19 @@ class Saver:
         spec: CheckpointSpec,
         report: Report,
         clock: Callable[[], float] = time.monotonic,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
+        """Begin.
+
+        Args:
+            paths: the job's.
+            spec: how often, how many.
+            report: takes facts, from any thread.
+            clock: monotonic, in seconds.
+            before: called in the writer thread before each checkpoint, and after `nudge`; raises nothing.
+        """
+        self._before = before
+        self._nudged = False
         self._paths = paths
         self._spec = spec
         self._report = report
@@ -85,7 +96,7 @@ class Saver:
     @property
     def busy(self) -> bool:
         """Whether a snapshot is being written or waits."""
-        return self._writing or self._waiting is not None
+        return self._writing or self._nudged or self._waiting is not None
 
     def latest(self) -> tuple[Path, Snapshot] | None:
         """Return the newest checkpoint that verifies; None where there is none.
@@ -139,10 +150,19 @@ class Saver:
         self._saved, self._quiet = Saved(snapshot.step, self._clock()), (0.0, 0.0)
         with self._changed:
             self._waiting = (snapshot, stall_s)
-            self._changed.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._write_on, name="checkpoint-writer", daemon=True)
-                self._thread.start()
+            self._wake()
+
+    def nudge(self) -> None:
+        """Have `before` called in the writer thread, though no checkpoint is due."""
+        with self._changed:
+            self._nudged = True
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_on, name="checkpoint-writer", daemon=True)
+            self._thread.start()
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is being written and nothing waits; False when that took too long."""
@@ -162,7 +182,7 @@ class Saver:
         try:
             return self._publish(snapshot, 0.0)
         except _FAILURES as error:
-            self._failed(snapshot, error)
+            self._failed((snapshot, 0.0), error)
             raise
 
     def close(self) -> None:
@@ -182,15 +202,17 @@ class Saver:
     def _write_next(self) -> bool:
         """Wait for a snapshot and save it; False when the saver was closed."""
         taken = self._take()
-        if taken is None:
+        if not self._writing:
             return False
         try:
-            self._publish(*taken)
+            self._before()
+            if taken is not None:
+                self._publish(*taken)
         except _FAILURES as error:
-            self._failed(taken[0], error)
+            self._failed(taken, error)
         except Exception as error:  # noqa: BLE001 - a thread's top: a dead writer would end all saving, silently
             _log.exception("saving a checkpoint failed unexpectedly")
-            self._failed(taken[0], error)
+            self._failed(taken, error)
         finally:
             with self._changed:
                 self._writing = False
@@ -199,9 +221,9 @@ class Saver:
 
     def _take(self) -> tuple[Snapshot, float] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is not None or self._closed)
+            self._changed.wait_for(lambda: self._waiting is not None or self._nudged or self._closed)
             taken, self._waiting = self._waiting, None
-            self._writing = taken is not None
+            self._writing, self._nudged = taken is not None or self._nudged, False
             return taken
 
     def _publish(self, snapshot: Snapshot, stall_s: float) -> Path:
@@ -213,7 +235,7 @@ class Saver:
             save_s, cpu_s = self._clock() - begun_s, time.thread_time() - cpu_s
             self._verified = snapshot.step
             self._failures = 0
-            measured_s = cadence.cost_s(stall_s, cpu_s, _cores())
+            measured_s = cadence.cost_s(stall_s, cpu_s)
             self._cost_s = cadence.settled_s(self._cost_s, measured_s)
             self._tell(
                 {
@@ -229,7 +251,10 @@ class Saver:
             self._evict()
             return path
 
-    def _failed(self, snapshot: Snapshot, error: Exception) -> None:
+    def _failed(self, taken: tuple[Snapshot, float] | None, error: Exception) -> None:
+        if taken is None:
+            return
+        snapshot = taken[0]
         self._failures += 1
         self._quiet = (0.0, 0.0)
         self._retry_at = self._clock() + cadence.retry_s(self._failures)
@@ -270,10 +295,6 @@ def _read(path: Path, step: int) -> Snapshot:
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _now() -> str:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.core import best as rules
 from runner.core.best import Best, Monitor
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from runner.storage.checkpoint import Snapshot
     from runner.training.best import BestKeeper
 
+
+class _Found(NamedTuple):
+    """A best model in memory."""
+
+    best: Best
+    logs: Mapping[str, Any]
+    snapshot: Snapshot
+
+
 #: Share of the time that may go into writing best models.
 _SHARE = 0.005
 _INTERVAL_S_MIN = 1.0
@@ -33,14 +42,31 @@ _INTERVAL_S_MAX = 60.0
 
 
 class Unhurried:
-    """A BestKeeper that writes when there is time."""
+    """A BestKeeper that writes when there is time, in another thread where it can."""
 
-    def __init__(self, keeper: BestKeeper, spec: CheckpointSpec, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        keeper: BestKeeper,
+        spec: CheckpointSpec,
+        write_soon: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Begin.
+
+        Args:
+            keeper: judges and writes; used by nobody else.
+            spec: the job's.
+            write_soon: has `flush` called by another thread.
+            clock: monotonic, in seconds.
+        """
         self._keeper = keeper
         self._spec = spec
+        self._write_soon = write_soon
         self._clock = clock
-        self._lock = threading.RLock()
-        self._waiting: tuple[Best, Mapping[str, Any], Snapshot] | None = None
+        self._disk = threading.RLock()  # held while the keeper is at work
+        self._lock = threading.Lock()  # guards what waits and what is being written
+        self._waiting: _Found | None = None
+        self._writing: _Found | None = None
         self._next_at = 0.0
         self._at_once = bool(rules.fields(spec.best)) or not spec.best.endswith(".weights.h5")
 
@@ -52,49 +78,54 @@ class Unhurried:
         make_snapshot: Callable[[], Snapshot],
         save_whole: Callable[[Path], None],
     ) -> str | None:
-        """Judge an epoch as `BestKeeper.consider` does; its message comes when something was written."""
-        with self._lock:
-            if self._at_once:
+        """Judge an epoch as `BestKeeper.consider` does; its message comes from here or from `flush`."""
+        if self._at_once:
+            with self._disk:
                 return self._keeper.consider(epoch, step, logs, make_snapshot, save_whole)
-            better = self._better(epoch, step, logs)
-            if self._clock() < self._next_at:
-                if better is not None:
-                    self._waiting = (better, dict(logs), make_snapshot())
-                return None
-            if better is None and self._waiting is not None:
-                return self._write_waiting()
-            self._waiting = None
-            return self._write(epoch, step, logs, make_snapshot, save_whole)
+        better = self._better(epoch, step, logs)
+        if better is not None:
+            found = _Found(better, dict(logs), make_snapshot())
+            with self._lock:
+                self._waiting = found
+        elif self._waiting is None and self._disk.acquire(blocking=False):
+            try:  # there is nothing to save: it warns where something is wrong with the monitor
+                self._keeper.consider(epoch, step, logs, make_snapshot, save_whole)
+            finally:
+                self._disk.release()
+        if self._waiting is not None and self._clock() >= self._next_at:
+            self._write_soon()
+        return None
 
     def flush(self) -> str | None:
-        """Write what waits, now; from any thread."""
-        with self._lock:
-            return self._write_waiting()
+        """Write what waits, now; from any thread. Where that fails, it waits on."""
+        with self._disk:
+            with self._lock:
+                self._writing, self._waiting = self._waiting, None
+                found = self._writing
+            if found is None:
+                return None
+            began = self._clock()
+            message = self._keeper.consider(
+                found.best.epoch, found.best.step, found.logs, lambda: found.snapshot, _never
+            )
+            ended = self._clock()
+            self._next_at = ended + min(_INTERVAL_S_MAX, max(_INTERVAL_S_MIN, (ended - began) / _SHARE))
+            with self._lock:
+                self._writing = None
+                if message is None and self._waiting is None:
+                    self._waiting = found
+            return message
 
     def _better(self, epoch: int, step: int, logs: Mapping[str, Any]) -> Best | None:
         """Return the epoch as the best so far, where it is better than what waits and what is written."""
-        floor = self._waiting[0] if self._waiting is not None else self._keeper.best
+        with self._lock:
+            newest = self._waiting or self._writing
+            floor = newest.best if newest is not None else self._keeper.best
         values = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         monitor = rules.choose(self._spec.monitor, self._spec.mode, values, floor)
         if not isinstance(monitor, Monitor) or not rules.improves(monitor, values[monitor.metric], floor):
             return None
         return Best(monitor.metric, monitor.mode, values[monitor.metric], epoch, step, self._spec.best)
-
-    def _write_waiting(self) -> str | None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return None
-        found, logs, snapshot = waiting
-        return self._write(found.epoch, found.step, logs, lambda: snapshot, _never)
-
-    def _write(self, *order: Any) -> str | None:
-        began = self._clock()
-        message = self._keeper.consider(*order)
-        ended = self._clock()
-        if message is not None:
-            wait_s = min(_INTERVAL_S_MAX, max(_INTERVAL_S_MIN, (ended - began) / _SHARE))
-            self._next_at = ended + wait_s
-        return message
 
 
 def _never(_path: Path) -> None:

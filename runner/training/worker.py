@@ -93,7 +93,10 @@ class Worker:
         if self._saver is None:
             from runner.training.saver import Saver
 
-            self._saver = Saver(self.launch.paths, self.launch.checkpoint, self._report, time.monotonic)
+            launch = self.launch
+            self._saver = Saver(
+                launch.paths, launch.checkpoint, self._report, time.monotonic, before=self.flush_best
+            )
         return self._saver
 
     @property
@@ -113,11 +116,11 @@ class Worker:
 
     @property
     def fit_best(self) -> Unhurried:
-        """The same for a fit, where epochs may follow each other fast; `flush_best` before a checkpoint."""
+        """The same for a fit, where epochs may follow each other fast; the saver has it flushed."""
         if self._fit_best is None:
             from runner.training.unhurried import Unhurried
 
-            self._fit_best = Unhurried(self.best, self.launch.checkpoint)
+            self._fit_best = Unhurried(self.best, self.launch.checkpoint, self.saver.nudge)
         return self._fit_best
 
     def flush_best(self) -> None:

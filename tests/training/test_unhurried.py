@@ -36,11 +36,18 @@ def parts(tmp_path: Path) -> tuple[Unhurried, Clock, JobPaths]:
 
 def make(tmp_path: Path, spec: CheckpointSpec) -> tuple[Unhurried, Clock, JobPaths]:
     paths, clock = JobPaths(tmp_path), Clock()
-    return Unhurried(BestKeeper(paths, spec, lambda _fact: None), spec, clock), clock, paths
+    due: list[bool] = []
+    best = Unhurried(BestKeeper(paths, spec, lambda _fact: None), spec, lambda: due.append(True), clock)
+    best.due = due  # type: ignore[attr-defined]
+    return best, clock, paths
 
 
 def consider(best: Unhurried, step: int, loss: Any) -> str | None:
-    return best.consider(step, step, {"loss": loss}, snapshot_of(step), lambda _path: None)
+    """Judge an epoch, and do at once what is asked for soon."""
+    due: list[bool] = best.due  # type: ignore[attr-defined]
+    due.clear()
+    message = best.consider(step, step, {"loss": loss}, snapshot_of(step), lambda _path: None)
+    return best.flush() if due else message
 
 
 def written(paths: JobPaths) -> int:
@@ -90,3 +97,34 @@ def test_each_of_a_series_is_written_at_once(tmp_path: Path) -> None:
     assert sorted(path.name for path in paths.best.glob("*.h5")) == [
         "w-01.weights.h5", "w-02.weights.h5", "w-04.weights.h5",
     ]  # fmt: skip
+
+
+def test_while_one_is_written_a_better_one_waits_and_a_worse_one_does_not(tmp_path: Path) -> None:
+    """Training goes on while another thread writes; nothing is written twice, nothing better is lost."""
+    spec, paths, clock = CheckpointSpec(), JobPaths(tmp_path), Clock()
+    during: list[float] = [6.0, 7.0]
+
+    def report(fact: dict[str, Any]) -> None:
+        while fact["event"] == "best" and during:
+            consider_only(len(during) + 10, during.pop())
+
+    best = Unhurried(BestKeeper(paths, spec, report), spec, lambda: None, clock)
+
+    def consider_only(step: int, loss: float) -> None:
+        best.consider(step, step, {"loss": loss}, snapshot_of(step), lambda _path: None)
+
+    consider_only(1, 8.0)
+    assert best.flush()
+    assert written(paths) == 1
+    assert best.flush()
+    assert written(paths) == 11
+    assert best.flush() is None
+
+
+def test_what_the_disk_refused_waits_on(tmp_path: Path) -> None:
+    best, _clock, paths = make(tmp_path, CheckpointSpec())
+    paths.best.write_text("a file where the folder should be")
+    assert consider(best, 1, 9.0) is None
+    paths.best.unlink()
+    assert best.flush()
+    assert written(paths) == 1
