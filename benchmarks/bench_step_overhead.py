@@ -4,9 +4,10 @@
 
 "digits" is the job that is shipped, as it is; "half-ms" and "20-ms" are dense models with steps of about that
 length. The script runs in the worker; its `fit` is called again and again, by turns past the instrumentation
-and through it (default cadence, best model kept afresh each time), and the time from the second epoch's line
-on stdout to the last's is taken. Two processes with the same work differ by a tenth in speed, for as long as
-they live; within one, and by turns, what is left is the runner's own.
+and through it (default cadence, best model kept afresh each time), and the time from the second epoch's
+beginning to the last's is taken, less the first step of each epoch: there TensorFlow starts its reading
+threads, and waits a tenth of a second or does not. Two processes with the same work differ by a tenth in
+speed, for as long as they live; within one, and by turns, what is left is the runner's own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -40,27 +40,45 @@ model.fit(x, y, batch_size={batch}, epochs={epochs}, verbose=2, validation_data=
 DRIVER = """
 import runpy
 import shutil
-import sys
+import time
 
 import keras
+from keras.src.trainers.epoch_iterator import EpochIterator
 
 from runner.training import worker
 
-here, instrumented, weights = worker.current(), keras.Model.fit, None
+here, instrumented, enumerate_iterator = worker.current(), keras.Model.fit, EpochIterator._enumerate_iterator
+epochs, first_steps = [], []
+
+
+def enumerated(self):
+    if self is not getattr(model, "_eval_epoch_iterator", None):
+        epochs.append(time.perf_counter())
+        for number, item in enumerate(enumerate_iterator(self)):
+            began = time.perf_counter()
+            yield item
+            if number == 0:
+                first_steps.append(time.perf_counter() - began)
+    else:
+        yield from enumerate_iterator(self)
 
 
 def fit(self, *args, **kwargs):
+    global model
+    model = self
     start = [w.copy() for w in self.get_weights()]
     for number in range(2 * PAIRS + 2):
         self.set_weights(start)
         shutil.rmtree(here.launch.paths.best, ignore_errors=True)
         here._best = here._fit_best = None
         here.looping = number % 2 == 0  # a fit inside a loop of the API's is left alone
-        print("Fit", number, flush=True)
+        epochs.clear(), first_steps.clear()
         history = instrumented(self, *args, **kwargs)
+        print("TOOK", epochs[-1] - epochs[1] - sum(first_steps[1:-1]), flush=True)
     return history
 
 
+EpochIterator._enumerate_iterator = enumerated
 keras.Model.fit = fit
 runpy.run_path("script.py", run_name="__main__")
 """
@@ -70,7 +88,7 @@ SCRIPTS: dict[str, tuple[str | None, list[str]]] = {
     "half-ms": (DENSE.format(rows=32 * 450, units=128, depth=1, batch=32, epochs=12), []),
     "20-ms": (DENSE.format(rows=256 * 60, units=1024, depth=2, batch=256, epochs=5), []),
 }
-_LINE = re.compile(r"(Fit|Epoch) (\d+)")
+_LINE = re.compile(r"^TOOK (.+)$", re.MULTILINE)
 
 
 def durations_s(root: Path, name: str, pairs: int) -> list[float]:
@@ -95,28 +113,12 @@ def durations_s(root: Path, name: str, pairs: int) -> list[float]:
         **os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "",
         "RUNNER_STATE": str(state), "RUNNER_ATTEMPT": "1", "RUNNER_JOB": "j", "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
-    fits: list[list[float]] = []
-    with (root / "errors").open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, str(BOOTSTRAP)],
-            cwd=job,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            match _LINE.match(line):
-                case None:
-                    pass
-                case found if found[1] == "Fit":
-                    fits.append([])
-                case _:
-                    fits[-1].append(time.perf_counter())
-    if process.wait():
-        sys.exit(f"the script failed ({process.returncode}):\n{(root / 'errors').read_text()}")
-    return [epochs[-1] - epochs[1] for epochs in fits[2:]]  # the first two trace
+    done = subprocess.run(
+        [sys.executable, str(BOOTSTRAP)], cwd=job, env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"the script failed ({done.returncode}):\n{done.stderr}")
+    return [float(took) for took in _LINE.findall(done.stdout)[2:]]  # the first two trace
 
 
 def measure(name: str, pairs: int) -> None:

@@ -205,9 +205,11 @@ class Saver:
         if not self._writing:
             return False
         try:
+            begun_cpu_s = time.thread_time()
             self._before()
             if taken is not None:
-                self._publish(*taken)
+                snapshot, stall_s = taken
+                self._publish(snapshot, stall_s, time.thread_time() - begun_cpu_s)
         except _FAILURES as error:
             self._failed(taken, error)
         except Exception as error:  # noqa: BLE001 - a thread's top: a dead writer would end all saving, silently
@@ -226,7 +228,7 @@ class Saver:
             self._writing, self._nudged = taken is not None or self._nudged, False
             return taken
 
-    def _publish(self, snapshot: Snapshot, stall_s: float) -> Path:
+    def _publish(self, snapshot: Snapshot, stall_s: float, before_s: float = 0.0) -> Path:
         with self._disk:
             begun_s, cpu_s = self._clock(), time.thread_time()
             path = self._paths.checkpoint(snapshot.step)
@@ -235,7 +237,7 @@ class Saver:
             save_s, cpu_s = self._clock() - begun_s, time.thread_time() - cpu_s
             self._verified = snapshot.step
             self._failures = 0
-            measured_s = cadence.cost_s(stall_s, cpu_s)
+            measured_s = cadence.cost_s(stall_s, before_s + cpu_s)
             self._cost_s = cadence.settled_s(self._cost_s, measured_s)
             self._tell(
                 {

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from runner.core.cadence import Moment, Saved, cost_s, due, interval_s, retry_s, settled_s
+from runner.core.cadence import (
+    LOOK_S,
+    Moment,
+    Saved,
+    cost_s,
+    due,
+    interval_s,
+    quiet_until,
+    retry_s,
+    settled_s,
+)
 from runner.core.spec import CadenceUnit, Every
 
 AUTO = Every()
@@ -87,6 +98,39 @@ def test_the_share_of_training_time_stays_below_one_percent() -> None:
 
 def test_the_cost_is_the_pause_and_the_processor_time() -> None:
     assert cost_s(0.01, 0.4) == pytest.approx(0.41)
+    assert settled_s(None, 3.0) == 3.0
+    assert settled_s(1.0, 3.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    "every",
+    [
+        AUTO,
+        Every(CadenceUnit.SECONDS, 0.3),
+        Every(CadenceUnit.STEPS, 7),
+        Every(CadenceUnit.EPOCHS, 0.25),
+        Every(CadenceUnit.EPOCHS, 2),
+    ],
+)
+def test_asking_only_after_a_quiet_time_misses_nothing(every: Every) -> None:
+    """Steps of 5 ms: asked at each, and asked only when `quiet_until` says so."""
+    asked, saved, quiet = 0, Saved(0, 0.0), (0.0, 0.0)
+    for step in range(1, 400):
+        moment = Moment(step, 0.005 * step, epoch_ended=step % 50 == 0)
+        if moment.epoch_ended:
+            saved = replace(saved, epochs_since=saved.epochs_since + 1)
+        really = due(every, moment, saved, None, 50)
+        looked = step >= quiet[0] or moment.now_s >= quiet[1] or moment.epoch_ended
+        if really and not looked:
+            assert every.unit in {CadenceUnit.AUTO, CadenceUnit.SECONDS}, "late by a look at most"
+            assert not due(every, Moment(step - 4, moment.now_s - LOOK_S), saved, None, 50)
+        if looked:
+            asked += 1
+            if really:
+                saved, quiet = Saved(step, moment.now_s), (0.0, 0.0)
+            else:
+                quiet = quiet_until(every, moment, saved, 50)
+    assert asked < 150
 
 
 @pytest.mark.parametrize(("failures", "delay"), [(0, 0), (1, 1), (2, 2), (5, 16), (50, 300), (10**9, 300)])
