@@ -34,9 +34,7 @@ from runner.training.tracing import Traces
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
 
-#: The state at an epoch's end is held in memory where validation and callbacks take this long, and where that
-#: costs at most this part of an epoch's time.
-_HOLD_FROM_S = 0.5
+#: The state at an epoch's end is held in memory when that costs at most this part of an epoch's time.
 _HOLD_SHARE = 0.01
 
 
@@ -68,8 +66,6 @@ class Fit:
         self._epoch_at = 0.0
         self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
         self._take_s = 0.0
-        self._tail_s = math.inf  #: how long validation and callbacks took at most, after an epoch's steps
-        self._tail_at = 0.0
         self._traces = Traces(worker, model)
         self._initial_epoch = model._initial_epoch
         self._steps_seen: int | None = None
@@ -192,7 +188,7 @@ class Fit:
             if stop.requested or saver.due(step, iterator.num_batches, done == total or done == 0 < step):
                 self._save(done)
             if done == total:
-                self._hold(now)
+                self._hold()
             try:
                 item = next(inner)
             except StopIteration:
@@ -292,10 +288,9 @@ class Fit:
             reason = f"{type(error).__name__}: {error}"
             self.worker.facts.warn(f"no more checkpoints in fit {self.number}, something failed: {reason}")
 
-    def _hold(self, now: float) -> None:
-        """At an epoch's end: keep the state in memory, where validation and callbacks take long."""
-        self._tail_at = now
-        if self._held is not None or self._tail_s < _HOLD_FROM_S or not self._may_save(self.done):
+    def _hold(self) -> None:
+        """At an epoch's end: keep the state in memory, for validation and callbacks may take long."""
+        if self._held is not None or not self._may_save(self.done):
             return
         if self._take_s <= _HOLD_SHARE * self._epoch_s:
             with self._surviving():
@@ -311,9 +306,6 @@ class Fit:
         now = time.monotonic()
         if self._epoch_at:
             self._epoch_s = now - self._epoch_at
-        if self._tail_at:
-            known_s = self._tail_s if self._tail_s < math.inf else 0.0
-            self._tail_s, self._tail_at = max(known_s, now - self._tail_at), 0.0
         self._epoch_at = now
 
     # -- resuming -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 
 import pytest
 
@@ -134,12 +135,14 @@ def test_a_stop_lets_workers_save_and_leaves_nothing_behind(service: Service) ->
 
 
 def test_a_grace_beyond_the_units_limit_is_waited_for(service: Service) -> None:
-    with service.settings("TimeoutStopSec=1s"):
+    with service.settings("TimeoutStopSec=4s"):
         service.submit("slow", toml='[limits]\ngrace = "20s"\n')
         pid = service.worker("slow")
         service.kill("STOP", pid)  # it cannot answer ...
+        asked = time.monotonic()
         service.lab.run("systemctl", "--no-block", "stop", UNIT)
         wait_for(lambda: service.job("slow").state is State.STOPPING, "the drain")  # type: ignore[union-attr]
+        wait_for(lambda: time.monotonic() > asked + 6, "more than the unit's limit to pass")
         service.kill("CONT", pid)
         wait_for(lambda: service.show("ActiveState") == "inactive", "the end")
         assert service.show("Result") == "success"
