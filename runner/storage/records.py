@@ -8,6 +8,8 @@ field of which the name is damaged would silently be its default again.
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,11 +120,11 @@ def read_bounded(path: Path, size_max: int = RECORD_BYTES_MAX) -> bytes:
         UnreadableRecordError: it is too large, no regular file, or not readable.
     """
     try:
-        if not path.is_file():
-            if path.exists():
+        # Looked at once it is open: another process may replace it meanwhile. A FIFO does not block this way.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise UnreadableRecordError(f"{path}: expected a regular file")
-            raise FileNotFoundError(path)
-        with path.open("rb") as file:
             data = file.read(size_max + 1)
     except (PermissionError, IsADirectoryError) as error:
         raise UnreadableRecordError(f"{path}: {error.strerror}") from None

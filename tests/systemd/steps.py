@@ -1,6 +1,7 @@
 """A worker that needs nothing: it counts, saves its count, and uses /tmp as training scripts do.
 
 Usage: steps.py TARGET. Leaves count (its checkpoint), beats (a byte a step) and starts (attempt, pid, count).
+STOP_TAKES_S in the environment makes it slow to stop.
 """
 
 import json
@@ -45,4 +46,5 @@ while count < target:
     if stop or count % 10 == 0 or count == target:
         save(count)
     if stop:
+        time.sleep(float(os.environ.get("STOP_TAKES_S", "0")))
         sys.exit(75)
