@@ -162,15 +162,18 @@ def restore_variables(snapshot: Snapshot, tracked: Sequence[Any]) -> None:
     variables.assign(tracked, [snapshot.arrays[f"variables/{i:05d}"] for i in range(len(saved))])
 
 
-def restore_chance(snapshot: Snapshot, entropy: Entropy) -> None:
-    """Put the shared random generators back."""
-    chance.restore(Decoder(snapshot.arrays), snapshot.state["chance"], entropy)
+def restore_chance(snapshot: Snapshot, entropy: Entropy, *, drawn: bool = True) -> None:
+    """Put the shared random generators back; those that Python code draws from itself only if `drawn`."""
+    chance.restore(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, drawn=drawn)
 
 
-def restore(
-    model: Any, snapshot: Snapshot, callbacks: Sequence[Any], entropy: Entropy, *, with_chance: bool
-) -> None:
-    """Put model, optimizer, metrics, callbacks and (if wanted) the random generators back.
+def restore_drawn(snapshot: Snapshot, entropy: Entropy) -> None:
+    """Put back the shared generators that Python code draws from itself."""
+    chance.restore_drawn(Decoder(snapshot.arrays), snapshot.state["chance"], entropy)
+
+
+def restore(model: Any, snapshot: Snapshot, callbacks: Sequence[Any]) -> None:
+    """Put model, optimizer, metrics and callbacks back; the random generators are `restore_chance`'s.
 
     Raises:
         ChangedScriptError: the script's model or callbacks are not those of the snapshot.
@@ -181,8 +184,6 @@ def restore(
         listeners.restore(decoder, callbacks, snapshot.state["listeners"])
     except ValueError as reason:
         raise ChangedScriptError(str(reason)) from None
-    if with_chance:
-        restore_chance(snapshot, entropy)
 
 
 class _KerasKinds:

@@ -36,25 +36,37 @@ def capture(encoder: Encoder, entropy: Entropy) -> dict[str, Node]:
     return state
 
 
-def restore(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
-    """Put all generators back to `state`."""
+def restore(decoder: Decoder, state: dict[str, Node], entropy: Entropy, *, drawn: bool = True) -> None:
+    """Put all generators back to `state`; those that Python code draws from itself only if `drawn`."""
     if state["keras"] is not None:
         make_keras_generator().state.assign(decoder.merge(None, state["keras"]))
     shared = _shared_generator()
     if shared is not None and state["global"] is not None:
         shared.state.assign(decoder.merge(None, state["global"]))
-    restore_host(decoder, state, entropy)
+    restore_ops(decoder, state, entropy)
+    if drawn:
+        restore_drawn(decoder, state, entropy)
 
 
 def restore_host(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
-    """Put back the generators that Python code draws from; variables stay as they are."""
+    """Put back the generators that are no variables."""
+    restore_ops(decoder, state, entropy)
+    restore_drawn(decoder, state, entropy)
+
+
+def restore_ops(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
+    """Put back what TensorFlow's operations get their seeds from."""
     context = _context()
     if context is not None and state["eager"] is not None and getattr(context, "_rng", None) is not None:
         context._rng.setstate(_unpack(decoder, state["eager"]))
+    entropy.op_draws = state["op_draws"]
+
+
+def restore_drawn(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
+    """Put back what Python code draws from: Python's and NumPy's shared generators, the entropy pool."""
     np.random.set_state(decoder.merge(None, state["numpy"]))
     random.setstate(_unpack(decoder, state["python"]))
     entropy.pool_draws = state["pool_draws"]
-    entropy.op_draws = state["op_draws"]
 
 
 def fingerprint() -> tuple[Any, ...]:

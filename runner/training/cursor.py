@@ -33,6 +33,7 @@ def describe(
         "iterators": position.iterators + 1 if fresh else position.iterators,
         "drawn": 0 if fresh else position.drawn,
         "fresh": fresh,
+        "history": [*position.history, position.drawn] if fresh and position.iterators else position.history,
         "generators": generators,
         "validation_iterators": validation.iterators,
     }
@@ -53,6 +54,7 @@ def go_to(
     done, size = int(cursor["done"]), iterator.steps_per_execution
     iterator._num_batches = cursor["num_batches"]
     generators = [_unlisted(cursor["generators"][str(i)]) for i in range(len(cursor["generators"]))]
+    position.history = [int(count) for count in cursor.get("history", [])]
     position.go_to(int(cursor["iterators"]), int(cursor["drawn"]), generators)
     validation.go_to(int(cursor["validation_iterators"]) + 1, 0, [])
     for index in range(done):

@@ -14,7 +14,7 @@ from typing import Any, cast
 from runner.errors import BadCheckpointError
 from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture
+from runner.training import capture, makers
 from runner.training.capture import traces_of
 from runner.training.quarantine import set_aside
 from runner.training.rebuild import rebuild
@@ -39,13 +39,15 @@ def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any, validat
     Raises:
         OSError, StorageError: it could not be saved.
     """
+    fit = worker.fit
     state = {
         **snapshot.state,
         "finished": {
-            "params": dict(worker.fit.listeners.params) if worker.fit is not None else {},
+            "params": dict(fit.listeners.params) if fit is not None else {},
             "element_spec": _spec_node(iterator._distributed_dataset.element_spec),
-            "iterators": worker.fit.position.iterators if worker.fit is not None else 0,
+            "iterators": fit.position.iterators if fit is not None else 0,
             "validation_iterators": validation_iterators,
+            "pulled": fit.makers.pulled(iterator, fit.position, fit.validation) if fit is not None else {},
         },
     }
     done = Snapshot(
@@ -84,6 +86,7 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
             model=model,
             **done["params"],
         )
+    makers.finish(snapshot, arguments, worker.entropy)
     traces = traces_of(snapshot)
     known = {} if all(layer.built for layer in model._flatten_layers()) else traces
     model.make_train_function()
@@ -96,7 +99,8 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
             for _ in range(count):
                 iter(cast("Any", data))
     try:
-        capture.restore(model, snapshot, listening.callbacks, worker.entropy, with_chance=True)
+        capture.restore(model, snapshot, listening.callbacks)
+        capture.restore_chance(snapshot, worker.entropy)
     except ChangedScriptError as reason:
         worker.refuse(f"fit {number}: {reason}")
     worker.traces[model] = traces

@@ -20,6 +20,7 @@ from typing import Any
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture, cursor, fingerprint, finished, listeners, values
 from runner.training.capture import Camera, traces_of
+from runner.training.makers import Makers
 from runner.training.position import (
     OURS,
     Exactness,
@@ -41,7 +42,24 @@ _HOLD_SHARE = 0.01
 class Fit:
     """The runner's side of one call of `fit`."""
 
-    def __init__(self, worker: Worker, model: Any, number: int, saved: Snapshot | None):
+    def __init__(
+        self,
+        worker: Worker,
+        model: Any,
+        number: int,
+        saved: Snapshot | None,
+        arguments: Mapping[str, Any],
+    ):
+        """Begin.
+
+        Args:
+            worker: this process's.
+            model: that is fitted.
+            number: which call of `fit`, from 0.
+            saved: what to resume from.
+            arguments: of the call, by name.
+        """
+        self.makers = Makers(arguments, worker.entropy, saved)
         self.worker = worker
         self.model = model
         self.number = number
@@ -77,12 +95,16 @@ class Fit:
     # -- called as the fit begins ---------------------------------------------------------------------------
 
     def adopt_iterator(self, iterator: Any) -> None:
-        """Take the first epoch iterator that the fit makes: the one over the training data."""
+        """Take an epoch iterator that Keras has made; the fit's first is the one over the training data."""
+        if self.iterator is not None:
+            self.makers.adapted(getattr(iterator.data_adapter, "py_dataset", None))
+            return
         self.iterator = iterator
         distributed = getattr(self.model, "_distribute_strategy", None) is not None
         self.exactness = classify(iterator.data_adapter, iterator._distributed_dataset, distributed)
-        arrays = type(iterator.data_adapter).__name__ == "ArrayDataAdapter"
-        self.position = Position(self.exactness.method, stateless=arrays)
+        stateless = type(iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
+        self.position = Position(self.exactness.method, stateless=stateless)
+        self.makers.adopt_training(iterator, self.position)
         self.worker.facts(
             "classified", fit=self.number, exact=self.exactness.exact, reason=self.exactness.reason
         )
@@ -143,19 +165,13 @@ class Fit:
         assert self.saved is not None
         self._traces.known.update(traces_of(self.saved))
         self.build()
-        self._restore(with_chance=False)
+        self._restore()
         self.model._initial_epoch = self.saved.state["cursor"]["epoch"]
 
-    def _restore(self, *, with_chance: bool) -> None:
+    def _restore(self) -> None:
         assert self.saved is not None
         try:
-            capture.restore(
-                self.model,
-                self.saved,
-                self.listeners.callbacks,
-                self.worker.entropy,
-                with_chance=with_chance,
-            )
+            capture.restore(self.model, self.saved, self.listeners.callbacks)
         except ChangedScriptError as reason:
             self.worker.refuse(str(reason))
 
@@ -172,7 +188,7 @@ class Fit:
         self._time_epoch()
         inner = original(iterator)
         position = self.position
-        done = self._arrive(inner) if self.saved is not None else 0
+        done = self._arrive(inner) if self.saved is not None else self.makers.set_out(iterator)
         base = position.drawn - done * size
         total, batches = self._executions()
         self._epoch_step = worker.step - (batches if done and done == total else done * size)
@@ -264,6 +280,7 @@ class Fit:
             state=self._state(),
         )
         snapshot.arrays.update(self._traces.arrays())
+        self._camera.missed += self.makers.add_to(snapshot)
         for missed in self._camera.missed:
             self.worker.facts.warn(f"cannot be captured, stays as the script makes it at a resume: {missed}")
         self._take_s = time.monotonic() - began
@@ -315,10 +332,13 @@ class Fit:
         saved = self.saved
         assert saved is not None
         place = saved.state["cursor"]
+        self.makers.aim(saved, self.position)
         done = cursor.go_to(place, self.iterator, self.position, self.validation, inner)
         if done == 0 and not place["fresh"]:
             self._steps_seen = self.iterator._steps_seen = int(place["steps_seen"])
-        self._restore(with_chance=True)
+        self._restore()
+        replayed = self.makers.train is not None and done > 0
+        capture.restore_chance(saved, self.worker.entropy, drawn=not replayed)
         self.logs = self.end_logs = capture.decode_logs(saved)
         self.worker.step = saved.step
         self._base_step = int(saved.state["base_step"])
@@ -351,7 +371,8 @@ class Fit:
         def first(iterator: Any) -> Any:
             if not self._resumed:
                 self.worker.phase("trace", tell=True)
-            with self._traces.tracing("train", resumed=self._resumed, exact=self._is_exact()):
+            exact = self._is_exact() and not self.makers
+            with self._traces.tracing("train", resumed=self._resumed, exact=exact):
                 self.logs = logs = function(iterator)
             self.model.train_function = train_function
             self._trained = True
@@ -369,12 +390,16 @@ class Fit:
 
     def test_began(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation begins."""
-        self._traces.wrap_test_function(resumed=self._resumed, exact=self._is_exact())
+        exact = self._is_exact() and self.makers.train is None
+        self._traces.wrap_test_function(resumed=self._resumed, exact=exact)
         self.worker.progress.set(step=self.worker.step)
         self.worker.phase("validate")
 
     def count_validation(self, iterator: Any, dataset: Any) -> Any:
         """Return what Keras shall iterate for validation; say where a resume is not exact."""
+        self.makers.adopt_validation(iterator, self.validation)
+        if self.validation.maker is not None:
+            dataset = iterator._distributed_dataset
         if self._flaw is None:
             self._flaw = flaw_of_validation(iterator)
             if self._flaw:

@@ -33,6 +33,24 @@ _PLACES: tuple[tuple[str, str, str, set[str]], ...] = (
     ("keras.src.trainers.trainer", "Trainer", "_get_metrics_result_or_logs", {"self", "logs"}),
     ("keras.src.trainers.trainer", "Trainer", "_symbolic_build", {"self", "data_batch"}),
     ("keras.src.trainers.data_adapters.array_data_adapter", "ArrayDataAdapter", "get_tf_dataset", {"self"}),
+    (
+        "keras.src.trainers.data_adapters.generator_data_adapter",
+        "GeneratorDataAdapter",
+        "__init__",
+        {"self", "generator"},
+    ),
+    (
+        "keras.src.trainers.data_adapters.py_dataset_adapter",
+        "PyDatasetAdapter",
+        "__init__",
+        {"self", "x"},
+    ),
+    (
+        "keras.src.trainers.data_adapters.py_dataset_adapter",
+        "PyDatasetAdapter",
+        "_get_iterator",
+        {"self"},
+    ),
     ("keras.src.callbacks.callback_list", "CallbackList", "on_train_begin", {"self", "logs"}),
     ("keras.src.callbacks.callback_list", "CallbackList", "on_epoch_begin", {"self", "epoch", "logs"}),
     ("keras.src.callbacks.callback_list", "CallbackList", "on_epoch_end", {"self", "epoch", "logs"}),
@@ -65,6 +83,7 @@ def _on_keras(worker: Worker, keras: ModuleType) -> None:
         return
     worker.find_saved()
     _patch_iterators(worker)
+    _patch_makers(worker)
     _patch_callbacks(worker)
     _patch_fit(worker)
 
@@ -94,7 +113,7 @@ def _patch_iterators(worker: Worker) -> None:
     def init(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         fit = worker.fit
-        if fit is not None and fit.iterator is None:
+        if fit is not None:
             fit.adopt_iterator(self)
 
     def get_iterator(original: Callable[..., Any], self: Any) -> Any:
@@ -126,6 +145,37 @@ def _patch_iterators(worker: Worker) -> None:
     _wrap(TFEpochIterator, "_get_iterator", get_iterator)
     _wrap(EpochIterator, "_enumerate_iterator", enumerate_iterator)
     _wrap(ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
+
+
+def _patch_makers(worker: Worker) -> None:
+    from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+    from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+
+    def generator_init(original: Callable[..., None], self: Any, generator: Any) -> None:
+        maker = _maker_of(worker, generator)
+        if maker is None:
+            return original(self, generator)
+        with maker.peeking():
+            original(self, generator)
+        self.generator = maker.watched(self.generator)
+        return None
+
+    def py_dataset_init(original: Callable[..., None], self: Any, x: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, x, *args, **kwargs)
+        threaded = self.enqueuer is not None
+        maker = _maker_of(worker, x, threaded=threaded)
+        if maker is not None:
+            self._get_iterator = maker.watched(self._get_iterator)
+
+    _wrap(GeneratorDataAdapter, "__init__", generator_init)
+    _wrap(PyDatasetAdapter, "__init__", py_dataset_init)
+
+
+def _maker_of(worker: Worker, source: Any, *, threaded: bool = False) -> Any:
+    fit = worker.fit
+    if fit is None:
+        return None
+    return fit.makers.of(source, training=fit.iterator is not None, threaded=threaded)
 
 
 def _patch_callbacks(worker: Worker) -> None:
@@ -185,12 +235,12 @@ def _patch_fit(worker: Worker) -> None:
         number = worker.fits
         worker.fits += 1
         done = finished.load(worker, number)
+        arguments = _arguments(signature, self, *args, **kwargs)
         if done is not None:
-            arguments = dict(signature.bind(self, *args, **kwargs).arguments)
             return finished.restore(worker, self, number, done, arguments)
         saved = worker.saved
         mine = saved is not None and saved.state.get("kind") == "fit" and saved.state["fit"] == number
-        running = Fit(worker, self, number, saved if mine else None)
+        running = Fit(worker, self, number, saved if mine else None, arguments)
         worker.fit = running
         try:
             history = original(self, *args, **kwargs)
@@ -210,6 +260,14 @@ def _patch_fit(worker: Worker) -> None:
 
     _wrap(TensorFlowTrainer, "fit", fit)
     _wrap(Trainer, "_get_metrics_result_or_logs", get_metrics_result_or_logs)
+
+
+def _arguments(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return a call's arguments by name; a call that is wrong is left for Keras to refuse."""
+    try:
+        return dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError:
+        return {}
 
 
 def _wrap(kind: type, name: str, around: Callable[..., Any]) -> None:

@@ -8,12 +8,15 @@ skipping. Each source is classified before training starts; what is not exact is
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from runner.training.maker import Maker
 
 _RANDOM_OPS = {
     "RandomUniform",
@@ -41,7 +44,8 @@ class Exactness:
 
     exact: bool
     reason: str
-    #: "skip" within TensorFlow, "pull" batch by batch, or "epoch": only at an epoch's start.
+    #: "skip" within TensorFlow, "pull" the present iterator batch by batch, "replay" all the iterators there
+    #: were, or "epoch": only at an epoch's start.
     method: str
 
 
@@ -60,6 +64,9 @@ class Position:
         self.iterators = 0
         self.drawn = 0
         self.generators: list[np.ndarray] = []
+        self.history: list[int] = []  #: for "replay": what was drawn from the iterators before the present
+        self.maker: Maker | None = None  #: the Python code that makes the data, where it does
+        self.settle: Callable[[], None] = lambda: None  #: called once the place is reached again
         self._target: tuple[int, int, list[np.ndarray]] | None = None
 
     def go_to(self, iterators: int, drawn: int, generators: list[np.ndarray]) -> None:
@@ -82,6 +89,8 @@ class Position:
         """Make the next iterator."""
         target, self._target = self._target, None
         if target is None:
+            if self.method == "replay" and self.iterators:
+                self.history.append(self.drawn)
             self.iterators += 1
             self.drawn = 0
             if self.method == "pull":
@@ -89,7 +98,8 @@ class Position:
             return _iterate(dataset)
         self.iterators, self.drawn, self.generators = target
         if not self._stateless:
-            self._make_earlier(dataset)
+            with self.maker.pulling_again() if self.maker is not None else contextlib.nullcontext():
+                self._make_earlier(dataset)
         if self.generators:
             for variable, value in zip(captured_variables(dataset), self.generators, strict=True):
                 variable.assign(value)
@@ -103,17 +113,43 @@ class Position:
         last = filling and self.drawn == int(dataset.cardinality())
         for _ in itertools.islice(iterator, self.drawn + last):
             pass
+        self.settle()
         return iterator
 
     def _make_earlier(self, dataset: Any) -> None:
         """Make the iterators before the present one; the first fills a cache, where there is one."""
         earlier = self.iterators - 1
+        if self.method == "replay":
+            for number in range(earlier):  # where it is not known how much was drawn, all was
+                drawn = self.history[number] if number < len(self.history) else None
+                # One more: an iterator is given up when it is found to be at its end.
+                for _ in itertools.islice(_iterate(dataset), drawn and drawn + 1):
+                    pass
+            return
         if earlier > 0 and _has_cache(dataset):
             for _ in iter(dataset):
                 pass
             earlier -= 1
         for _ in range(earlier):
             iter(dataset)
+
+
+def bound(iterator: Any, count: int) -> Any:
+    """Let the thread that reads a generator ahead stop after `count` batches; return the dataset.
+
+    Without this, how far it is ahead when the training ends is left to chance.
+
+    Args:
+        iterator: Keras's, over a generator's data, which Keras prefetches.
+        count: how many batches will be asked for at most.
+    """
+    import tensorflow as tf
+
+    dataset = iterator._distributed_dataset
+    if "Prefetch" in type(dataset).__name__ and "Take" not in type(dataset._input_dataset).__name__:
+        bounded = dataset._input_dataset.take(count)
+        dataset = iterator._distributed_dataset = bounded.prefetch(tf.data.AUTOTUNE)
+    return dataset
 
 
 def _has_cache(dataset: Any) -> bool:
@@ -151,10 +187,14 @@ def classify(adapter: Any, dataset: Any, distributed: bool) -> Exactness:
         return Exactness(True, "", "skip")
     if kind == "TFDatasetAdapter":
         return classify_dataset(dataset)
-    names = {"GeneratorDataAdapter": "a Python generator", "PyDatasetAdapter": "a PyDataset"}
-    return Exactness(
-        False, f"the data come from {names.get(kind, kind)}: resumed at the epoch's start", "epoch"
-    )
+    if kind == "GeneratorDataAdapter":
+        return Exactness(True, "by replay: a Python generator makes the data", "replay")
+    if kind == "PyDatasetAdapter" and (adapter.enqueuer is None or adapter.num_batches is not None):
+        return Exactness(True, "by replay of the epoch: a PyDataset makes the data", "pull")
+    if kind == "PyDatasetAdapter":
+        reason = "the data come from an endless PyDataset with workers, which are ahead by chance"
+        return Exactness(False, f"{reason}: resumed at the epoch's start", "epoch")
+    return Exactness(False, f"the data come from a {kind}: resumed at the epoch's start", "epoch")
 
 
 def classify_dataset(dataset: Any) -> Exactness:
@@ -184,8 +224,10 @@ def flaw_of_validation(iterator: Any) -> str:
     kind, dataset = type(iterator.data_adapter).__name__, iterator._distributed_dataset
     if kind == "ArrayDataAdapter":
         return ""
+    if kind in {"GeneratorDataAdapter", "PyDatasetAdapter"}:
+        return ""
     if kind != "TFDatasetAdapter":
-        return "the validation data come from Python code, which may keep a state"
+        return f"the validation data come from a {kind}, which may keep a state"
     exactness = classify_dataset(dataset)
     if exactness.method != "skip":
         return f"the validation data: {exactness.reason}"

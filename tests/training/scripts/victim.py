@@ -77,7 +77,9 @@ def digest(model, history, *more):
     for variable in variables:
         sha.update(np.ascontiguousarray(variable.numpy()).tobytes())
     sha.update(repr((history.epoch, history.history, sorted(history.params))).encode())
-    sha.update(repr((random.getstate()[1][:20], np.random.get_state()[1][:20].tolist())).encode())
+    sha.update(
+        repr((random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2:])).encode()
+    )
     sha.update(repr(more).encode())
     return sha.hexdigest()[:20]
 
