@@ -1,0 +1,13 @@
+"""What holds for the whole suite."""
+
+from __future__ import annotations
+
+import pytest
+
+#: Folders whose files take minutes: begun first, so that no worker is left alone with one at the end.
+LONG = ("training", "system", "systemd", "cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first; the order within is kept."""
+    items.sort(key=lambda item: not set(LONG) & set(item.path.parts))

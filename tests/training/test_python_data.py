@@ -1,0 +1,37 @@
+"""Data that Python code makes: killed anywhere, the training ends as undisturbed, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.training.harness import Job
+from tests.training.test_exact_resume import lost_or_gained
+
+
+def test_data_that_python_code_makes(tmp_path: Path) -> None:
+    """Generators and PyDatasets, killed in the middle of epochs, at their ends and while validating."""
+    undisturbed = Job(tmp_path / "undisturbed", "python_data.py").run_through().results
+    assert len(undisturbed) == 12
+    job = Job(tmp_path / "killed", "python_data.py")
+    kill = (
+        "shared/train:8 several-steps/end:2 validated/test:5 validated/train:17 the-same-again/train:7"
+        " arrays/train:15 pieces/train:9 pieces/test:8 big/train:16 threads/train:9 processes/train:8"
+        " finite/train:6"
+    )
+    killed = job.run_through(kill=kill, every=("steps", 1), dying_s=0.1)
+    assert lost_or_gained(undisturbed, killed.results) == []
+    assert all(fact["exact"] for fact in job.facts_of("resumed"))
+    reasons = {fact["fit"]: fact["reason"] for fact in job.facts_of("classified")}
+    assert reasons[0] == "by replay: a Python generator makes the data"
+    assert reasons[6] == "by replay of the epoch: a PyDataset makes the data"
+
+
+def test_data_that_python_code_makes_are_as_in_plain_python(tmp_path: Path) -> None:
+    plain = Job(tmp_path / "plain", "python_data.py").plain("--seeded").results
+    job = Job(tmp_path / "killed", "python_data.py")
+    killed = job.run_through("--seeded", kill="validated/train:12 pieces/train:13", dying_s=0.3)
+    # Unseeded `default_rng`s differ from process to process in plain Python. The losses are compared, for
+    # how far plain Keras has read ahead of an endless generator when the training ends is left to chance.
+    alike = {"shared", "passes", "arrays", "threads", "processes", "finite"}
+    losses = [{name: results[name].split()[1] for name in alike} for results in (plain, killed.results)]
+    assert losses[0] == losses[1]
