@@ -101,7 +101,8 @@ class Fit:
             return
         self.iterator = iterator
         distributed = getattr(self.model, "_distribute_strategy", None) is not None
-        self.exactness = classify(iterator.data_adapter, iterator._distributed_dataset, distributed)
+        watched = self.makers.train is not None
+        self.exactness = classify(iterator.data_adapter, iterator._distributed_dataset, distributed, watched)
         stateless = type(iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
         self.position = Position(self.exactness.method, stateless=stateless)
         self.makers.adopt_training(iterator, self.position)
@@ -401,7 +402,7 @@ class Fit:
         if self.validation.maker is not None:
             dataset = iterator._distributed_dataset
         if self._flaw is None:
-            self._flaw = flaw_of_validation(iterator)
+            self._flaw = flaw_of_validation(iterator, self.validation.maker is not None)
             if self._flaw:
                 self.worker.facts("classified", fit=self.number, exact=False, reason=self._flaw)
         return self.validation.counted(dataset)

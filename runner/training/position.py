@@ -172,13 +172,14 @@ class Counted:
         return self._position.open(self._dataset)
 
 
-def classify(adapter: Any, dataset: Any, distributed: bool) -> Exactness:
+def classify(adapter: Any, dataset: Any, distributed: bool, watched: bool) -> Exactness:
     """Tell how exactly a fit over this data can be resumed.
 
     Args:
         adapter: Keras's data adapter of the fit.
         dataset: the tf.data dataset that Keras made of it.
         distributed: whether a tf.distribute strategy is at work.
+        watched: whether a `Maker` stands before the Python code that makes the data, where it does.
     """
     if distributed:
         return Exactness(False, "tf.distribute: resumed at the epoch's start", "epoch")
@@ -187,14 +188,19 @@ def classify(adapter: Any, dataset: Any, distributed: bool) -> Exactness:
         return Exactness(True, "", "skip")
     if kind == "TFDatasetAdapter":
         return classify_dataset(dataset)
-    if kind == "GeneratorDataAdapter":
-        return Exactness(True, "by replay: a Python generator makes the data", "replay")
-    if kind == "PyDatasetAdapter" and (adapter.enqueuer is None or adapter.num_batches is not None):
-        return Exactness(True, "by replay of the epoch: a PyDataset makes the data", "pull")
-    if kind == "PyDatasetAdapter":
-        reason = "the data come from an endless PyDataset with workers, which are ahead by chance"
-        return Exactness(False, f"{reason}: resumed at the epoch's start", "epoch")
+    if watched:
+        return _classify_made(adapter)
     return Exactness(False, f"the data come from a {kind}: resumed at the epoch's start", "epoch")
+
+
+def _classify_made(adapter: Any) -> Exactness:
+    """Classify data that Python code makes."""
+    if type(adapter).__name__ == "GeneratorDataAdapter":
+        return Exactness(True, "by replay: a Python generator makes the data", "replay")
+    if adapter.enqueuer is None or adapter.num_batches is not None:
+        return Exactness(True, "by replay of the epoch: a PyDataset makes the data", "pull")
+    reason = "the data come from an endless PyDataset with workers, which are ahead by chance"
+    return Exactness(False, f"{reason}: resumed at the epoch's start", "epoch")
 
 
 def classify_dataset(dataset: Any) -> Exactness:
@@ -215,16 +221,17 @@ def classify_dataset(dataset: Any) -> Exactness:
     return Exactness(True, "", "skip")
 
 
-def flaw_of_validation(iterator: Any) -> str:
+def flaw_of_validation(iterator: Any, watched: bool) -> str:
     """Say why validation is not the same after a resume as without; "" where it is.
 
     Args:
         iterator: Keras's over the validation data; each validation opens a new one on the dataset.
+        watched: as for `classify`.
     """
     kind, dataset = type(iterator.data_adapter).__name__, iterator._distributed_dataset
     if kind == "ArrayDataAdapter":
         return ""
-    if kind in {"GeneratorDataAdapter", "PyDatasetAdapter"}:
+    if kind in {"GeneratorDataAdapter", "PyDatasetAdapter"} and watched:
         return ""
     if kind != "TFDatasetAdapter":
         return f"the validation data come from a {kind}, which may keep a state"

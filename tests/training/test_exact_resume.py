@@ -77,6 +77,7 @@ def test_shuffles_that_begin_anew_while_read_are_not_called_exact(tmp_path: Path
         (1, "a shuffle is begun anew within an epoch"),
         (3, "the validation data are shuffled"),
         (4, "the validation data are shuffled"),
+        (6, "the validation data come from a PyDatasetAdapter"),
     ]
 
 

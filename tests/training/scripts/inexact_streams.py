@@ -29,3 +29,4 @@ variant(source.shuffle(20).repeat().batch(10), steps_per_epoch=2, validation_dat
 variant(plain, validation_data=source.shuffle(20).repeat().batch(10), validation_steps=3)
 variant(plain, validation_data=source.shuffle(20).cache().batch(5), validation_steps=2)
 variant(plain, validation_data=Batches())
+variant(plain, validation_data=(Batches(),))  # in a tuple it is not seen for what it is
