@@ -45,7 +45,14 @@ class Camera:
         self._film: _Film | None = None
 
     def take(
-        self, *, step: int, epoch: int, callbacks: Sequence[Any], logs: Any, state: Mapping[str, Any]
+        self,
+        *,
+        step: int,
+        epoch: int,
+        callbacks: Sequence[Any],
+        logs: Any,
+        state: Mapping[str, Any],
+        fleeting: bool = False,
     ) -> Snapshot:
         """Return a snapshot of the present moment.
 
@@ -55,12 +62,11 @@ class Camera:
             callbacks: all of the fit's, in order.
             logs: what the last step returned.
             state: what else belongs to it: JSON.
+            fleeting: it is dropped before the next step, so the variables need not be copied.
         """
-        tracked = self._collect()
-        if self._film is None or not self._film.fits(tracked):
-            self._film = _Film(tracked)
-        film = self._film
-        arrays = dict(zip(film.names, film.reader.read(), strict=True))
+        film = self._loaded()
+        values = film.reader.view() if fleeting else film.reader.read()
+        arrays = dict(zip(film.names, values, strict=True))
         encoder = Encoder(arrays, "state", _KerasKinds(film.keys, arrays).node)
         listening, self.missed = listeners.capture(encoder, callbacks, self._given_up)
         links, attributes = self._keras_layout(film, arrays)
@@ -80,6 +86,23 @@ class Camera:
             links=links,
             attributes=attributes,
         )
+
+    def portrait(self, *, step: int, epoch: int) -> Snapshot:
+        """Return a snapshot of the model and its optimizer alone, as a kept model needs it."""
+        film = self._loaded()
+        arrays = dict(zip(film.names, film.reader.read(), strict=True))
+        links, attributes = self._keras_layout(film, arrays)
+        state = {"version": VERSION, "kind": "model", "variables": film.described}
+        return Snapshot(
+            step=step, epoch=epoch, state=state, arrays=arrays, links=links, attributes=attributes
+        )
+
+    def _loaded(self) -> _Film:
+        """Return the film for the variables that there are now."""
+        tracked = self._collect()
+        if self._film is None or not self._film.fits(tracked):
+            self._film = _Film(tracked)
+        return self._film
 
     def _keras_layout(self, film: _Film, arrays: dict[str, np.ndarray]) -> Any:
         """Return links and attributes; walked once as long as the variables stay the same ones."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from runner.training.position import Position
+from runner.training.values import listed, unlisted
 
 
 def describe(
@@ -24,7 +23,7 @@ def describe(
     """
     alive = iterator._current_iterator is not None and bool(iterator.steps_per_epoch)
     fresh = done == 0 and not alive and not position.reopens
-    generators = {} if fresh else {str(i): _listed(a) for i, a in enumerate(position.generators)}
+    generators = {} if fresh else {str(i): listed(a) for i, a in enumerate(position.generators)}
     return {
         "epoch": epoch,
         "done": done,
@@ -36,6 +35,7 @@ def describe(
         "history": [*position.history, position.drawn] if fresh and position.iterators else position.history,
         "generators": generators,
         "validation_iterators": validation.iterators,
+        "validation_generators": [listed(array) for array in validation.values()],
     }
 
 
@@ -53,19 +53,12 @@ def go_to(
     """
     done, size = int(cursor["done"]), iterator.steps_per_execution
     iterator._num_batches = cursor["num_batches"]
-    generators = [_unlisted(cursor["generators"][str(i)]) for i in range(len(cursor["generators"]))]
+    generators = [unlisted(cursor["generators"][str(i)]) for i in range(len(cursor["generators"]))]
     position.history = [int(count) for count in cursor.get("history", [])]
     position.go_to(int(cursor["iterators"]), int(cursor["drawn"]), generators)
-    validation.go_to(int(cursor["validation_iterators"]) + 1, 0, [])
+    values = [unlisted(node) for node in cursor.get("validation_generators", [])]
+    validation.go_to(int(cursor["validation_iterators"]) + 1, 0, values)
     for index in range(done):
         next(inner)
         iterator._steps_seen = cursor["steps_seen"] - size * (done - 1 - index)
     return done
-
-
-def _listed(array: np.ndarray) -> dict[str, Any]:
-    return {"dtype": array.dtype.name, "values": array.tolist()}
-
-
-def _unlisted(node: Mapping[str, Any]) -> np.ndarray:
-    return np.array(node["values"], np.dtype(node["dtype"]))

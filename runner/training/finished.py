@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from runner.errors import BadCheckpointError
 from runner.storage import checkpoint
@@ -33,7 +33,7 @@ def name(worker: Worker, number: int) -> str:
     return str(path_of(worker, number).relative_to(worker.launch.paths.dir))
 
 
-def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any, validation_iterators: int) -> None:
+def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any) -> None:
     """Save the end of a fit durably.
 
     Raises:
@@ -45,8 +45,7 @@ def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any, validat
         "finished": {
             "params": dict(fit.listeners.params) if fit is not None else {},
             "element_spec": _spec_node(iterator._distributed_dataset.element_spec),
-            "iterators": fit.position.iterators if fit is not None else 0,
-            "validation_iterators": validation_iterators,
+            "datasets": fit.left_behind() if fit is not None else {},
             "pulled": fit.makers.pulled(iterator, fit.position, fit.validation) if fit is not None else {},
         },
     }
@@ -91,13 +90,6 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
     known = {} if all(layer.built for layer in model._flatten_layers()) else traces
     model.make_train_function()
     rebuild(model, _spec_value(done["element_spec"]), known, worker.entropy)
-    for data, count in (
-        (arguments.get("x"), done["iterators"]),
-        (arguments.get("validation_data"), done["validation_iterators"]),
-    ):
-        if type(data).__module__.startswith("tensorflow.") and hasattr(data, "element_spec"):
-            for _ in range(count):
-                iter(cast("Any", data))
     try:
         capture.restore(model, snapshot, listening.callbacks)
         capture.restore_chance(snapshot, worker.entropy)

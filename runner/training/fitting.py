@@ -20,15 +20,10 @@ from typing import Any
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture, cursor, fingerprint, finished, listeners, values
 from runner.training.capture import Camera, traces_of
-from runner.training.makers import Makers
-from runner.training.position import (
-    OURS,
-    Exactness,
-    Position,
-    classify,
-    flaw_of_validation,
-    own_shuffle,
-)
+from runner.training.classify import Exactness, classify, flaw_of_validation
+from runner.training.makers import Makers, left_behind
+from runner.training.order import Order
+from runner.training.position import Position
 from runner.training.rebuild import rebuild
 from runner.training.report import now_text
 from runner.training.tracing import Traces
@@ -74,7 +69,7 @@ class Fit:
         self.end_logs: Any = None  #: the same, for an epoch that was resumed after its last step
         self.exactness: Exactness | None = None
         self._camera = Camera(model, worker.entropy)
-        self._epoch_variable: Any = None
+        self._order: Order | None = None
         self._base_step = worker.step
         self._epoch_step = worker.step
         self._trained = False
@@ -83,13 +78,14 @@ class Fit:
         self._held: Snapshot | None = None
         self._epoch_at = 0.0
         self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
-        self._take_s = 0.0
+        self._hold_s = 0.0  #: what it took to hold the last epoch's end
         self._traces = Traces(worker, model)
         self._initial_epoch = model._initial_epoch
         self._steps_seen: int | None = None
         self._fixed: dict[str, Any] = {}
         self._wrapped: Any = None
         self._data_digest: str | None = None
+        self._eval_iterator: Any = None  #: Keras's iterator over the validation data
         self._flaw: str | None = None  #: of validation, once it is known
 
     # -- called as the fit begins ---------------------------------------------------------------------------
@@ -101,19 +97,20 @@ class Fit:
             return
         self.iterator = iterator
         distributed = getattr(self.model, "_distribute_strategy", None) is not None
-        watched = self.makers.train is not None
-        self.exactness = classify(iterator.data_adapter, iterator._distributed_dataset, distributed, watched)
+        maker = self.makers.look_into(iterator, training=True)
+        self.exactness = classify(iterator.data_adapter, iterator._distributed_dataset, distributed, maker)
         stateless = type(iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
         self.position = Position(self.exactness.method, stateless=stateless)
+        self.position.order = self._order
         self.makers.adopt_training(iterator, self.position)
         self.worker.facts(
             "classified", fit=self.number, exact=self.exactness.exact, reason=self.exactness.reason
         )
 
-    def shuffle_arrays(self, tensorflow: Any) -> Callable[..., Any]:
+    def shuffle_arrays(self, tensorflow: Any, *, within_batches: bool) -> Callable[..., Any]:
         """Return the stand-in for `tf.random.shuffle` while Keras makes a dataset of unseeded arrays."""
-        self._epoch_variable = tensorflow.Variable(0, dtype=tensorflow.int64, trainable=False, name=OURS)
-        return own_shuffle(tensorflow, self.worker.launch.seed, self.number, self._epoch_variable)
+        self._order = Order(tensorflow, self.worker.launch.seed, self.number, within_batches)
+        return self._order.shuffle
 
     def before_train_begin(self, callback_list: Any) -> list[Any]:
         """Cut the callbacks' files back; return those whose `append` was switched on for it."""
@@ -181,15 +178,14 @@ class Fit:
     def steps(self, original: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
         """Give out one epoch's steps; every turn of the loop begins at a safe point."""
         iterator, worker = self.iterator, self.worker
-        if self._epoch_variable is not None:
-            self._epoch_variable.assign(self.epoch)
         stop, clock, progress, saver = worker.stop, time.monotonic, worker.progress, worker.saver
         size = iterator.steps_per_execution
         self.done = 0
         self._time_epoch()
         inner = original(iterator)
         position = self.position
-        done = self._arrive(inner) if self.saved is not None else self.makers.set_out(iterator)
+        done = self._arrive(inner) if self.saved is not None else 0
+        self.makers.set_out(iterator, position)
         base = position.drawn - done * size
         total, batches = self._executions()
         self._epoch_step = worker.step - (batches if done and done == total else done * size)
@@ -246,10 +242,19 @@ class Fit:
         """Tell whether the present safe point is one that a resume can start from."""
         if self._broken or not self._trained:
             return False
+        self._look_again()
         optimizer = self.model.optimizer
         if optimizer is not None and not getattr(optimizer, "built", True):
             return False
         return self._is_exact() or done == 0
+
+    def _look_again(self) -> None:
+        """Notice that the data are not what they were taken for."""
+        assert self.exactness is not None
+        flaw = self.makers.flaw() if self.exactness.exact else ""
+        if flaw:
+            self.exactness = Exactness(False, flaw, "epoch")
+            self.worker.facts("classified", fit=self.number, exact=False, reason=flaw)
 
     def _may_leave(self) -> bool:
         return self._trained and self.worker.stop.may_leave
@@ -268,9 +273,8 @@ class Fit:
         elif snapshot is not None:
             self.worker.saver.submit(snapshot, time.monotonic() - began)
 
-    def take(self) -> Snapshot:
-        """Return a snapshot of this safe point."""
-        began = time.monotonic()
+    def take(self, *, fleeting: bool = False) -> Snapshot:
+        """Return a snapshot of this safe point; a fleeting one is dropped before the next step."""
         if self.listeners._futures:
             self.listeners._flush_futures()
         snapshot = self._camera.take(
@@ -279,12 +283,12 @@ class Fit:
             callbacks=self.listeners.callbacks,
             logs=self.logs,
             state=self._state(),
+            fleeting=fleeting,
         )
         snapshot.arrays.update(self._traces.arrays())
         self._camera.missed += self.makers.add_to(snapshot)
         for missed in self._camera.missed:
             self.worker.facts.warn(f"cannot be captured, stays as the script makes it at a resume: {missed}")
-        self._take_s = time.monotonic() - began
         return snapshot
 
     def _state(self) -> dict[str, Any]:
@@ -310,10 +314,12 @@ class Fit:
         """At an epoch's end: keep the state in memory, for validation and callbacks may take long."""
         if self._held is not None or not self._may_save(self.done):
             return
-        if self._take_s <= _HOLD_SHARE * self._epoch_s:
+        if self._hold_s <= _HOLD_SHARE * self._epoch_s:
+            began = time.monotonic()
             with self._surviving():
-                self._held = self.take()
+                self._held = self.take(fleeting=True)
                 self.worker.hold(self._held)
+            self._hold_s = time.monotonic() - began
 
     def _let_go(self) -> None:
         self._held = None
@@ -398,14 +404,23 @@ class Fit:
 
     def count_validation(self, iterator: Any, dataset: Any) -> Any:
         """Return what Keras shall iterate for validation; say where a resume is not exact."""
-        self.makers.adopt_validation(iterator, self.validation)
-        if self.validation.maker is not None:
+        maker = self.makers.look_into(iterator, training=False)
+        self.makers.adopt_validation(iterator, self.validation, self.iterator)
+        self._eval_iterator = iterator
+        if maker is not None:
             dataset = iterator._distributed_dataset
         if self._flaw is None:
-            self._flaw = flaw_of_validation(iterator, self.validation.maker is not None)
+            self._flaw = flaw_of_validation(iterator, maker)
             if self._flaw:
                 self.worker.facts("classified", fit=self.number, exact=False, reason=self._flaw)
         return self.validation.counted(dataset)
+
+    def left_behind(self) -> dict[str, Any]:
+        """Return what the fit leaves of its datasets."""
+        return {
+            "train": left_behind(self.iterator, self.position),
+            "validation": left_behind(self._eval_iterator, self.validation),
+        }
 
     def test_ended(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation is over; the callbacks follow."""
@@ -432,7 +447,12 @@ class Fit:
         if self._broken or not self._trained:
             return
         with self._surviving():
-            worker.say(worker.fit_best.consider(epoch, worker.step, metrics, self.take, self._save_whole))
+            worker.say(
+                worker.fit_best.consider(epoch, worker.step, metrics, self._portrait, self._save_whole)
+            )
+
+    def _portrait(self) -> Snapshot:
+        return self._camera.portrait(step=self.worker.step, epoch=self.epoch)
 
     def _save_whole(self, path: Path) -> None:
         self.model.save(str(path))
@@ -471,6 +491,6 @@ class Fit:
         self.done = 0
         try:
             worker.saver.flush()
-            finished.save(worker, self.number, self.take(), self.iterator, self.validation.iterators)
+            finished.save(worker, self.number, self.take(), self.iterator)
         except Exception as error:  # noqa: BLE001 - the fit is done; without this file it is done again
             worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))

@@ -135,7 +135,7 @@ def _patch_iterators(worker: Worker) -> None:
         if fit is None or fit.iterator is not None or not self._shuffle or context.global_seed() is not None:
             return original(self)
         shuffle = tf.random.shuffle
-        tf.random.shuffle = fit.shuffle_arrays(tf)
+        tf.random.shuffle = fit.shuffle_arrays(tf, within_batches=self._shuffle == "batch")
         try:
             return original(self)
         finally:

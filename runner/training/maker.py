@@ -1,14 +1,15 @@
 """Data that Python code makes batch by batch, in a thread that TensorFlow reads ahead with.
 
-A generator cannot be moved: it is run again from its start, and pulled as often as before. A PyDataset can:
-its attributes are put back as they were when the present epoch's first batch was asked for, and the epoch's
-batches are asked for again. What such code draws from Python's and NumPy's shared generators it draws in that
-thread, ahead of training; so their state is noted there, just before the first batch, put back there, and
-left as the repeated pulling leaves it.
+A generator cannot be moved: it is run again from its start, and pulled as often as before. So is Python code
+inside a `tf.data` dataset whose state cannot be looked at. A PyDataset can be moved, and so can most such
+code: its state (attributes; what the code reaches) is put back as it was when the present epoch's first batch
+was asked for, and the epoch's batches are asked for again. What such code draws from Python's and NumPy's
+shared generators it draws in that thread, ahead of training; so their state is noted just before the first
+batch, put back there, and left as the repeated pulling leaves it.
 
 Limits: code that shares these generators with the rest of the script (a callback that draws from `np.random`,
-say) races with it, undisturbed as well. Arrays above 1 MiB among a PyDataset's attributes are captured only
-where their contents have changed since the fit began.
+say) races with it, undisturbed as well. Arrays above 1 MiB are captured only where their contents have
+changed since the fit began; read-only ones are never. State inside installed packages is not seen.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,36 +28,115 @@ from runner.training.capture import Trace, capture_chance
 from runner.training.codec import SKIP, Encoder, Node, encode_members
 from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
+from runner.training.pycode import Code
 
 _BIG_BYTES = 1 << 20
 #: What Keras keeps in a PyDataset for itself.
 _KERAS_OWN = {"_workers", "_use_multiprocessing", "_max_queue_size"}
 
 
-class Maker:
-    """The runner's side of one generator or PyDataset that a fit trains on or validates with."""
+class _Source(Protocol):
+    """What makes the data, as far as its state can be looked at."""
 
-    def __init__(self, source: Any, entropy: Entropy, role: str):
+    def members(self) -> list[tuple[str, Any]]:
+        """Return the parts of its state by name."""
+
+    def put(self, name: str, value: Any) -> None:
+        """Put one part back."""
+
+
+class _Opaque:
+    """A generator: nothing can be looked at."""
+
+    def members(self) -> list[tuple[str, Any]]:
+        return []
+
+    def put(self, name: str, value: Any) -> None:
+        raise AssertionError(f"there is no {name} to put {value} into")
+
+
+class _Attributes:
+    """A PyDataset's attributes."""
+
+    def __init__(self, owner: Any):
+        self._owner = owner
+
+    def members(self) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in vars(self._owner).items() if name not in _KERAS_OWN]
+
+    def put(self, name: str, value: Any) -> None:
+        vars(self._owner)[name] = value
+
+
+class _Reached:
+    """What the Python code in a dataset reaches."""
+
+    def __init__(self, code: Code):
+        self._code = code
+
+    def _places(self) -> dict[str, Any]:
+        return {f"{i} {place.name}": place for i, place in enumerate(self._code.places())}
+
+    def members(self) -> list[tuple[str, Any]]:
+        return [(name, place.value) for name, place in self._places().items()]
+
+    def put(self, name: str, value: Any) -> None:
+        place = self._places().get(name)
+        if place is not None:
+            place.put(value)
+
+
+class Maker:
+    """The runner's side of one generator, PyDataset or dataset that a fit trains on or validates with."""
+
+    def __init__(self, source: Any, entropy: Entropy, role: str, code: Code | None = None):
         """Begin to watch.
 
         Args:
-            source: the script's generator or PyDataset.
+            source: the script's generator, PyDataset or dataset.
             entropy: the job's.
             role: "train" or "validation"; names the arrays.
+            code: the Python code in it, where it is a dataset.
         """
         self.source = source
-        self.is_generator = not hasattr(source, "__getitem__")
+        self.code = code
+        self.is_generator = code is None and not hasattr(source, "__getitem__")
         self.threaded = False  #: Keras's own threads or processes make the batches, from an epoch's begin on
         self.missed: list[str] = []
         self._entropy = entropy
         self._role = role
         self._sums: dict[int, int] = {}
+        self._known_arrays: list[np.ndarray] = []
         self._begun: Trace | None = None
         self._target: Trace | None = None
         self._drawing_from: Any = None
         self._peeked: Trace | None = None
-        if not self.is_generator:
-            self._sums = {id(value): _sum(value) for value in vars(source).values() if _is_big(value)}
+        self._source: _Source
+        if code is not None:
+            self._source = _Reached(code)
+        else:
+            self._source = _Opaque() if self.is_generator else _Attributes(source)
+        self._learning = True
+        self._now()
+        self._learning = False
+        self.opaque = self._why_opaque()  #: where its state is hidden: why
+        self.from_start = False  #: it is run again from its very start, for its state is not put back
+        if self.opaque:
+            self.run_from_start()
+
+    def run_from_start(self) -> None:
+        """Let it be run again from its very start, even where its state could be put back."""
+        self.from_start = True
+        if self._role == "train":
+            self._source = _Opaque()
+
+    def _why_opaque(self) -> str:
+        if self.is_generator:
+            return "a generator"
+        if self.code is None:
+            return ""
+        missed, self.missed = self.missed, []
+        return self.code.foreign or ", ".join(one.partition(" ")[2] for one in missed)
 
     # -- hooks into Keras's adapters ------------------------------------------------------------------------
 
@@ -79,13 +159,26 @@ class Maker:
     def started(self) -> None:
         """Note that the first batch of an iterator is about to be made; put back what is to be put back."""
         if self._role == "validation":
+            if self._begun is None and not self.is_generator:
+                self._begun = self._now()
             return
         if self._target is not None:
             self._begun, self._target = self._target, None
             self._put(self._begun)
             self._drawing_from = chance.fingerprint()
-        elif self._begun is None or not self.is_generator:
+        elif self._begun is None or not self.from_start:
             self._begun = self._now()
+            self._drawing_from = chance.fingerprint() if self.code is not None else None
+
+    def opened(self) -> None:
+        """Note that an iterator over a dataset is about to be read."""
+        if self.code is not None:
+            self.started()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a state waits to be put back when the next iterator is read."""
+        return self._target is not None
 
     def watched(self, make: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
         """Return a stand-in for the function that gives a new iterator to TensorFlow's thread."""
@@ -109,7 +202,9 @@ class Maker:
             self._put(state)
             for _ in itertools.islice(self.source, pulled):
                 pass
-        else:
+        elif self.code is not None and self.from_start:
+            self._put(state)  # the reading again follows
+        elif not self.from_start:
             self._put_members(state)
 
     # -- state ----------------------------------------------------------------------------------------------
@@ -122,43 +217,68 @@ class Maker:
         """
         if self._target is not None:
             return self._target
-        return self._now() if self._begun is None or fresh or self._at_rest() else self._begun
+        if self._begun is None or self._at_rest() or (fresh and not self.from_start):
+            return self._now()
+        return self._begun
 
     def _at_rest(self) -> bool:
-        return self._role == "validation" and not self.is_generator
+        return self._role == "validation" and not self.from_start
 
     def aim(self, state: Trace, *, at_once: bool) -> None:
         """Have a captured state put back: when the next iterator starts, or (attributes only) at once."""
-        if at_once or self._at_rest():
+        if self._at_rest() or (at_once and not self.from_start):
             self._put_members(state)
+        elif self._role == "validation" and not self.is_generator:
+            self._begun = self._peeked = state
         else:
             self._target = state
+
+    def disturbed(self) -> str:
+        """Say why code that runs in parallel is not reproducible; "" where it is, as far as one can see."""
+        if self.code is None or not self.code.parallel or self._begun is None:
+            return ""
+        if self._drawing_from is not None and chance.fingerprint() != self._drawing_from:
+            return "Python code in a parallel map draws random numbers: not reproducible, even undisturbed"
+        if not _same(self._begun, self._now()):
+            return "Python code in a parallel map changes its state: not reproducible, even undisturbed"
+        return ""
 
     def has_drawn(self) -> bool:
         """Tell whether the pulling that was repeated has used the shared generators."""
         return self._drawing_from is not None and chance.fingerprint() != self._drawing_from
 
     @contextlib.contextmanager
-    def pulling_again(self) -> Iterator[None]:
-        """Let the block pull the batches of earlier validations, without touching the present."""
-        if self._peeked is None:
+    def pulling_again(self, drawn: int) -> Iterator[None]:
+        """Let the block read again what earlier iterators had given.
+
+        Args:
+            drawn: how much of the present iterator is to be read again after that; where it is nothing, the
+                shared generators are left as they were.
+        """
+        begun: Trace | None = None
+        if self._role == "validation":
+            begun = self._peeked
+        elif self.from_start and self._target is not None:
+            begun = self._begun = self._target
+            self._target = None
+        if begun is None:
             yield
             return
         now = self._now()
-        self._put(self._peeked)
+        self._put(begun)
+        self._drawing_from = chance.fingerprint()
         try:
             yield
         finally:
-            self._put(now)
+            if drawn == 0:
+                self._put(now)
 
     def _now(self) -> Trace:
         node, arrays = capture_chance(self._entropy, f"{self._role}-data")
-        members: dict[str, Node] = {}
-        if not self.is_generator:
-            encoder = Encoder(arrays, f"data/{self._role}", self._unchanged)
-            wanted = [(name, value) for name, value in vars(self.source).items() if name not in _KERAS_OWN]
-            members, failed = encode_members(encoder, wanted)
-            self.missed = [f"{type(self.source).__name__}.{name} ({why})" for name, why in failed.items()]
+        encoder = Encoder(arrays, f"data/{self._role}", self._left_alone)
+        members, failed = encode_members(encoder, self._source.members())
+        owner = "" if self.code is not None else f"{type(self.source).__name__}."
+        self.missed = [f"{owner}{name} ({why})" for name, why in failed.items()]
         return {"chance": node, "members": members}, arrays
 
     def _put(self, state: Trace) -> None:
@@ -167,18 +287,41 @@ class Maker:
 
     def _put_members(self, state: Trace) -> None:
         node, arrays = state
-        decoder = Decoder(arrays)
+        decoder, present = Decoder(arrays), dict(self._source.members())
         for name, member in node["members"].items():
-            value = decoder.merge(vars(self.source).get(name), member)
+            value = decoder.merge(present.get(name), member)
             if value is not SKIP:
-                vars(self.source)[name] = value
+                self._source.put(name, value)
 
-    def _unchanged(self, value: Any) -> Node:
-        """Return the node that leaves a big array as the script made it, where it still is so."""
+    def _left_alone(self, value: Any) -> Node:
+        """Return the node of what stays as the script makes it: read-only, or big and unchanged."""
+        if _is_read_only(value):
+            return {"t": "skip"}
         if not _is_big(value):
             return None
         total = _sum(value)
+        if self._learning:
+            self._known_arrays.append(value)  # so that no other gets its id
+            self._sums[id(value)] = total
         return {"t": "skip"} if self._sums.get(id(value)) == total else None
+
+
+def _same(one: Trace, other: Trace) -> bool:
+    """Compare two states but for the shared generators."""
+    keys = {key for key in (*one[1], *other[1]) if key.startswith("data/")}
+    return one[0]["members"] == other[0]["members"] and all(
+        key in one[1] and key in other[1] and np.array_equal(one[1][key], other[1][key]) for key in keys
+    )
+
+
+def _is_read_only(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return not value.flags.writeable
+    module = type(value).__module__ or ""
+    if module.startswith("h5py."):
+        file = getattr(value, "file", None)
+        return file is not None and file.mode == "r"
+    return type(value).__name__ == "EagerTensor"
 
 
 def _is_big(value: Any) -> bool:

@@ -9,9 +9,12 @@ from typing import Any
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture
 from runner.training.capture import Trace
+from runner.training.datasets import captured_variables, has_cache, read_through, reshuffles_late
 from runner.training.entropy import Entropy
 from runner.training.maker import Maker
 from runner.training.position import Position, bound
+from runner.training.pycode import Code
+from runner.training.values import listed, unlisted
 
 #: By role: the argument of `fit` that may be one.
 ROLES = {"train": "x", "validation": "validation_data"}
@@ -68,28 +71,64 @@ class Makers:
         if maker is not None and source is maker.source and "validation" in self._saved:
             maker.aim(self._saved.pop("validation"), at_once=True)
 
+    def look_into(self, iterator: Any, *, training: bool) -> Maker | None:
+        """Return what watches the data behind an iterator of Keras's, a dataset with Python code too."""
+        role = "train" if training else "validation"
+        if role not in self._known and type(iterator.data_adapter).__name__ == "TFDatasetAdapter":
+            dataset = iterator._distributed_dataset
+            code = Code(dataset)
+            if code:
+                maker = self._known[role] = Maker(dataset, self._entropy, role, code)
+                if not training and has_cache(dataset):
+                    maker.run_from_start()
+                if not training and role in self._saved:
+                    maker.aim(self._saved.pop(role), at_once=True)
+        return self._known.get(role)
+
     def adopt_training(self, iterator: Any, position: Position) -> None:
         """Let the position in the training data know its maker, and a generator its end."""
         maker = position.maker = self.train
+        if maker is not None and position.method == "replay":
+            maker.run_from_start()
         if maker is not None and maker.is_generator and iterator.steps_per_epoch:
             epochs = int(self._arguments.get("epochs", 1)) - int(self._arguments.get("initial_epoch", 0))
             bound(iterator, int(iterator.steps_per_epoch) * epochs)
 
-    def adopt_validation(self, iterator: Any, position: Position) -> None:
-        """Do the same for the validation data."""
+    def adopt_validation(self, iterator: Any, position: Position, training: Any) -> None:
+        """Do the same for the validation data.
+
+        Args:
+            iterator: Keras's over the validation data.
+            position: of the validation data.
+            training: Keras's iterator over the training data.
+        """
         maker = position.maker = self._known.get("validation")
         self._validation_steps = iterator.steps_per_epoch
+        if type(iterator.data_adapter).__name__ == "TFDatasetAdapter":
+            if maker is None and reshuffles_late(iterator._distributed_dataset):
+                position.method = "replay"
+            elsewhere = {id(one) for one in captured_variables(training._distributed_dataset)}
+            varying = captured_variables(iterator._distributed_dataset)
+            position.holds([one for one in varying if id(one) not in elsewhere])
         if maker is not None and maker.is_generator:
             position.method = "replay"
             if self._validation_steps:
                 bound(iterator, int(self._validation_steps))
 
-    def set_out(self, iterator: Any) -> int:
-        """Note the state that an epoch begins with, where Keras's threads begin at once; no step is done."""
+    def set_out(self, iterator: Any, position: Position) -> None:
+        """Note the state that an epoch begins with, before its first batch is asked for."""
+        maker = self.train
         lives_on = iterator.steps_per_epoch and iterator._current_iterator is not None
-        if self.train is not None and self.train.threaded and not lives_on:
-            self.train.started()
-        return 0
+        if maker is None or lives_on or position.drawn:
+            return
+        if maker.threaded:
+            maker.started()
+        elif not maker.pending:
+            maker.opened()
+
+    def flaw(self) -> str:
+        """Say why the training data are not reproducible after all; "" as long as they seem to be."""
+        return self.train.disturbed() if self.train is not None else ""
 
     def aim(self, saved: Snapshot, position: Position) -> None:
         """Prepare the maker of the training data for being pulled again as far as a snapshot was."""
@@ -136,11 +175,50 @@ class Makers:
 
 def finish(snapshot: Snapshot, arguments: Mapping[str, Any], entropy: Entropy) -> None:
     """Leave generators and PyDatasets as a finished fit did; the shared generators are put back by others."""
-    pulled = snapshot.state["finished"].get("pulled", {})
-    for role, state in states_of(snapshot).items():
-        source = arguments.get(ROLES[role])
-        if source is not None:
+    done = snapshot.state["finished"]
+    states, pulled = states_of(snapshot), done.get("pulled", {})
+    for role, argument in ROLES.items():
+        source, state = arguments.get(argument), states.get(role)
+        if hasattr(source, "element_spec"):
+            _finish_dataset(source, role, state, done["datasets"][role], entropy)
+        elif source is not None and state is not None:
             Maker(source, entropy, role).finish(state, pulled.get(role))
+
+
+def left_behind(iterator: Any, position: Position) -> dict[str, Any]:
+    """Return what a finished fit leaves of a dataset for the next one, as JSON.
+
+    Args:
+        iterator: Keras's; None where there was none.
+        position: in its data.
+    """
+    if iterator is None or type(iterator.data_adapter).__name__ != "TFDatasetAdapter":
+        return {"iterators": position.iterators}
+    variables = captured_variables(iterator._distributed_dataset)
+    return {
+        "iterators": position.iterators,
+        "history": [*position.history, position.drawn] if position.method == "replay" else None,
+        "variables": [listed(variable.numpy()) for variable in variables],
+    }
+
+
+def _finish_dataset(
+    dataset: Any, role: str, state: Trace | None, left: Mapping[str, Any], entropy: Entropy
+) -> None:
+    code = Code(dataset) if state is not None else None
+    maker = Maker(dataset, entropy, role, code) if code else None
+    history = left.get("history")
+    if maker is not None and state is not None:
+        if history is not None:
+            maker.run_from_start()
+        maker.finish(state, None)
+    if history is None:
+        for _ in range(left["iterators"]):
+            iter(dataset)
+    else:
+        read_through(dataset, history)
+    for variable, value in zip(captured_variables(dataset), left.get("variables", []), strict=False):
+        variable.assign(unlisted(value))
 
 
 def states_of(snapshot: Snapshot) -> dict[str, Trace]:

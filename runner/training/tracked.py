@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from runner.training import chance
+from runner.training.classify import classify_dataset
 from runner.training.codec import Encoder, Node, Uncapturable
+from runner.training.datasets import captured_variables, walk
 from runner.training.decode import Decoder
-from runner.training.position import captured_variables, classify_dataset, walk
 from runner.training.variables import ChangedScriptError
 
 #: Takes the reason why something is not exact.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from runner.training.report import plain
 
 
@@ -22,3 +24,13 @@ def of_epoch(model: Any, logs: Mapping[str, Any] | None) -> dict[str, Any]:
             if len(series) == len(history.epoch) and series:
                 values[name] = series[-1]
     return {name: plain(value) for name, value in values.items()}
+
+
+def listed(array: np.ndarray) -> dict[str, Any]:
+    """Return a small array as JSON."""
+    return {"dtype": array.dtype.name, "values": array.tolist()}
+
+
+def unlisted(node: Mapping[str, Any]) -> np.ndarray:
+    """Return the array that `listed` gave."""
+    return np.array(node["values"], np.dtype(node["dtype"]))

@@ -69,22 +69,34 @@ class Reader:
 
     def read(self) -> list[np.ndarray]:
         """Return copies of the values that nobody else changes."""
+        lent = self.buffers.lend()
+        for value, buffer in zip(self._values(), lent, strict=True):
+            np.copyto(buffer, value)
+        return lent
+
+    def view(self) -> list[np.ndarray]:
+        """Return the values as they lie in memory, where that can be: nobody may write into them.
+
+        TensorFlow counts who reads a variable's memory: an update while these arrays are alive goes into
+        new memory and costs a copy; after they are gone it is made in place again.
+        """
+        return list(self._values())
+
+    def _values(self) -> Iterator[np.ndarray]:
         import tensorflow as tf
 
         read = tf.raw_ops.ReadVariableOp
-        lent = self.buffers.lend()
-        for (variable, handle), buffer in zip(self._handles, lent, strict=True):
+        for variable, handle in self._handles:
             tensor = (
                 read(resource=handle, dtype=variable.dtype) if handle is not None else variable.read_value()
             )
-            # The array that EagerTensor._numpy gives is the tensor's own memory: one copy instead of two.
-            np.copyto(buffer, getattr(tensor, "_numpy", tensor.numpy)())
-        return lent
+            # The array that EagerTensor._numpy gives is the tensor's own memory.
+            yield getattr(tensor, "_numpy", tensor.numpy)()
 
 
 def _handle_of(variable: Any) -> tuple[Any, Any]:
     """Return a variable and its resource; None for one that a strategy spreads over devices."""
-    plain = type(variable).__name__ == "ResourceVariable"
+    plain = type(variable).__name__ in {"ResourceVariable", "UnliftedInitializerVariable"}
     return variable, variable.handle if plain else None
 
 

@@ -1,4 +1,4 @@
-"""tf.data in forms of which a resume is not exact, and one (the third) of which it is."""
+"""tf.data in forms of which a resume is not exact, and some (the first three) of which it is."""
 
 import keras
 import numpy as np
@@ -30,3 +30,21 @@ variant(plain, validation_data=source.shuffle(20).repeat().batch(10), validation
 variant(plain, validation_data=source.shuffle(20).cache().batch(5), validation_steps=2)
 variant(plain, validation_data=Batches())
 variant(plain, validation_data=(Batches(),))  # in a tuple it is not seen for what it is
+
+
+def noise(a, b):
+    noisy = tf.numpy_function(lambda one: one + np.random.rand(2).astype("float32"), [a], tf.float32)
+    return tf.ensure_shape(noisy, (2,)), b
+
+
+def by_hidden():
+    next(orders)
+    yield from zip(x, x[:, :1], strict=True)
+
+
+orders = iter(range(99))
+hidden = tf.data.Dataset.from_generator(
+    by_hidden, output_signature=(tf.TensorSpec((2,), tf.float32), tf.TensorSpec((1,), tf.float32))
+)
+variant(source.map(noise, num_parallel_calls=2).batch(10))
+variant(plain, validation_data=hidden.batch(10))

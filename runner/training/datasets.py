@@ -1,0 +1,80 @@
+"""What a `tf.data` dataset is made of, and reading it again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+#: Operations that run Python code.
+PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+_INFINITE = -1  #: what TensorFlow says of an endless dataset's size
+#: The name of the variable that carries the order into Keras's dataset.
+OURS = "runner_order"
+
+
+def walk(dataset: Any) -> Iterator[Any]:
+    """Yield a dataset and all it is made of, each once."""
+    seen: set[int] = set()
+    todo = [dataset]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        todo += one._inputs()
+
+
+def operations(dataset: Any) -> Iterator[Any]:
+    """Yield the operations of a dataset's functions, those of functions within them too."""
+    for function in dataset._functions():
+        graph = function.function.graph.as_graph_def()
+        yield from graph.node
+        for inner in graph.library.function:
+            yield from inner.node_def
+
+
+def captured_variables(dataset: Any) -> list[Any]:
+    """List the variables (those of tf.random.Generator among them) that a dataset's functions use."""
+    found: dict[int, Any] = {}
+    for one in walk(dataset):
+        for function in one._functions():
+            for variable in function.function.graph.variables:
+                if variable is not None and not variable.name.startswith(OURS):
+                    found.setdefault(id(variable), variable)
+    return list(found.values())
+
+
+def has_cache(dataset: Any) -> bool:
+    """Tell whether a dataset keeps what was read from it."""
+    return any("Cache" in type(one).__name__ for one in walk(dataset))
+
+
+def reshuffles_late(dataset: Any) -> bool:
+    """Tell whether one iterator draws several orders of a shuffle, each when it gets there, and then ends."""
+    return any(begins_anew(one) and int(one.cardinality()) != _INFINITE for one in walk(dataset))
+
+
+def begins_anew(dataset: Any) -> bool:
+    """Tell whether a dataset opens what it is made of while it is read, and that is shuffled each time."""
+    return type(dataset).__name__ in {"_RepeatDataset", "_ConcatenateDataset"} and reshuffles(dataset)
+
+
+def reshuffles(dataset: Any) -> bool:
+    """Tell whether each iterator over a dataset has another order."""
+    return any(getattr(one, "_reshuffle_each_iteration", False) for one in walk(dataset))
+
+
+def iterate(dataset: Any) -> Iterator[Any]:
+    """Return a new iterator."""
+    iterator: Iterator[Any] = iter(dataset)
+    return iterator
+
+
+def read_through(dataset: Any, history: Sequence[int | None]) -> None:
+    """Read a dataset again: of each iterator so many elements; None: all."""
+    for drawn in history:
+        # One more: an iterator is given up when it is found to be at its end.
+        for _ in itertools.islice(iterate(dataset), drawn and drawn + 1):
+            pass

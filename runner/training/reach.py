@@ -1,0 +1,185 @@
+"""What a script's own functions can reach and so change: closure cells, and globals of their modules.
+
+Functions of installed packages are not looked into. What a function calls is followed as long as it is the
+script's own, and so are the methods of the script's own objects that it reaches.
+
+Limits: a global array above 1 MiB is taken for data, not for state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_GLOBAL_ARRAY_BYTES_MAX = 1 << 20
+_IMMUTABLE = (int, float, str, bytes, tuple, bool, complex, frozenset, type(None))
+
+
+class Cell:
+    """A closure cell."""
+
+    is_cell = True
+
+    def __init__(self, name: str, cell: Any):
+        self.name = name
+        self._cell = cell
+
+    @property
+    def value(self) -> Any:
+        """What is there now."""
+        return self._cell.cell_contents
+
+    def put(self, value: Any) -> None:
+        """Put another value there."""
+        self._cell.cell_contents = value
+
+
+class Global:
+    """A global variable of a function's module."""
+
+    is_cell = False
+
+    def __init__(self, name: str, namespace: dict[str, Any], key: str):
+        self.name = name
+        self._namespace = namespace
+        self._key = key
+
+    @property
+    def value(self) -> Any:
+        """What is there now."""
+        return self._namespace[self._key]
+
+    def put(self, value: Any) -> None:
+        """Put another value there."""
+        self._namespace[self._key] = value
+
+
+Place = Cell | Global
+
+
+def reached(functions: Iterable[types.FunctionType], *, big: bool = False) -> Iterator[Place]:
+    """Yield the places that these functions can change, in an order that a second run repeats.
+
+    Args:
+        functions: to begin with.
+        big: global arrays above 1 MiB too.
+    """
+    seen: set[Any] = set()
+    todo = list(functions)
+    while todo:
+        function = todo.pop(0)
+        if id(function) in seen or not _of_script(function):
+            continue
+        seen.add(id(function))
+        where = f"{function.__module__}.{function.__qualname__}"
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # an empty cell
+                if id(cell) not in seen and not is_settled(cell.cell_contents):
+                    seen.add(id(cell))
+                    yield Cell(f"{where}: {name}", cell)
+                todo += functions_in(cell.cell_contents)
+        read, written = _global_names(function.__code__)
+        for name in read:
+            if name not in function.__globals__:
+                continue
+            value = function.__globals__[name]
+            todo += functions_in(value)
+            key = (id(function.__globals__), name)
+            if key in seen or is_settled(value) or not _may_change(value, name in written, big):
+                continue
+            seen.add(key)
+            yield Global(f"{function.__module__}.{name}", function.__globals__, name)
+
+
+def functions_of(objects: Iterable[Any]) -> Iterator[types.FunctionType]:
+    """Yield the functions that objects are made with, and those among their attributes."""
+    for one in objects:
+        for kind in type(one).__mro__:
+            for member in list(vars(kind).values()):
+                yield from _plain_functions_in(member)
+        for member in list(getattr(one, "__dict__", {}).values()):
+            yield from _plain_functions_in(member)
+
+
+def functions_in(value: Any) -> list[types.FunctionType]:
+    """Return what runs when the value is called or, where it is of a class of the script's own, used."""
+    found = _plain_functions_in(value)
+    if not found and _is_of_script_class(value):
+        found = list(functions_of([value]))
+    return found
+
+
+def _plain_functions_in(value: Any) -> list[types.FunctionType]:
+    if isinstance(value, staticmethod | classmethod):
+        value = value.__func__
+    if isinstance(value, types.MethodType):
+        value = value.__func__
+    if isinstance(value, functools.partial):
+        value = value.func
+    if isinstance(value, property):
+        return [f for f in (value.fget, value.fset) if isinstance(f, types.FunctionType)]
+    return [value] if isinstance(value, types.FunctionType) else []
+
+
+def _is_of_script_class(value: Any) -> bool:
+    """Tell whether the value's class is the script's own, and not derived from one of Keras's."""
+    kinds = [kind for kind in type(value).__mro__ if kind is not object]
+    modules = [sys.modules.get(kind.__module__) for kind in kinds]
+    files = [getattr(module, "__file__", None) for module in modules]
+    return bool(kinds) and all(file is not None and not is_installed(file) for file in files)
+
+
+def _of_script(function: types.FunctionType) -> bool:
+    return not is_installed(function.__code__.co_filename)
+
+
+def is_installed(file: str) -> bool:
+    """Tell whether a file belongs to Python or to an installed package."""
+    return file.startswith(_library_folders())
+
+
+@functools.cache
+def _library_folders() -> tuple[str, ...]:
+    ours = str(Path(__file__).parent.parent)
+    paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    extra = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    return tuple({*paths, *extra, ours, "<frozen"})
+
+
+@functools.lru_cache(maxsize=4096)
+def _global_names(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the global names that a function's code reads (nested code too), and those that it rebinds."""
+    read: dict[str, None] = {}
+    written: set[str] = set()
+    for one in dis.get_instructions(code):
+        if one.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
+            read[str(one.argval)] = None
+        elif one.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
+            read[str(one.argval)] = None
+            written.add(str(one.argval))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner_read, inner_written = _global_names(constant)
+            read.update(dict.fromkeys(inner_read))
+            written |= inner_written
+    return tuple(read), frozenset(written)
+
+
+def is_settled(value: Any) -> bool:
+    """Tell whether the value is code: made anew by the script, and never changed."""
+    return isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.ModuleType | type)
+
+
+def _may_change(value: Any, rebound: bool, big: bool) -> bool:
+    if isinstance(value, _IMMUTABLE):
+        return rebound
+    return big or not (isinstance(value, np.ndarray) and value.nbytes > _GLOBAL_ARRAY_BYTES_MAX)
