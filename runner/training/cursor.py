@@ -32,9 +32,11 @@ def describe(
         "iterators": position.iterators + 1 if fresh else position.iterators,
         "drawn": 0 if fresh else position.drawn,
         "fresh": fresh,
-        "history": [*position.history, position.drawn] if fresh and position.iterators else position.history,
+        "history": position.past() if fresh else position.history,
         "generators": generators,
         "validation_iterators": validation.iterators,
+        "validation_history": validation.past(),
+        "validation_num_batches": validation.num_batches(),
         "validation_generators": [listed(array) for array in validation.values()],
     }
 
@@ -54,9 +56,11 @@ def go_to(
     done, size = int(cursor["done"]), iterator.steps_per_execution
     iterator._num_batches = cursor["num_batches"]
     generators = [unlisted(cursor["generators"][str(i)]) for i in range(len(cursor["generators"]))]
-    position.history = [int(count) for count in cursor.get("history", [])]
+    position.history = list(cursor["history"])
     position.go_to(int(cursor["iterators"]), int(cursor["drawn"]), generators)
-    values = [unlisted(node) for node in cursor.get("validation_generators", [])]
+    validation.history = list(cursor["validation_history"])
+    validation.known_batches = cursor["validation_num_batches"]
+    values = [unlisted(node) for node in cursor["validation_generators"]]
     validation.go_to(int(cursor["validation_iterators"]) + 1, 0, values)
     for index in range(done):
         next(inner)

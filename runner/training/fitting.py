@@ -62,7 +62,7 @@ class Fit:
         self.iterator: Any = None  #: Keras's iterator over the training data
         self.listeners: Any = None  #: Keras's CallbackList
         self.position = Position("epoch")
-        self.validation = Position("skip")
+        self.validation = Position("skip", validates=True)
         self.epoch = 0
         self.done = 0  #: executions of the training function in this epoch
         self.logs: Any = None  #: what the last step returned
@@ -85,7 +85,6 @@ class Fit:
         self._fixed: dict[str, Any] = {}
         self._wrapped: Any = None
         self._data_digest: str | None = None
-        self._eval_iterator: Any = None  #: Keras's iterator over the validation data
         self._flaw: str | None = None  #: of validation, once it is known
 
     # -- called as the fit begins ---------------------------------------------------------------------------
@@ -378,7 +377,7 @@ class Fit:
         def first(iterator: Any) -> Any:
             if not self._resumed:
                 self.worker.phase("trace", tell=True)
-            exact = self._is_exact() and not self.makers
+            exact = self._trace_is_exact()
             with self._traces.tracing("train", resumed=self._resumed, exact=exact):
                 self.logs = logs = function(iterator)
             self.model.train_function = train_function
@@ -390,6 +389,9 @@ class Fit:
         self._wrapped = (function, first, train_function)
         self.model.train_function = first
 
+    def _trace_is_exact(self) -> bool:
+        return self._is_exact() and not self.makers
+
     def _is_exact(self) -> bool:
         return self.exactness is not None and self.exactness.method != "epoch"
 
@@ -397,8 +399,8 @@ class Fit:
 
     def test_began(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation begins."""
-        exact = self._is_exact() and self.makers.train is None
-        self._traces.wrap_test_function(resumed=self._resumed, exact=exact)
+        self._traces.wrap_test_function(resumed=self._resumed, exact=self._trace_is_exact)
+        self.validation.begin_validation()
         self.worker.progress.set(step=self.worker.step)
         self.worker.phase("validate")
 
@@ -406,7 +408,6 @@ class Fit:
         """Return what Keras shall iterate for validation; say where a resume is not exact."""
         maker = self.makers.look_into(iterator, training=False)
         self.makers.adopt_validation(iterator, self.validation, self.iterator)
-        self._eval_iterator = iterator
         if maker is not None:
             dataset = iterator._distributed_dataset
         if self._flaw is None:
@@ -419,7 +420,7 @@ class Fit:
         """Return what the fit leaves of its datasets."""
         return {
             "train": left_behind(self.iterator, self.position),
-            "validation": left_behind(self._eval_iterator, self.validation),
+            "validation": left_behind(self.validation.epochs, self.validation),
         }
 
     def test_ended(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it

@@ -83,6 +83,7 @@ def _on_keras(worker: Worker, keras: ModuleType) -> None:
         return
     worker.find_saved()
     _patch_iterators(worker)
+    _patch_arrays(worker)
     _patch_makers(worker)
     _patch_callbacks(worker)
     _patch_fit(worker)
@@ -106,9 +107,7 @@ def missing_places() -> list[str]:
 def _patch_iterators(worker: Worker) -> None:
     import tensorflow as tf
     from keras.src.backend.tensorflow.trainer import TFEpochIterator
-    from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
     from keras.src.trainers.epoch_iterator import EpochIterator
-    from tensorflow.python.eager import context
 
     def init(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
@@ -122,13 +121,27 @@ def _patch_iterators(worker: Worker) -> None:
             return dataset
         if fit.iterator is self:
             return fit.position.counted(dataset)
-        if getattr(fit.model, "_eval_epoch_iterator", None) is self:
-            return fit.count_validation(self, dataset)
+        for validated in _validating(worker, self):
+            dataset = validated.count_validation(self, dataset)
         return dataset
 
     def enumerate_iterator(original: Callable[[Any], Iterator[Any]], self: Any) -> Iterator[Any]:
         fit = worker.fit
-        return original(self) if fit is None or fit.iterator is not self else fit.steps(original)
+        if fit is not None and fit.iterator is self:
+            return fit.steps(original)
+        for validated in _validating(worker, self):
+            validated.validation.adopt(self)
+        return original(self)
+
+    _wrap(TFEpochIterator, "__init__", init)
+    _wrap(TFEpochIterator, "_get_iterator", get_iterator)
+    _wrap(EpochIterator, "_enumerate_iterator", enumerate_iterator)
+
+
+def _patch_arrays(worker: Worker) -> None:
+    import tensorflow as tf
+    from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+    from tensorflow.python.eager import context
 
     def get_tf_dataset(original: Callable[[Any], Any], self: Any) -> Any:
         fit = worker.fit
@@ -141,10 +154,14 @@ def _patch_iterators(worker: Worker) -> None:
         finally:
             tf.random.shuffle = shuffle
 
-    _wrap(TFEpochIterator, "__init__", init)
-    _wrap(TFEpochIterator, "_get_iterator", get_iterator)
-    _wrap(EpochIterator, "_enumerate_iterator", enumerate_iterator)
     _wrap(ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
+
+
+def _validating(worker: Worker, iterator: Any) -> list[Any]:
+    """Return the fit that validates with an epoch iterator of Keras's, where one does."""
+    fit = worker.fit
+    mine = fit is not None and getattr(fit.model, "_eval_epoch_iterator", None) is iterator
+    return [fit] if mine else []
 
 
 def _patch_makers(worker: Worker) -> None:

@@ -165,7 +165,7 @@ class Makers:
         """Return how many batches were taken from each generator; None: all it had."""
         found: dict[str, int | None] = {}
         if "train" in self._known:
-            drawn = sum(position.history) + position.drawn
+            drawn = sum(count or 0 for count in position.history) + position.drawn
             found["train"] = max(_PEEKED, drawn) if iterator.steps_per_epoch else None
         if "validation" in self._known:
             steps = self._validation_steps
@@ -197,7 +197,7 @@ def left_behind(iterator: Any, position: Position) -> dict[str, Any]:
     variables = captured_variables(iterator._distributed_dataset)
     return {
         "iterators": position.iterators,
-        "history": [*position.history, position.drawn] if position.method == "replay" else None,
+        "history": position.past() if position.method == "replay" else None,
         "variables": [listed(variable.numpy()) for variable in variables],
     }
 

@@ -24,19 +24,26 @@ from runner.training.order import Order
 class Position:
     """How far one dataset has been consumed; stands between Keras and the dataset's `iter`."""
 
-    def __init__(self, method: str, *, stateless: bool = False):
+    def __init__(self, method: str, *, stateless: bool = False, validates: bool = False):
         """Begin at the beginning.
 
         Args:
             method: how to skip, see `Exactness`.
             stateless: an iterator does not depend on how many were made before it.
+            validates: each validation reads the first iterator that it opens, whole, and no other.
         """
         self.method = method
         self._stateless = stateless
         self.iterators = 0
         self.drawn = 0
         self.generators: list[np.ndarray] = []
-        self.history: list[int] = []  #: for "replay": what was drawn from the iterators before the present
+        #: For "replay": what was drawn from the iterators before the present; None: all.
+        self.history: list[int | None] = []
+        self._validates = validates
+        self._beginning = False  # a validation begins, and has not opened an iterator yet
+        self._share: int | None = 0  # of validation data: what will be drawn from the present iterator
+        self.epochs: Any = None  #: Keras's iterator over validation data
+        self.known_batches: int | None = None  #: how many these hold, as Keras found out before a resume
         self.maker: Maker | None = None  #: the Python code that makes the data, where it does
         self.settle: Callable[[], None] = lambda: None  #: called once the place is reached again
         self.order: Order | None = None  #: of unseeded arrays
@@ -71,17 +78,37 @@ class Position:
 
     def open(self, dataset: Any) -> Iterator[Any]:
         """Make the next iterator."""
+        self.history = self.past()
+        self._share, self._beginning = None if self._beginning else 0, False
         target, self._target = self._target, None
         if target is not None:
             return self._reopen(dataset, *target)
-        if self.method == "replay" and self.iterators:
-            self.history.append(self.drawn)
         self._count(self.iterators + 1, 0)
         if self.method == "pull":
             self.generators = [variable.numpy() for variable in captured_variables(dataset)]
         if self.maker is not None:
             self.maker.opened()
         return iterate(dataset)
+
+    def begin_validation(self) -> None:
+        """Note that the next iterator to be opened will be read."""
+        self._beginning = True
+
+    def adopt(self, epochs: Any) -> None:
+        """Take Keras's iterator over validation data; it shall know their size, as it did."""
+        if self.epochs is None and self.known_batches is not None:
+            epochs._num_batches = self.known_batches
+        self.epochs = epochs
+
+    def num_batches(self) -> int | None:
+        """Return how many batches the validation data hold, as far as Keras knows."""
+        return self.known_batches if self.epochs is None else self.epochs._num_batches
+
+    def past(self) -> list[int | None]:
+        """Return what was drawn from each iterator, as it will be told when another one is opened."""
+        if self.method != "replay" or not self.iterators or self._target is not None:
+            return self.history
+        return [*self.history, self._share if self._validates else self.drawn]
 
     def _count(self, iterators: int, drawn: int) -> None:
         self.iterators, self.drawn = iterators, drawn

@@ -9,7 +9,7 @@ then all is left as it comes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Traces:
             return
         yield
 
-    def wrap_test_function(self, *, resumed: bool, exact: bool) -> None:
+    def wrap_test_function(self, *, resumed: bool, exact: Callable[[], bool]) -> None:
         """Care for the first trace of the test function, once."""
         if self._test_known:
             return
@@ -61,7 +61,7 @@ class Traces:
 
         def first(iterator: Any) -> Any:
             self._model.test_function = function
-            with self.tracing("test", resumed=resumed, exact=exact):
+            with self.tracing("test", resumed=resumed, exact=exact()):
                 return function(iterator)
 
         self._model.test_function = first
