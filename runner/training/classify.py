@@ -130,8 +130,10 @@ def _flaw_of_dataset(dataset: Any, steps: int | None, maker: Maker | None) -> st
     exactness = classify_dataset(dataset, maker)
     if not exactness.exact:
         return f"the validation data: {exactness.reason}"
-    if maker is not None and exactness.method == "replay" and not has_cache(dataset):
-        return f"the validation data: {exactness.reason}"
+    if maker is not None and maker.opaque:
+        return f"the validation data run Python code whose state is hidden ({maker.opaque})"
+    if maker is not None and reshuffles_late(dataset):
+        return "the validation data run Python code, and a shuffle is begun anew while they are read"
     if not steps or steps == int(dataset.cardinality()):
         return ""
     if any(map(begins_anew, walk(dataset))):

@@ -8,13 +8,14 @@ at its call, in order: variables, callbacks, History, random generators. What th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from runner.errors import BadCheckpointError
 from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, makers
+from runner.training import capture, fingerprint, makers
 from runner.training.capture import traces_of
 from runner.training.quarantine import set_aside
 from runner.training.rebuild import rebuild
@@ -67,6 +68,44 @@ def load(worker: Worker, number: int) -> Snapshot | None:
     except BadCheckpointError as reason:
         set_aside(worker.launch.paths, path, str(reason), worker.facts.append)
         return None
+
+
+def still_holds(worker: Worker, number: int, snapshot: Snapshot, arguments: Mapping[str, Any]) -> bool:
+    """Tell whether a fit that is over was given the same data; where not, it and all after it is put aside.
+
+    Args:
+        worker: this process's.
+        number: of the fit.
+        snapshot: its end.
+        arguments: of the call of `fit` now, by name.
+    """
+    saved = snapshot.state["fingerprint"]
+    if saved["data"] != fingerprint.data(arguments):
+        reason = f"the data of fit {number} have changed since it was done"
+        worker.facts.warn(f"{reason}: it is trained again, and all that follows it")
+        put_aside_from(worker, number, int(snapshot.state["base_step"]), reason)
+        return False
+    if saved["source"] != fingerprint.source(worker.entry):
+        worker.facts.warn(
+            f"the script has changed since fit {number} was done; that fit is not run again, its end is"
+            f" restored. To train it again: runner rm {worker.launch.job}, then submit it again"
+        )
+    return True
+
+
+def put_aside_from(worker: Worker, number: int, base_step: int, reason: str) -> None:
+    """Put aside the end of fit `number`, which begins after `base_step` steps, and all that follows it."""
+    paths, report = worker.launch.paths, worker.facts.append
+    before = load(worker, number - 1) if number else None
+    worker.metrics.cut(0 if before is None else int(before.state["metrics_size"]))
+    for later in count(number):
+        if not path_of(worker, later).exists():
+            break
+        set_aside(paths, path_of(worker, later), reason, report)
+    for step, path in paths.list_checkpoints():
+        if step > base_step:
+            set_aside(paths, path, reason, report)
+    worker.start_over()
 
 
 def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, arguments: Mapping[str, Any]) -> Any:

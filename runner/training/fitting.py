@@ -56,6 +56,7 @@ class Fit:
         """
         self.makers = Makers(arguments, worker.entropy, saved)
         self.worker = worker
+        self._arguments = arguments
         self.model = model
         self.number = number
         self.saved = saved  #: what to resume from, until it is restored
@@ -78,13 +79,13 @@ class Fit:
         self._held: Snapshot | None = None
         self._epoch_at = 0.0
         self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
-        self._hold_s = 0.0  #: what it took to hold the last epoch's end
+        self._holds = 0
+        self._hold_s = math.inf  #: what it takes to hold an epoch's end, at best
         self._traces = Traces(worker, model)
         self._initial_epoch = model._initial_epoch
         self._steps_seen: int | None = None
         self._fixed: dict[str, Any] = {}
         self._wrapped: Any = None
-        self._data_digest: str | None = None
         self._flaw: str | None = None  #: of validation, once it is known
 
     # -- called as the fit begins ---------------------------------------------------------------------------
@@ -125,7 +126,6 @@ class Fit:
         """All callbacks have begun: say what comes, and build and fill a model that is resumed."""
         worker, iterator = self.worker, self.iterator
         steps = iterator.num_batches
-        self._data_digest = fingerprint.arrays(iterator.data_adapter)
         epochs = self.listeners.params.get("epochs")
         worker.facts("fit-started", fit=self.number, epochs=epochs, steps_per_epoch=steps)
         worker.progress.set(fit=self.number, epochs=epochs, steps_per_epoch=steps)
@@ -137,7 +137,7 @@ class Fit:
             "fingerprint": {
                 **fingerprint.machine(),
                 "source": fingerprint.source(worker.entry),
-                "data": self._data_digest,
+                "data": fingerprint.data(self._arguments),
             },
         }
         if self.saved is not None:
@@ -313,12 +313,14 @@ class Fit:
         """At an epoch's end: keep the state in memory, for validation and callbacks may take long."""
         if self._held is not None or not self._may_save(self.done):
             return
-        if self._hold_s <= _HOLD_SHARE * self._epoch_s:
+        # The first is dear: it finds out what is always the same.
+        if self._holds < 2 or self._hold_s <= _HOLD_SHARE * self._epoch_s:
             began = time.monotonic()
             with self._surviving():
                 self._held = self.take(fleeting=True)
                 self.worker.hold(self._held)
-            self._hold_s = time.monotonic() - began
+            self._holds += 1
+            self._hold_s = min(self._hold_s, time.monotonic() - began)
 
     def _let_go(self) -> None:
         self._held = None

@@ -253,7 +253,7 @@ def _patch_fit(worker: Worker) -> None:
         worker.fits += 1
         done = finished.load(worker, number)
         arguments = _arguments(signature, self, *args, **kwargs)
-        if done is not None:
+        if done is not None and finished.still_holds(worker, number, done, arguments):
             return finished.restore(worker, self, number, done, arguments)
         saved = worker.saved
         mine = saved is not None and saved.state.get("kind") == "fit" and saved.state["fit"] == number

@@ -149,6 +149,10 @@ class Worker:
 
     def phase(self, phase: str, *, tell: bool = False) -> None:
         """Enter a phase; `tell` makes a fact of it."""
+    def start_over(self) -> None:
+        """Forget what was found to resume from: it has been put aside."""
+        self.saved, self._saver, self._fit_best = None, None, None
+
         self.progress.phase(phase)
         if tell:
             self.facts("phase", phase=phase)

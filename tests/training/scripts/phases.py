@@ -28,7 +28,7 @@ class Slow(keras.layers.Dense):
 
 class Lingering(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
-        time.sleep(0.03)
+        time.sleep(0.06)
         if self.model.optimizer.iterations == 5:
             Path("was-in-train").touch()
             for _ in range(400 if os.environ.get("LINGER") == "train" else 0):
