@@ -21,7 +21,7 @@ VERBS = (
     *("submit", "ls", "status", "logs", "wait"),
     *("stop", "cancel", "pause", "resume", "retry", "rm"),
     *("checkpoints", "best", "export"),
-    *("run", "supervise", "drill", "version", "completion"),
+    *("run", "supervise", "doctor", "drill", "version", "completion"),
 )
 COMPLETE_VAR = "_RUNNER_COMPLETE"
 EXIT_BUG = 70  # EX_SOFTWARE

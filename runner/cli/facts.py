@@ -11,6 +11,7 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
+from runner.core.exactness import Kind
 from runner.core.job import ACTIVE, SETTLED, Attempt, Job, State, seconds_between
 from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage import records
@@ -92,7 +93,7 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "best": _placed(paths, record.get("best")),
         "metrics": progress.get("metrics") or {},
         "goodput": _goodput(record.get("ledger") or {}, running_s),
-        "exactness": record.get("exactness") or None,
+        "exactness": _exactness(record.get("classified"), record.get("exactness") or ""),
         "exit_code": _exit_code(state, attempts),
         "source": record.get("source"),
         "seed": record.get("seed"),
@@ -101,6 +102,20 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "finished_at": record.get("finished_at"),
         "revision": int(record.get("revision") or 0),
         "attempts": attempts,
+    }
+
+
+def _exactness(found: dict[str, Any] | None, said: str) -> dict[str, Any] | None:
+    """Return how exactly the newest fit can be resumed; an older record says it in words only."""
+    if found is None:
+        kind = Kind.NOT_EXACT if said.startswith("not exact") else Kind.EXACT
+        found = {"fit": 0, "kind": kind, "reason": said.partition(": ")[2]} if said else None
+    return found and {
+        "fit": int(found["fit"]),
+        "kind": Kind(found["kind"]),
+        "reason": str(found["reason"]),
+        "replay_s": _number(found.get("replay_s")),
+        "missed": [str(one) for one in found.get("missed") or ()],
     }
 
 

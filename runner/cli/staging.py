@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from runner.cli.models import Model
@@ -118,10 +118,39 @@ def copy_tree(source: Path, target: Path) -> None:
     Raises:
         BadJobError: something in it cannot be copied faithfully.
     """
+    _copy(_walk(source), target)
+
+
+def copy_to_try(source: Path, target: Path, bytes_max: int) -> list[Path]:
+    """Copy a job's folder to try things in, its virtual environment as a link.
+
+    Of files that are too much together the biggest are links too; these are returned, relative to it.
+
+    Raises:
+        BadJobError: something in it cannot be copied faithfully.
+    """
+    entries = list(_walk(source, without=_LINKS_OUT))
+    files = [(path, entry) for path, entry in entries if entry.is_file(follow_symlinks=False)]
+    linked, total = set(), 0
+    for path, entry in sorted(files, key=lambda found: found[1].stat().st_size):
+        total += entry.stat().st_size
+        if total > bytes_max:
+            linked.add(path)
+    _copy(iter(entries), target, linked)
+    if (source / _LINKS_OUT).is_dir():
+        (target / _LINKS_OUT).symlink_to((source / _LINKS_OUT).resolve())
+    return sorted(linked)
+
+
+def _copy(
+    entries: Iterator[tuple[Path, os.DirEntry[str]]], target: Path, linked: Set[Path] = frozenset()
+) -> None:
     target.mkdir()
-    for path, entry in _walk(source):
+    for path, entry in entries:
         copy = target / path
-        if entry.is_symlink():
+        if path in linked:
+            copy.symlink_to(Path(entry.path).resolve())
+        elif entry.is_symlink():
             copy.symlink_to(Path(entry.path).readlink())
         elif entry.is_dir():
             copy.mkdir()
@@ -136,15 +165,20 @@ def _copy_file(source: str, target: Path) -> None:
         raise BadJobError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
-def _walk(source: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
-    """Yield (relative path, entry) of everything that is copied, folders before what they hold."""
+def _walk(source: Path, without: str = "") -> Iterator[tuple[Path, os.DirEntry[str]]]:
+    """Yield (relative path, entry) of everything that is copied, folders before what they hold.
+
+    Args:
+        source: the folder.
+        without: the name of what is left out at its top.
+    """
     root = source.resolve()
     stack = [Path()]
     while stack:
         folder = stack.pop()
         for entry in sorted(os.scandir(source / folder), key=lambda entry: entry.name):
             path = folder / entry.name
-            if entry.name in _LEFT_OUT:
+            if entry.name in _LEFT_OUT or path == Path(without):
                 continue
             _check(entry, path, root)
             yield path, entry

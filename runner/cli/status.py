@@ -6,6 +6,7 @@ from typing import Any
 
 from runner.cli import daemon, facts, output
 from runner.cli.options import HomeOption, JsonOption, NameArgument, existing, open_home
+from runner.core.exactness import text
 from runner.core.job import SETTLED, State
 
 _ATTEMPTS_SHOWN = 10
@@ -37,7 +38,8 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("metrics", metrics(job["metrics"])),
         ("checkpoint", "step {step}, {path}".format(**job["checkpoint"]) if job["checkpoint"] else ""),
         ("best", best(job["best"]) if job["best"] else ""),
-        ("exactness", job["exactness"]),
+        ("exactness", exactness(job["exactness"]) if job["exactness"] else ""),
+        ("not kept", ", ".join(job["exactness"]["missed"]) if job["exactness"] else ""),
         ("from", job["source"]),
         ("goodput", goodput(job["goodput"]) if job["attempt"] else ""),
         ("submitted", job["submitted_at"]),
@@ -45,6 +47,13 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("finished", job["finished_at"]),
     ]
     return [(label, text) for label, text in lines if text]
+
+
+def exactness(found: dict[str, Any]) -> str:
+    """Write how exact a resume of the newest fit is, and what reading data again took at the last one."""
+    which = f"fit {found['fit']}: " if found["fit"] else ""
+    again = f"; read again in {output.duration(found['replay_s'])}" if found["replay_s"] is not None else ""
+    return f"{which}{text(found['kind'], found['reason'])}{again}"
 
 
 def goodput(spent: dict[str, float]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runner.cli import output
+from runner.core.exactness import Kind
 
 Event = dict[str, Any]
 
@@ -32,7 +33,9 @@ def ended(event: Event) -> str:
 def resumed(event: Event) -> str:
     """Write from where training continues, and whether exactly."""
     exact = "" if event.get("exact", True) else f", not exactly: {event.get('reason') or 'unknown why'}"
-    return f"resumed from step {event.get('step')} (epoch {int(event.get('epoch') or 0) + 1}){exact}"
+    seconds = event.get("replay_s")
+    again = "" if seconds is None else f"; data were read again in {output.duration(seconds)}"
+    return f"resumed from step {event.get('step')} (epoch {int(event.get('epoch') or 0) + 1}){exact}{again}"
 
 
 def _running(event: Event) -> str:
@@ -47,7 +50,9 @@ def _best(event: Event) -> str:
 
 
 def _classified(event: Event) -> str | None:
-    return None if event.get("exact") else f"a resume will not be exact: {event.get('reason')}"
+    if not event.get("exact"):
+        return f"a resume will not be exact: {event.get('reason')}"
+    return f"resumes are exact {event.get('reason')}" if event.get("kind") == Kind.BY_REPLAY else None
 
 
 def _reason(words: str) -> Callable[[Event], str]:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from runner.core.actions import Ask
+from runner.core.exactness import Kind
 from runner.core.spec import JobSpec
 
 #: Version of job.json; a reader refuses a newer one.
@@ -91,6 +92,17 @@ class BestRef:
 
 
 @dataclass(frozen=True)
+class Classified:
+    """What the worker said of the exactness of the newest fit's resumes."""
+
+    fit: int
+    kind: Kind
+    reason: str = ""
+    replay_s: float | None = None  #: what reading data again took at the last resume, where that was needed
+    missed: tuple[str, ...] = ()  #: what a checkpoint cannot hold
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One try at the job."""
 
@@ -151,6 +163,7 @@ class Job:
     checkpoint_at: str | None = None
     best: BestRef | None = None
     exactness: str = ""  #: what the worker said of the exactness of this job's resumes
+    classified: Classified | None = None  #: the same, in parts
     ledger: Ledger = field(default_factory=Ledger)
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
     asked_at: str | None = None  #: when it was last asked to run again; waiting before that is nobody's loss

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from runner.core.job import BestRef, CheckpointRef, Job, seconds_between
+from runner.core.exactness import Kind, text
+from runner.core.job import BestRef, CheckpointRef, Classified, Job, seconds_between
 
 #: The kinds of facts a worker reports; an event log names anything else a "note", so that no worker can
 #: write there that its job succeeded.
@@ -17,6 +18,9 @@ FACTS = frozenset(
         *("classified", "warning", "phase", "fit-started", "fit-finished"),
     }
 )
+#: A record names no more than these of what checkpoints cannot hold.
+_MISSED_MAX = 20
+_REPLAY_S_MAX = 1e9
 
 
 def apply_facts(job: Job, facts: Iterable[Mapping[str, Any]], now: str) -> Job:
@@ -40,19 +44,45 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
             )
             return replace(job, checkpoint=_checkpoint(fact), checkpoint_at=now, ledger=ledger)
         case "resumed":
-            return _resumed(replace(job, checkpoint=_checkpoint(fact)), now)
+            return _resumed(_replayed(replace(job, checkpoint=_checkpoint(fact)), fact), now)
         case "quarantined":
             gone = job.checkpoint is not None and job.checkpoint.path == fact["path"]
             return replace(job, checkpoint=None) if gone else job
         case "best":
             return replace(job, best=_best(fact))
         case "classified":
-            exact, reason = bool(fact["exact"]), str(fact.get("reason", ""))
-            return replace(
-                job, exactness=f"{'exact' if exact else 'not exact'}{': ' if reason else ''}{reason}"
-            )
+            return _classified(job, fact)
+        case "warning":
+            return _missed(job, fact)
         case _:
             return job
+
+
+def _classified(job: Job, fact: Mapping[str, Any]) -> Job:
+    """Take in how exactly a fit can be resumed; of the same fit, what was known besides stays."""
+    exact, reason, fit = bool(fact["exact"]), str(fact.get("reason", "")), _count(fact.get("fit", 0))
+    kind = Kind(fact.get("kind", Kind.EXACT if exact else Kind.NOT_EXACT))
+    before = job.classified
+    known = before if before is not None and before.fit == fit else Classified(fit, kind)
+    return replace(job, exactness=text(kind, reason), classified=replace(known, kind=kind, reason=reason))
+
+
+def _replayed(job: Job, fact: Mapping[str, Any]) -> Job:
+    """Take in what reading data again took at a resume."""
+    seconds = fact.get("replay_s")
+    if job.classified is None or isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return job
+    if not 0 <= seconds < _REPLAY_S_MAX:
+        return job
+    return replace(job, classified=replace(job.classified, replay_s=float(seconds)))
+
+
+def _missed(job: Job, fact: Mapping[str, Any]) -> Job:
+    """Take in what a checkpoint cannot hold, where a warning tells that."""
+    before, missed = job.classified, str(fact["missed"])
+    if before is None or fact["fit"] != before.fit or missed in before.missed:
+        return job
+    return replace(job, classified=replace(before, missed=(*before.missed, missed)[:_MISSED_MAX]))
 
 
 def _resumed(job: Job, now: str) -> Job:

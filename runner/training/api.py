@@ -68,12 +68,17 @@ def attach(
         return Run()
     from runner.training.loop import Attached
 
+    kind: type[Attached] = Attached
+    if here.launch.rehearse:
+        from runner.training.rehearsal import RehearsedRun
+
+        kind = RehearsedRun
     here.attached = True
     if not here.searched:
         here.find_saved()
     if cadence is not None:
         here.set_cadence(cadence)
-    return Attached(here, each(model), each(optimizer), list(metrics))
+    return kind(here, each(model), each(optimizer), list(metrics))
 
 
 def _start() -> Worker | None:

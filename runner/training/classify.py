@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from runner.core.exactness import Kind
 from runner.training.datasets import (
     PYTHON_OPS,
     begins_anew,
@@ -44,6 +45,13 @@ class Exactness:
     #: "skip" within TensorFlow, "pull" the present iterator batch by batch, "replay" all the iterators there
     #: were, or "epoch": only at an epoch's start.
     method: str
+
+    @property
+    def kind(self) -> Kind:
+        """The same in a word."""
+        if not self.exact:
+            return Kind.NOT_EXACT
+        return Kind.EXACT if self.method == "skip" else Kind.BY_REPLAY
 
 
 def classify(adapter: Any, dataset: Any, distributed: bool, maker: Maker | None) -> Exactness:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.core.exactness import Kind
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture, cursor, fingerprint, finished, listeners, values
 from runner.training.capture import Camera, traces_of
@@ -103,9 +104,7 @@ class Fit:
         self.position = Position(self.exactness.method, stateless=stateless)
         self.position.order = self._order
         self.makers.adopt_training(iterator, self.position)
-        self.worker.facts(
-            "classified", fit=self.number, exact=self.exactness.exact, reason=self.exactness.reason
-        )
+        self.worker.classify(self.number, self.exactness.kind, self.exactness.reason)
 
     def shuffle_arrays(self, tensorflow: Any, *, within_batches: bool) -> Callable[..., Any]:
         """Return the stand-in for `tf.random.shuffle` while Keras makes a dataset of unseeded arrays."""
@@ -253,7 +252,7 @@ class Fit:
         flaw = self.makers.flaw() if self.exactness.exact else ""
         if flaw:
             self.exactness = Exactness(False, flaw, "epoch")
-            self.worker.facts("classified", fit=self.number, exact=False, reason=flaw)
+            self.worker.classify(self.number, Kind.NOT_EXACT, flaw)
 
     def _may_leave(self) -> bool:
         return self._trained and self.worker.stop.may_leave
@@ -287,7 +286,8 @@ class Fit:
         snapshot.arrays.update(self._traces.arrays())
         self._camera.missed += self.makers.add_to(snapshot)
         for missed in self._camera.missed:
-            self.worker.facts.warn(f"cannot be captured, stays as the script makes it at a resume: {missed}")
+            message = f"cannot be captured, stays as the script makes it at a resume: {missed}"
+            self.worker.facts.warn(message, fit=self.number, missed=missed)
         return snapshot
 
     def _state(self) -> dict[str, Any]:
@@ -364,7 +364,8 @@ class Fit:
         self._flaw = saved.state.get("validation_flaw")
         if self._flaw and saved.state["cursor"]["validation_iterators"]:
             reasons.append(self._flaw)
-        self.worker.tell_resumed(saved, reasons)
+        replay_s = self.position.replay_s if self.exactness.kind is Kind.BY_REPLAY else 0.0
+        self.worker.tell_resumed(saved, reasons, replay_s)
 
     # -- the training function ------------------------------------------------------------------------------
 
@@ -415,7 +416,7 @@ class Fit:
         if self._flaw is None:
             self._flaw = flaw_of_validation(iterator, maker)
             if self._flaw:
-                self.worker.facts("classified", fit=self.number, exact=False, reason=self._flaw)
+                self.worker.classify(self.number, Kind.NOT_EXACT, self._flaw)
         return self.validation.counted(dataset)
 
     def left_behind(self) -> dict[str, Any]:

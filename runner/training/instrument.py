@@ -67,19 +67,23 @@ def arrange(worker: Worker) -> None:
 
 
 def _on_legacy(worker: Worker, _module: ModuleType) -> None:
-    worker.facts.warn("this is Keras 2 (tf_keras): no checkpoints; use Keras 3, or runner.attach")
+    _leave_alone(worker, "this is Keras 2 (tf_keras): no checkpoints; use Keras 3, or runner.attach")
+
+
+def _leave_alone(worker: Worker, why: str) -> None:
+    worker.facts.warn(why, unwatched=True)
 
 
 def _on_keras(worker: Worker, keras: ModuleType) -> None:
     worker.phase("build", tell=True)
     backend = keras.config.backend()
     if backend != "tensorflow":
-        worker.facts.warn(f"Keras runs on {backend}: no checkpoints; they need its TensorFlow backend")
+        _leave_alone(worker, f"Keras runs on {backend}: no checkpoints; they need its TensorFlow backend")
         return
     missing = missing_places()
     if missing:
         version = getattr(keras, "__version__", "of unknown version")
-        worker.facts.warn(f"Keras {version} lacks {', '.join(missing)}: no checkpoints with this version")
+        _leave_alone(worker, f"Keras {version} lacks {', '.join(missing)}: no checkpoints with this version")
         return
     worker.find_saved()
     _patch_iterators(worker)
@@ -87,6 +91,10 @@ def _on_keras(worker: Worker, keras: ModuleType) -> None:
     _patch_makers(worker)
     _patch_callbacks(worker)
     _patch_fit(worker)
+    if worker.launch.rehearse:
+        from runner.training import rehearsal
+
+        rehearsal.install(worker, _wrap)
 
 
 def missing_places() -> list[str]:
@@ -257,7 +265,10 @@ def _patch_fit(worker: Worker) -> None:
             return finished.restore(worker, self, number, done, arguments)
         saved = worker.saved
         mine = saved is not None and saved.state.get("kind") == "fit" and saved.state["fit"] == number
-        running = Fit(worker, self, number, saved if mine else None, arguments)
+        kind: Any = Fit
+        if worker.launch.rehearse:
+            from runner.training.rehearsal import Rehearsal as kind  # noqa: N813 - one of the two kinds
+        running = kind(worker, self, number, saved if mine else None, arguments)
         worker.fit = running
         try:
             history = original(self, *args, **kwargs)

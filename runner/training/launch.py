@@ -28,6 +28,7 @@ class Launch:
     grace_s: float
     checkpoint: CheckpointSpec
     start_from: Path | None
+    rehearse: bool = False  #: look at each fit, and do not train (see `runner.training.rehearsal`)
 
     @property
     def attempt_paths(self) -> AttemptPaths:
@@ -57,6 +58,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Launch:
         grace_s=float(value["grace_s"]),
         checkpoint=_checkpoint(value["checkpoint"]),
         start_from=Path(value["from"]) if value.get("from") else None,
+        rehearse=bool(value.get("rehearse")),
     )
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.core.exactness import Kind
 from runner.core.spec import CadenceUnit, Every
 from runner.errors import StorageError
 from runner.storage.checkpoint import Snapshot
@@ -271,7 +272,7 @@ class Attached(Run):
     def _classify(self, part: Part) -> None:
         doubts = self._own.doubts
         reason = "; ".join(doubts) or _PROMISE
-        self._worker.facts("classified", fit=part.number, exact=not doubts, reason=reason)
+        self._worker.classify(part.number, Kind.NOT_EXACT if doubts else Kind.EXACT, reason)
 
     # -- beginning and resuming -----------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class Facts:
         self._path = path
         self._lock = threading.Lock()
         self._fd: int | None = None
-        self._said: set[str] = set()
+        self._said: set[tuple[Any, ...]] = set()
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Append one fact."""
@@ -62,11 +62,12 @@ class Facts:
             except OSError as error:
                 sys.stderr.write(f"runner: {self._path}: {error}; not recorded: {line}")
 
-    def warn(self, message: str) -> None:
-        """Append a warning, once per text."""
-        if message not in self._said:
-            self._said.add(message)
-            self("warning", message=message)
+    def warn(self, message: str, **fields: Any) -> None:
+        """Append a warning, once per text and fields."""
+        said = (message, *fields.items())
+        if said not in self._said:
+            self._said.add(said)
+            self("warning", message=message, **fields)
 
 
 class Progress:

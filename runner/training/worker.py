@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from runner.core.exactness import Kind, text
 from runner.core.spec import Every
 from runner.errors import StorageError
 from runner.training.entropy import Entropy
@@ -131,7 +132,9 @@ class Worker:
     def say(self, message: str | None) -> None:
         """Put a line into the job's log, where there is one."""
         if message:
-            print(message, flush=True)  # noqa: T201 - one line in the job's log
+            # Not to sys.stdout: the script may have put something else there, to see its own lines only.
+            with contextlib.suppress(OSError, ValueError):  # it may have closed it
+                print(message, file=sys.__stdout__, flush=True)
 
     def find_saved(self) -> None:
         """Look for a checkpoint to resume from; a bad one is put aside by the saver.
@@ -147,12 +150,12 @@ class Worker:
             self.saved = found[1]
             self.progress.set(step=found[1].step, epoch=found[1].epoch, checkpoint_step=found[1].step)
 
-    def phase(self, phase: str, *, tell: bool = False) -> None:
-        """Enter a phase; `tell` makes a fact of it."""
     def start_over(self) -> None:
         """Forget what was found to resume from: it has been put aside."""
         self.saved, self._saver, self._fit_best = None, None, None
 
+    def phase(self, phase: str, *, tell: bool = False) -> None:
+        """Enter a phase; `tell` makes a fact of it."""
         self.progress.phase(phase)
         if tell:
             self.facts("phase", phase=phase)
@@ -182,8 +185,19 @@ class Worker:
         with contextlib.suppress(OSError, StorageError):
             self.saver.save_now(snapshot)
 
-    def tell_resumed(self, saved: Snapshot, reasons: list[str]) -> None:
-        """Report from where the attempt goes on; `reasons` say why not exactly, where so."""
+    def classify(self, fit: int, kind: Kind, reason: str) -> None:
+        """Say how exactly a fit, or a loop of the script's own, can be resumed."""
+        self.facts("classified", fit=fit, exact=kind is not Kind.NOT_EXACT, kind=kind, reason=reason)
+        self.say(f"runner: resumes of fit {fit}: {text(kind, reason)}")
+
+    def tell_resumed(self, saved: Snapshot, reasons: list[str], replay_s: float = 0.0) -> None:
+        """Report from where the attempt goes on; `reasons` say why not exactly, where so.
+
+        Args:
+            saved: the checkpoint.
+            reasons: in words.
+            replay_s: what reading data again has taken; 0 where there was no need to.
+        """
         path = self.launch.paths.checkpoint(saved.step)
         self.facts(
             "resumed",
@@ -192,6 +206,7 @@ class Worker:
             epoch=saved.epoch,
             exact=not reasons,
             **({"reason": "; ".join(reasons)} if reasons else {}),
+            **({"replay_s": round(replay_s, 3)} if replay_s else {}),
         )
         self.progress.restart_rate()
 

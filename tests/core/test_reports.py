@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.core.events import Reported
-from runner.core.job import BestRef, CheckpointRef, Job, State
+from runner.core.exactness import Kind
+from runner.core.job import BestRef, CheckpointRef, Classified, Job, State
 from runner.core.reports import apply_facts
 from tests.core.life import ADMITTED, Life, at, in_state
 
@@ -62,10 +63,32 @@ def test_a_quarantined_checkpoint_is_forgotten_another_is_not() -> None:
         ({"exact": True}, "exact"),
         ({"exact": True, "reason": "arrays"}, "exact: arrays"),
         ({"exact": False, "reason": "a generator"}, "not exact: a generator"),
+        ({"exact": True, "kind": "by-replay", "reason": "by replay: threads"}, "exact by replay: threads"),
+        ({"exact": True, "kind": "by-replay", "reason": "threads"}, "exact by replay: threads"),
+        ({"exact": False, "kind": "not-exact", "reason": "a generator"}, "not exact: a generator"),
     ],
 )
 def test_what_was_said_of_exactness(fact: dict[str, Any], said: str) -> None:
     assert after({"event": "classified", "fit": 0, **fact}).exactness == said
+
+
+def test_what_was_said_of_exactness_is_kept_in_parts() -> None:
+    first = {"event": "classified", "fit": 0, "exact": True, "kind": "by-replay", "reason": "threads"}
+    missed = {"event": "warning", "message": "cannot be captured", "fit": 0, "missed": "Guard.door"}
+    assert after(first).classified == Classified(0, Kind.BY_REPLAY, "threads")
+    known = Classified(0, Kind.BY_REPLAY, "threads", 0.5, ("Guard.door",))
+    assert after(first, missed, missed, {**RESUMED, "replay_s": 0.5}).classified == known
+    late = {**first, "exact": False, "kind": "not-exact", "reason": "late"}
+    said = after(first, missed, {**RESUMED, "replay_s": 0.5}, late).classified
+    assert said == replace(known, kind=Kind.NOT_EXACT, reason="late"), "of the same fit the rest stays"
+    assert after(first, missed, {**first, "fit": 1}).classified == Classified(1, Kind.BY_REPLAY, "threads")
+    assert after(first, {**missed, "fit": 3}).classified == after(first).classified
+
+
+@pytest.mark.parametrize("bad", [-1, float("nan"), float("inf"), "soon", 10**400, [], True])
+def test_a_duration_that_is_none_spoils_no_resume(bad: Any) -> None:
+    said = {"event": "classified", "fit": 0, "exact": True}
+    assert after(said, {**RESUMED, "replay_s": bad}) == after(said, RESUMED)
 
 
 def without(fact: dict[str, Any], key: str) -> dict[str, Any]:
@@ -92,6 +115,10 @@ MALFORMED: list[dict[str, Any]] = [
     {**RESUMED, "step": float("inf")},
     {"event": "quarantined"},
     {"event": "classified"},
+    {"event": "classified", "exact": True, "kind": "perfect"},
+    {"event": "classified", "exact": True, "fit": -1},
+    {"event": "warning"},
+    {"event": "warning", "missed": [], "fit": {}},
 ]
 
 
