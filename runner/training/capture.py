@@ -15,6 +15,7 @@ import numpy as np
 
 from runner.storage.checkpoint import Snapshot
 from runner.training import chance, listeners, variables
+from runner.training.chance import Use
 from runner.training.codec import SKIP, Encoder, Node
 from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
@@ -185,23 +186,31 @@ def restore_variables(snapshot: Snapshot, tracked: Sequence[Any]) -> None:
     variables.assign(tracked, [snapshot.arrays[f"variables/{i:05d}"] for i in range(len(saved))])
 
 
-def restore_chance(snapshot: Snapshot, entropy: Entropy, *, drawn: bool = True) -> None:
-    """Put the shared random generators back; those that Python code draws from itself only if `drawn`."""
-    chance.restore(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, drawn=drawn)
+def restore_chance(snapshot: Snapshot, entropy: Entropy, *, host: bool = True) -> None:
+    """Put the shared random generators back; those that are no variables only if `host`."""
+    chance.restore(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, host=host)
 
 
-def restore_drawn(snapshot: Snapshot, entropy: Entropy) -> None:
-    """Put back the shared generators that Python code draws from itself."""
-    chance.restore_drawn(Decoder(snapshot.arrays), snapshot.state["chance"], entropy)
+def restore_unused(snapshot: Snapshot, entropy: Entropy, before: Use) -> None:
+    """Put back those that are no variables and have not been used since `before`."""
+    chance.restore_unused(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, before)
 
 
-def restore(model: Any, snapshot: Snapshot, callbacks: Sequence[Any]) -> None:
-    """Put model, optimizer, metrics and callbacks back; the random generators are `restore_chance`'s.
+def restore(
+    model: Any, snapshot: Snapshot, callbacks: Sequence[Any], tracked: Sequence[Any] | None = None
+) -> None:
+    """Put variables and callbacks back; the random generators are `restore_chance`'s.
+
+    Args:
+        model: that is trained.
+        snapshot: of it.
+        callbacks: all of the fit's, in order.
+        tracked: the variables, by default all that `fit` trains.
 
     Raises:
         ChangedScriptError: the script's model or callbacks are not those of the snapshot.
     """
-    restore_variables(snapshot, variables.all_variables(model))
+    restore_variables(snapshot, variables.all_variables(model) if tracked is None else tracked)
     decoder = Decoder(snapshot.arrays, functools.partial(_restore_keras_kind, snapshot.arrays))
     try:
         listeners.restore(decoder, callbacks, snapshot.state["listeners"])

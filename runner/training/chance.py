@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,25 +36,33 @@ def capture(encoder: Encoder, entropy: Entropy) -> dict[str, Node]:
     return state
 
 
-def restore(decoder: Decoder, state: dict[str, Node], entropy: Entropy, *, drawn: bool = True) -> None:
-    """Put all generators back to `state`; those that Python code draws from itself only if `drawn`."""
+def restore(decoder: Decoder, state: dict[str, Node], entropy: Entropy, *, host: bool = True) -> None:
+    """Put all generators back to `state`; those that are no variables only if `host`."""
     if state["keras"] is not None:
         make_keras_generator().state.assign(decoder.merge(None, state["keras"]))
     shared = _shared_generator()
     if shared is not None and state["global"] is not None:
         shared.state.assign(decoder.merge(None, state["global"]))
-    restore_ops(decoder, state, entropy)
-    if drawn:
-        restore_drawn(decoder, state, entropy)
+    if host:
+        restore_host(decoder, state, entropy)
 
 
 def restore_host(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
     """Put back the generators that are no variables."""
-    restore_ops(decoder, state, entropy)
-    restore_drawn(decoder, state, entropy)
+    _restore_ops(decoder, state, entropy)
+    _restore_python(decoder, state, entropy)
 
 
-def restore_ops(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
+def restore_unused(decoder: Decoder, state: dict[str, Node], entropy: Entropy, before: Use) -> None:
+    """Put back those of them that have not been used since `before`."""
+    now = use(entropy)
+    if now.ops == before.ops:
+        _restore_ops(decoder, state, entropy)
+    if now.python == before.python:
+        _restore_python(decoder, state, entropy)
+
+
+def _restore_ops(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
     """Put back what TensorFlow's operations get their seeds from."""
     context = _context()
     if context is not None and state["eager"] is not None and getattr(context, "_rng", None) is not None:
@@ -62,15 +70,29 @@ def restore_ops(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> N
     entropy.op_draws = state["op_draws"]
 
 
-def restore_drawn(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
-    """Put back what Python code draws from: Python's and NumPy's shared generators, the entropy pool."""
+def _restore_python(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> None:
+    """Put back Python's and NumPy's shared generators and the entropy pool."""
     np.random.set_state(decoder.merge(None, state["numpy"]))
     random.setstate(_unpack(decoder, state["python"]))
     entropy.pool_draws = state["pool_draws"]
 
 
-def fingerprint() -> tuple[Any, ...]:
-    """Return something that changes whenever Python's or NumPy's shared generator has been used."""
+class Use(NamedTuple):
+    """Something that differs whenever the generators have been used in between."""
+
+    python: Any  #: Python's and NumPy's shared generators, the entropy pool
+    ops: Any  #: what TensorFlow's operations get their seeds from
+
+
+def use(entropy: Entropy) -> Use:
+    """Return how far the generators that are no variables have been used."""
+    rng = getattr(_context(), "_rng", None)
+    ops = (None if rng is None else rng.getstate(), entropy.op_draws)
+    return Use((*shared(), entropy.pool_draws), ops)
+
+
+def shared() -> tuple[Any, ...]:
+    """Return something that differs whenever Python's or NumPy's shared generator has been used."""
     kind = np.random.get_state(legacy=False)
     return (random.getstate(), kind["state"]["key"].tobytes(), kind["state"]["pos"], kind["gauss"])
 

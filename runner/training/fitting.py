@@ -346,7 +346,7 @@ class Fit:
             self._steps_seen = self.iterator._steps_seen = int(place["steps_seen"])
         self._restore()
         replayed = self.makers.train is not None and done > 0
-        capture.restore_chance(saved, self.worker.entropy, drawn=not replayed)
+        capture.restore_chance(saved, self.worker.entropy, host=not replayed)
         self.logs = self.end_logs = capture.decode_logs(saved)
         self.worker.step = saved.step
         self._base_step = int(saved.state["base_step"])

@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runner.training import chance
+from runner.storage.checkpoint import Snapshot
+from runner.training import capture, chance
 from runner.training.capture import Trace, capture_chance
 from runner.training.codec import SKIP, Encoder, Node, encode_members
 from runner.training.decode import Decoder
@@ -109,7 +110,7 @@ class Maker:
         self._known_arrays: list[np.ndarray] = []
         self._begun: Trace | None = None
         self._target: Trace | None = None
-        self._drawing_from: Any = None
+        self._drawing_from: chance.Use | None = None
         self._peeked: Trace | None = None
         self._source: _Source
         if code is not None:
@@ -165,10 +166,10 @@ class Maker:
         if self._target is not None:
             self._begun, self._target = self._target, None
             self._put(self._begun)
-            self._drawing_from = chance.fingerprint()
+            self._drawing_from = chance.use(self._entropy)
         elif self._begun is None or not self.from_start:
             self._begun = self._now()
-            self._drawing_from = chance.fingerprint() if self.code is not None else None
+            self._drawing_from = chance.use(self._entropy) if self.code is not None else None
 
     def opened(self) -> None:
         """Note that an iterator over a dataset is about to be read."""
@@ -237,15 +238,16 @@ class Maker:
         """Say why code that runs in parallel is not reproducible; "" where it is, as far as one can see."""
         if self.code is None or not self.code.parallel or self._begun is None:
             return ""
-        if self._drawing_from is not None and chance.fingerprint() != self._drawing_from:
+        if self._drawing_from is not None and chance.use(self._entropy) != self._drawing_from:
             return "Python code in a parallel map draws random numbers: not reproducible, even undisturbed"
         if not _same(self._begun, self._now()):
             return "Python code in a parallel map changes its state: not reproducible, even undisturbed"
         return ""
 
-    def has_drawn(self) -> bool:
-        """Tell whether the pulling that was repeated has used the shared generators."""
-        return self._drawing_from is not None and chance.fingerprint() != self._drawing_from
+    def settle(self, saved: Snapshot) -> None:
+        """Put back, when the place in the data is reached again, what the data do not draw from."""
+        before = self._drawing_from or chance.use(self._entropy)
+        capture.restore_unused(saved, self._entropy, before)
 
     @contextlib.contextmanager
     def pulling_again(self, drawn: int) -> Iterator[None]:
@@ -266,7 +268,7 @@ class Maker:
             return
         now = self._now()
         self._put(begun)
-        self._drawing_from = chance.fingerprint()
+        self._drawing_from = chance.use(self._entropy)
         try:
             yield
         finally:
@@ -283,7 +285,7 @@ class Maker:
 
     def _put(self, state: Trace) -> None:
         self._put_members(state)
-        chance.restore_drawn(Decoder(state[1]), state[0]["chance"], self._entropy)
+        chance.restore_host(Decoder(state[1]), state[0]["chance"], self._entropy)
 
     def _put_members(self, state: Trace) -> None:
         node, arrays = state

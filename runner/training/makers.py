@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture
 from runner.training.capture import Trace
 from runner.training.datasets import captured_variables, has_cache, read_through, reshuffles_late
 from runner.training.entropy import Entropy
@@ -136,14 +135,9 @@ class Makers:
         if maker is None or "train" not in self._saved:
             return
         maker.aim(self._saved["train"], at_once=fresh)
-        position.settle = functools.partial(self._settle, maker, saved)
+        position.settle = functools.partial(maker.settle, saved)
         if maker.threaded and not fresh:
             maker.started()
-
-    def _settle(self, maker: Maker, saved: Snapshot) -> None:
-        """Put back, when the place in the data is reached, what the data do not draw from."""
-        if not maker.has_drawn():
-            capture.restore_drawn(saved, self._entropy)
 
     def add_to(self, snapshot: Snapshot) -> list[str]:
         """Put the makers' states into a snapshot; return what of them could not be captured."""

@@ -234,9 +234,9 @@ class Pulled(_Drawn):
 
     def __next__(self) -> Any:
         watched = self.drawn < _DRAWS_WATCHED
-        before = chance.fingerprint() if watched else ()
+        before = chance.shared() if watched else ()
         element = self._draw(self._iterator.__next__)
-        if watched and chance.fingerprint() != before:
+        if watched and chance.shared() != before:
             self._tell("a tracked iterator draws from Python's or NumPy's shared generator: give it its own")
         return element
 

@@ -1,4 +1,7 @@
-"""tf.data with Python code inside, shuffles begun anew, and such data for validation: one small fit each."""
+"""tf.data with Python code inside, shuffles begun anew, and such data for validation: one small fit each.
+
+`python_streams.py train|validation [--seeded]`: the training or the validation data are such.
+"""
 
 import random
 import sys
@@ -19,6 +22,9 @@ signature = (tf.TensorSpec((6,), tf.float32), tf.TensorSpec((1,), tf.float32))
 
 
 def variant(name, dataset, **options):
+    about_validation = "validation_data" in options or "twice" in name
+    if about_validation != (sys.argv[1] == "validation"):
+        return
     model = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dropout(0.2), keras.layers.Dense(1)]
     )
@@ -74,12 +80,8 @@ def by_hidden():
         yield x[index], y[index]
 
 
-def jitter(value):
-    return (value + np.random.rand(6)).astype("float32")
-
-
 def jittered(a, b):
-    a = tf.numpy_function(jitter, [a], tf.float32)
+    a = tf.py_function(lambda one: one + tf.random.uniform((6,)), [a], tf.float32)
     return tf.ensure_shape(a, (6,)), b
 
 
