@@ -189,6 +189,10 @@ class JobPaths:
         """Return what is kept of the end of fit `number`, counted from 0."""
         return self.checkpoints / f"fit-{number:03d}.weights.h5"
 
+    def begun(self, number: int) -> Path:
+        """Return what is kept of the files of callbacks when fit `number` began; writer: worker."""
+        return self.checkpoints / f"fit-{number:03d}.begun.json"
+
     def loop(self, number: int) -> Path:
         """Return what is kept of loop `number` when it is over: a moment shortly before its end."""
         return self.checkpoints / f"loop-{number:03d}.weights.h5"

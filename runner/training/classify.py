@@ -12,6 +12,7 @@ from runner.training.datasets import (
     captured_variables,
     has_cache,
     operations,
+    operations_of,
     reshuffles,
     reshuffles_late,
     walk,
@@ -115,6 +116,22 @@ def _classify_code(dataset: Any, maker: Maker) -> Exactness:
     if has_cache(dataset):
         return Exactness(True, "by replay: the dataset caches what Python code makes", "replay")
     return Exactness(True, "by replay of the epoch: the dataset runs Python code", "pull")
+
+
+def flaw_of_step(step: Any) -> str:
+    """Say why a training step that Keras has traced is not the same after a resume; "" where it is.
+
+    Operations like `tf.random.normal` keep a counter of their own, which nobody can read or set; Keras's
+    layers use others.
+
+    Args:
+        step: the tf.function; None where it is not known.
+    """
+    for traced in step._list_all_concrete_functions() if step is not None else ():
+        for op in operations_of(traced.graph):
+            if op.op in _RANDOM_OPS:
+                return f"the training step draws from {op.op}, whose state TensorFlow hides"
+    return ""
 
 
 def flaw_of_validation(iterator: Any, maker: Maker | None) -> str:

@@ -29,10 +29,15 @@ def walk(dataset: Any) -> Iterator[Any]:
 def operations(dataset: Any) -> Iterator[Any]:
     """Yield the operations of a dataset's functions, those of functions within them too."""
     for function in dataset._functions():
-        graph = function.function.graph.as_graph_def()
-        yield from graph.node
-        for inner in graph.library.function:
-            yield from inner.node_def
+        yield from operations_of(function.function.graph)
+
+
+def operations_of(graph: Any) -> Iterator[Any]:
+    """Yield the operations of a graph, those of functions within it too."""
+    definition = graph.as_graph_def()
+    yield from definition.node
+    for inner in definition.library.function:
+        yield from inner.node_def
 
 
 def captured_variables(dataset: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from runner.storage.checkpoint import Snapshot
 from runner.training import capture, fingerprint, makers
 from runner.training.capture import traces_of
 from runner.training.quarantine import set_aside
-from runner.training.rebuild import rebuild
+from runner.training.rebuild import has_own_step, rebuild
 from runner.training.report import now_text
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
@@ -126,7 +126,8 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
         )
     makers.finish(snapshot, arguments, worker.entropy)
     traces = traces_of(snapshot)
-    known = {} if all(layer.built for layer in model._flatten_layers()) else traces
+    built = all(layer.built for layer in model._flatten_layers())
+    known = {} if built and not has_own_step(model) else traces
     model.make_train_function()
     rebuild(model, _spec_value(done["element_spec"]), known, worker.entropy)
     try:

@@ -19,13 +19,13 @@ from typing import Any
 
 from runner.core.exactness import Kind
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, cursor, fingerprint, finished, listeners, values
+from runner.training import capture, cursor, fingerprint, finished, outputs, values
 from runner.training.capture import Camera, traces_of
-from runner.training.classify import Exactness, classify, flaw_of_validation
+from runner.training.classify import Exactness, classify, flaw_of_step, flaw_of_validation
 from runner.training.makers import Makers, left_behind
 from runner.training.order import Order
 from runner.training.position import Position
-from runner.training.rebuild import rebuild
+from runner.training.rebuild import rebuild, traced_step
 from runner.training.report import now_text
 from runner.training.tracing import Traces
 from runner.training.variables import ChangedScriptError
@@ -114,9 +114,12 @@ class Fit:
     def before_train_begin(self, callback_list: Any) -> list[Any]:
         """Cut the callbacks' files back; return those whose `append` was switched on for it."""
         self.listeners = callback_list
+        record = self.worker.launch.paths.begun(self.number)
         if self.saved is None:
+            outputs.begin(record, callback_list.callbacks)
             return []
-        switched, complaints = listeners.rewind_files(callback_list.callbacks, self.saved.state["listeners"])
+        states = self.saved.state["listeners"]["callbacks"]
+        switched, complaints = outputs.resume(record, callback_list.callbacks, states)
         for complaint in complaints:
             self.worker.facts.warn(complaint)
         return switched
@@ -161,6 +164,7 @@ class Fit:
         assert self.saved is not None
         self._traces.known.update(traces_of(self.saved))
         self.build()
+        self._look_at_step(self.model.train_function)
         self._restore()
         self.model._initial_epoch = self.saved.state["cursor"]["epoch"]
 
@@ -241,9 +245,6 @@ class Fit:
         if self._broken or not self._trained:
             return False
         self._look_again()
-        optimizer = self.model.optimizer
-        if optimizer is not None and not getattr(optimizer, "built", True):
-            return False
         return self._is_exact() or done == 0
 
     def _look_again(self) -> None:
@@ -384,6 +385,7 @@ class Fit:
             with self._traces.tracing("train", resumed=self._resumed, exact=exact):
                 self.logs = logs = function(iterator)
             self.model.train_function = train_function
+            self._look_at_step(function)
             self._trained = True
             self.worker.release()
             self.worker.phase("train", tell=True)
@@ -391,6 +393,13 @@ class Fit:
 
         self._wrapped = (function, first, train_function)
         self.model.train_function = first
+
+    def _look_at_step(self, function: Any) -> None:
+        """Notice that the step itself, which has been traced, cannot go on as it would have."""
+        flaw = flaw_of_step(traced_step(function))
+        if flaw and self.exactness is not None and self.exactness.exact:
+            self.exactness = Exactness(False, flaw, self.exactness.method)
+            self.worker.classify(self.number, Kind.NOT_EXACT, flaw)
 
     def _trace_is_exact(self) -> bool:
         return self._is_exact() and not self.makers

@@ -1,7 +1,7 @@
 """The state of a fit's callbacks: their attributes, and what the script's code in them can reach.
 
 Captured are all attributes of each callback (History among them), the closure cells and the globals that the
-script's own callback functions use, and the position in a CSVLogger's file. All is put back in place, so
+script's own callback functions use, and how far their files are (`outputs`). All is put back in place, so
 that the script's other names for the same list or dict keep seeing it.
 
 Limits: a global array above 1 MiB is taken for data and not captured. What cannot be captured (an open file,
@@ -10,13 +10,10 @@ a lock, a thread) is named in `missed`, and stays as the script made it.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from runner.training import reach
+from runner.training import outputs, reach
 from runner.training.codec import SKIP, Encoder, Node, encode_members
 from runner.training.decode import Decoder
 
@@ -24,7 +21,7 @@ from runner.training.decode import Decoder
 _NEVER = {"model", "_model", "params", "_params", "validation_data"}
 _NEVER_OF = {
     "CSVLogger": {"csv_file", "writer", "append", "append_header"},
-    "TensorBoard": {"_writers", "_train_writer", "_val_writer", "writer", "summary", "_file_writer"},
+    "TensorBoard": {"_writers", "_prev_summary_state", "_summary_module", "_batch_trace_context"},
 }
 
 
@@ -42,7 +39,7 @@ def capture(
     states = []
     for callback in callbacks:
         nodes, failed = encode_members(encoder, _members(callback))
-        states.append({"class": type(callback).__name__, "members": nodes, "file": _file_position(callback)})
+        states.append({"class": type(callback).__name__, "members": nodes, "file": outputs.place(callback)})
         missed += [f"{type(callback).__name__}.{name} ({why})" for name, why in failed.items()]
     reached = list(reach.reached(reach.functions_of(callbacks)))
     wanted = [(str(i), place.value) for i, place in enumerate(reached) if place.name not in given_up]
@@ -85,33 +82,8 @@ def _names_of(saved: Iterable[dict[str, Any]]) -> str:
     return ", ".join(one["class"] for one in saved)
 
 
-def rewind_files(callbacks: Sequence[Any], state: dict[str, Node]) -> tuple[list[Any], list[str]]:
-    """Cut the files of CSVLoggers back, and have them appended to; call before `on_train_begin`.
-
-    Returns:
-        The callbacks whose `append` was switched on and must be switched off again; and complaints.
-    """
-    switched, complaints = [], []
-    for callback, one in zip(callbacks, state["callbacks"], strict=False):
-        size = one["file"]
-        if size is None or type(callback).__name__ != one["class"]:
-            continue
-        path = Path(callback.filename)
-        length = path.stat().st_size if path.exists() else 0
-        if length < size:
-            complaints.append(
-                f"{path} has {length} bytes, {size} when the checkpoint was taken: rows are lost"
-            )
-        elif length > size:
-            os.truncate(path, size)
-        if not callback.append:
-            callback.append = True
-            switched.append(callback)
-    return switched, complaints
-
-
 def _never(callback: Any) -> set[str]:
-    return _NEVER | _NEVER_OF.get(type(callback).__name__, set())
+    return _NEVER.union(*(_NEVER_OF.get(kind.__name__, ()) for kind in type(callback).__mro__))
 
 
 def _members(callback: Any) -> Iterator[tuple[str, Any]]:
@@ -121,13 +93,3 @@ def _members(callback: Any) -> Iterator[tuple[str, Any]]:
     for name, value in list(vars(callback).items()):
         if name not in never:
             yield name, value
-
-
-def _file_position(callback: Any) -> int | None:
-    file = getattr(callback, "csv_file", None)
-    if file is None or getattr(file, "closed", True) or not hasattr(callback, "filename"):
-        return None
-    file.flush()
-    with contextlib.suppress(OSError):
-        return Path(callback.filename).stat().st_size
-    return None

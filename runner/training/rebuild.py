@@ -23,16 +23,28 @@ def rebuild(model: Any, element_spec: Any, traces: Mapping[str, Trace], entropy:
         traces: the state of chance before "train" was first traced.
         entropy: the job's.
     """
-    step = _traced_step(model.train_function)
-    if "train" in traces and step is not None and not model.run_eagerly:
-        import tensorflow as tf
+    import tensorflow as tf
 
+    step = traced_step(model.train_function)
+    if "train" in traces and step is not None and not model.run_eagerly:
         with chance_of(traces["train"], entropy):
             step.get_concrete_function(tf.data.IteratorSpec(element_spec))
+        return  # what this has not made, a compiled optimizer that the step leaves alone say, was not made
+    if "train" in traces and has_own_step(model):
+        with chance_of(traces["train"], entropy):
+            tf.function(model.train_step).get_concrete_function(element_spec)
+        return
     model._symbolic_build(data_batch=element_spec)
 
 
-def _traced_step(train_function: Any) -> Any:
+def has_own_step(model: Any) -> bool:
+    """Tell whether the training step is the script's own, which may use less or more than Keras's."""
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+    return type(model).train_step is not TensorFlowTrainer.train_step
+
+
+def traced_step(train_function: Any) -> Any:
     """Return the tf.function inside Keras's training function; None where it is not where it used to be."""
     code, cells = getattr(train_function, "__code__", None), getattr(train_function, "__closure__", None)
     for name, cell in zip(code.co_freevars if code else (), cells or (), strict=True):

@@ -25,13 +25,38 @@ class ChangedScriptError(Exception):
 def all_variables(model: Any) -> list[Any]:
     """List what training changes: the model's variables, the optimizer's, the metrics', each once.
 
+    So are those that Keras does not count: of further optimizers, and TensorFlow's own, which the model or a
+    layer holds as attributes, or in lists and dicts that are attributes.
+
     The order is the model's own, so it is the same in every process that runs the script.
     """
     found = list(model.variables)
     if getattr(model, "optimizer", None) is not None:
         found += model.optimizer.variables
     found += model.metrics_variables
+    beneath = {id(tensor_of(variable)) for variable in found}
+    for layer in model._flatten_layers():
+        found += [one for one in _uncounted(layer) if id(one) not in beneath]
     return each_once(found)
+
+
+def _uncounted(layer: Any) -> Iterator[Any]:
+    """Yield the variables of optimizers and of TensorFlow that a layer holds."""
+    import tensorflow as tf
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+    for value in list(vars(layer).values()):
+        if isinstance(value, dict):
+            parts = list(value.values())
+        else:
+            parts = list(value) if isinstance(value, list | tuple) else [value]
+        for part in parts:
+            if isinstance(part, BaseOptimizer):
+                yield from part.variables
+            elif isinstance(part, tf.Variable):
+                yield part
+            elif isinstance(part, tf.random.Generator):
+                yield part.state
 
 
 def each_once(found: Iterable[Any]) -> list[Any]:

@@ -1,0 +1,249 @@
+"""Plays variants of the matrix: once undisturbed, once dying again and again; and judges them.
+
+The deaths of a variant are drawn from the moments that its undisturbed run told: first the kind of moment, so
+that rare ones come as often as others, then one of that kind. Besides, it may die while a checkpoint is being
+written, and after its last fit.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.matrix.nursery import Nursery
+from tests.matrix.registry import FOLDER, Variant
+from tests.training.harness import Attempt, Job
+
+_STAGE = Path(__file__).with_name("stage.py")
+#: Makes the resume forget where it was in the data; goes before the script.
+_FORGETFUL = """
+from pathlib import Path
+source = Path(BOOTSTRAP).read_text().replace('    main()\\n', '')
+__file__ = BOOTSTRAP
+exec(compile(source, BOOTSTRAP, 'exec'))
+from runner.training import position
+original = position.Position.go_to
+position.Position.go_to = lambda self, iterators, drawn, states: original(self, 1, 0, states)
+main()
+"""
+
+
+@dataclass
+class Verdict:
+    """What became of one variant."""
+
+    variant: Variant
+    faults: list[str] = field(default_factory=list)
+    deaths: list[str] = field(default_factory=list)  #: the moments at which it was killed
+    resumed: list[int] = field(default_factory=list)  #: the steps that its fits went on from
+    reason: str = ""  #: what it was classified as
+
+    @property
+    def kind(self) -> str:
+        """How it is exact, or that it is not."""
+        if self.variant.inexact:
+            return "not exact"
+        return "by replay" if self.reason.startswith("by replay") else "exact"
+
+    def __str__(self) -> str:
+        deaths = f"{len(self.deaths)} kills: {', '.join(self.deaths)}"
+        steps = ", ".join(map(str, self.resumed)) or "no step"
+        line = f"{self.kind:9}  {self.variant.name:34} {deaths}; resumed at {steps}"
+        return "\n".join(
+            [f"{'FAILED' if self.faults else 'ok':6}  {line}", *(f"  {one}" for one in self.faults)]
+        )
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How to play."""
+
+    folder: Path
+    seed: int
+    kills: int = 3
+    forgetful: bool = False  #: the negative control
+    forked: bool = False  #: lives begin with TensorFlow imported already
+
+
+def play(variants: list[Variant], rules: Rules, label: str) -> Iterator[Verdict]:
+    """Play variants of one script in one job; where one fails, those behind it are played again."""
+    left, turn = variants, 0
+    nursery = Nursery(_environment()) if rules.forked else None
+    try:
+        while left:
+            verdicts = _play_once(left, rules, f"{label}-{turn}", nursery)
+            failed = next((i for i, one in enumerate(verdicts) if one.faults), None)
+            done = len(verdicts) if failed is None else failed + 1
+            yield from verdicts[:done]
+            left, turn = left[done:], turn + 1
+    finally:
+        if nursery is not None:
+            nursery.close()
+
+
+def _environment() -> dict[str, str]:
+    return Job.environment(None, {})  # type: ignore[arg-type] - it does not use the job
+
+
+def _play_once(variants: list[Variant], rules: Rules, label: str, nursery: Nursery | None) -> list[Verdict]:
+    """Return verdicts up to the first variant at which the script fails."""
+    chance = random.Random(f"{rules.seed}/{[one.name for one in variants]}")
+    calm = _Game(rules.folder / f"{label}-undisturbed", variants, rules, nursery)
+    lived = calm.live({}, every=("steps", 3))
+    expected = _told(lived)
+    plan = {name: _draw(one["moments"], rules, chance) for name, one in expected.items()}
+    game = _Game(rules.folder / f"{label}-killed", variants, rules, nursery)
+    found: dict[str, Any] = {}
+    if lived.code == 0:
+        lived = game.live(plan, every=("steps", chance.choice([1, 1, 2, 3])))
+        found = _told(lived)
+    verdicts = []
+    for one in variants:
+        verdict = Verdict(one)
+        if one.name not in found:
+            verdict.faults.append(f"exit code {lived.code}, in {lived.job.folder}\n{lived.errors[-3000:]}")
+            return [*verdicts, verdict]
+        verdict.deaths = [death["kind"] for death in plan[one.name]][: game.deaths_of(one)]
+        verdict.faults += _differences(one, expected[one.name], found[one.name])
+        _judge(verdict, game, _fits(found, one.name), rules)
+        verdicts.append(verdict)
+    if not any(one.faults for one in verdicts):
+        shutil.rmtree(calm.root)
+        shutil.rmtree(game.root)
+    return verdicts
+
+
+class _Game(Job):
+    """One job that trains several variants."""
+
+    def __init__(self, root: Path, variants: list[Variant], rules: Rules, nursery: Nursery | None):
+        self.root = root
+        self.nursery = nursery
+        self.words = [one.name for one in variants]
+        script = variants[0].script
+        super().__init__(root, script, text=(FOLDER / script).read_text())
+        shutil.copy(_STAGE, self.folder)
+        if variants[0].seeded:
+            self.words.append("--seeded")
+        if rules.forgetful:
+            forgetful = root / "forgetful.py"
+            forgetful.write_text(_FORGETFUL.replace("BOOTSTRAP", repr(str(self.bootstrap))))
+            self.bootstrap = forgetful
+
+    def live(self, plan: dict[str, list[dict[str, Any]]], every: tuple[str, float]) -> Attempt:
+        """Live again and again, until a life ends by itself."""
+        (self.folder / "plan.json").write_text(json.dumps(plan))
+        for _ in range(sum(map(len, plan.values())) + 1):
+            attempt = self.run(*self.words, every=every) if self.nursery is None else self.forked(every)
+            if attempt.code != -signal.SIGKILL:
+                break
+        return attempt
+
+    def forked(self, every: tuple[str, float]) -> Attempt:
+        """Live once, by the nursery."""
+        assert self.nursery is not None
+        attempt = Attempt(self, None)  # type: ignore[arg-type]
+        output, errors = self.root / "output", self.root / "errors"
+        attempt.code = self.nursery.live(
+            {
+                "cwd": str(self.folder),
+                "environ": self.prepare(*self.words, every=every),
+                "program": str(self.bootstrap),
+                "output": str(output),
+                "errors": str(errors),
+            }
+        )
+        attempt.output, attempt.errors = output.read_text(), errors.read_text()
+        return attempt
+
+    def deaths_of(self, variant: Variant) -> int:
+        """Return how often it has died."""
+        path = self.folder / f"lived-{variant.name}"
+        return len(path.read_text()) if path.exists() else 0
+
+    def facts_by_fit(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the facts of all lives, each with the fit that it is of."""
+        for number in range(1, self.attempt + 1):
+            fit = -1
+            for fact in self.facts(number):
+                fit = fact.get("fit", fit)
+                yield fit, fact
+
+
+def _draw(moments: list[str], rules: Rules, chance: random.Random) -> list[dict[str, Any]]:
+    """Draw deaths in the order in which they come."""
+    kinds = sorted(
+        {*moments, "save", "after"} - {"after"} if rules.forgetful else {*moments, "save", "after"}
+    )
+    if rules.forgetful:
+        kinds = ["train"]
+    deaths = []
+    for kind in (
+        chance.sample(kinds, rules.kills)
+        if len(kinds) >= rules.kills
+        else chance.choices(kinds, k=rules.kills)
+    ):
+        stands_for = {"save": "train", "start": "start"}.get(kind, kind)
+        places = [i for i, moment in enumerate(moments) if moment == stands_for]
+        at = chance.choice(places) if places else len(moments)
+        deaths.append({"kind": kind, "at": at, "dying_s": chance.choice([0.0, 0.1, 0.1])})
+    return sorted(deaths, key=lambda death: death["at"])
+
+
+def _told(attempt: Attempt) -> dict[str, Any]:
+    """Return what each variant has told of itself at its end."""
+    return {name: json.loads(told) for name, told in attempt.results.items()}
+
+
+def _fits(found: dict[str, Any], name: str) -> range:
+    """Return the numbers of a variant's fits."""
+    before = 0
+    for other, told in found.items():
+        if other == name:
+            return range(before, before + told["fits"])
+        before += told["fits"]
+    raise KeyError(name)
+
+
+def _differences(variant: Variant, expected: dict[str, Any], found: dict[str, Any]) -> Iterable[str]:
+    if variant.inexact or expected == found:
+        return
+    parts = [key for key in expected["parts"] if expected["parts"][key] != found["parts"][key]]
+    for key in parts:
+        yield f"{key} differ: {expected['parts'][key]} became {found['parts'][key]}"
+    if expected["moments"] != found["moments"]:
+        yield f"its moments differ: {' '.join(expected['moments'])} became {' '.join(found['moments'])}"
+
+
+def _judge(verdict: Verdict, game: _Game, fits: range, rules: Rules) -> None:
+    """Add what is wrong with how a variant was classified and reported."""
+    facts = [(fact["event"], fact) for fit, fact in game.facts_by_fit() if fit in fits]
+    reasons = [fact["reason"] for event, fact in facts if event == "classified" and not fact["exact"]]
+    verdict.reason = next(
+        (fact["reason"] for event, fact in facts if event == "classified" and fact["reason"]), ""
+    )
+    verdict.resumed = [fact["step"] for event, fact in facts if event == "resumed"]
+    variant, faults = verdict.variant, verdict.faults
+    if variant.inexact and not any(variant.inexact in reason for reason in reasons):
+        faults.append(f"not classified as not exact because {variant.inexact}: {reasons}")
+    if not variant.inexact:
+        reasons += [fact["reason"] for event, fact in facts if event == "resumed" and not fact["exact"]]
+        faults += [f"classified or resumed as not exact: {reason}" for reason in dict.fromkeys(reasons)]
+    warnings = [fact["message"] for event, fact in facts if event == "warning"]
+    warnings = [one for one in warnings if not one.startswith("checkpoint.monitor")]
+    if variant.warns and not any(variant.warns in message for message in warnings):
+        faults.append(f"no warning of {variant.warns}")
+    if not variant.warns:
+        faults += [f"warning: {message}" for message in dict.fromkeys(warnings)]
+    if len(verdict.deaths) < rules.kills:
+        faults.append(f"died only {len(verdict.deaths)} times")
+    lines = [(line["fit"], line["epoch"]) for line in game.metrics() if line["fit"] in fits]
+    if len(lines) != len(set(lines)):
+        faults.append("an epoch has several lines in metrics.jsonl")
+    faults += [f"save failed: {fact}" for event, fact in facts if event == "save-failed"]
