@@ -130,7 +130,10 @@ def verdict(report: Report) -> str:
     """Write what follows from it all."""
     if report.is_exact:
         replayed = any(finding.kind == Kind.BY_REPLAY for finding in report.fits)
-        return f"exact{', in part by replay' if replayed else ''}: killed anywhere, it ends as undisturbed"
+        missed = any(finding.missed for finding in report.fits)
+        doubt = ", if what stays as the script makes it has no part in that" if missed else ""
+        part = ", in part by replay" if replayed else ""
+        return f"exact{part}: killed anywhere, it ends as undisturbed{doubt}"
     if report.ended:
         return "NOT all of it was seen"
     if not report.fits:

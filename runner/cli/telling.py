@@ -33,9 +33,13 @@ def ended(event: Event) -> str:
 def resumed(event: Event) -> str:
     """Write from where training continues, and whether exactly."""
     exact = "" if event.get("exact", True) else f", not exactly: {event.get('reason') or 'unknown why'}"
-    seconds = event.get("replay_s")
-    again = "" if seconds is None else f"; data were read again in {output.duration(seconds)}"
+    again = f"; {_again(event)}" if _again(event) else ""
     return f"resumed from step {event.get('step')} (epoch {int(event.get('epoch') or 0) + 1}){exact}{again}"
+
+
+def _again(event: Event) -> str:
+    seconds = event.get("replay_s")
+    return f"data were read again in {output.duration(seconds)}" if isinstance(seconds, int | float) else ""
 
 
 def _running(event: Event) -> str:
@@ -63,6 +67,7 @@ _WORDS: dict[str, Callable[[Event], str | None]] = {
     "running": _running,
     "ended": ended,
     "resumed": resumed,
+    "replayed": lambda event: _again(event) or None,
     "best": _best,
     "classified": _classified,
     "backoff": _reason("waits"),

@@ -14,7 +14,7 @@ from runner.core.job import BestRef, CheckpointRef, Classified, Job, seconds_bet
 #: write there that its job succeeded.
 FACTS = frozenset(
     {
-        *("resumed", "checkpoint", "best", "quarantined", "save-failed"),
+        *("resumed", "replayed", "checkpoint", "best", "quarantined", "save-failed"),
         *("classified", "warning", "phase", "fit-started", "fit-finished"),
     }
 )
@@ -52,6 +52,8 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
             return replace(job, best=_best(fact))
         case "classified":
             return _classified(job, fact)
+        case "replayed":
+            return _replayed(job, fact)
         case "warning":
             return _missed(job, fact)
         case _:

@@ -212,6 +212,7 @@ class Fit:
                 iterators = position.iterators
                 base = position.drawn - done * size
                 self._count_on(size)
+                self._tell_replayed()
             if self._held is not None:
                 self._let_go()
             yield item
@@ -365,8 +366,18 @@ class Fit:
         self._flaw = saved.state.get("validation_flaw")
         if self._flaw and saved.state["cursor"]["validation_iterators"]:
             reasons.append(self._flaw)
-        replay_s = self.position.replay_s if self.exactness.kind is Kind.BY_REPLAY else 0.0
-        self.worker.tell_resumed(saved, reasons, replay_s)
+        self.worker.tell_resumed(saved, reasons, self._replay_s())
+
+    def _replay_s(self) -> float:
+        """Return what reading again has taken since this was asked last; 0 where nothing had to be."""
+        replay_s, self.position.replay_s = self.position.replay_s, 0.0
+        return replay_s if self.exactness is not None and self.exactness.kind is Kind.BY_REPLAY else 0.0
+
+    def _tell_replayed(self) -> None:
+        """Say what reading again took, where the iterator of a resumed fit was opened after a safe point."""
+        replay_s = self._replay_s()
+        if replay_s:
+            self.worker.tell_replayed(self.number, replay_s)
 
     # -- the training function ------------------------------------------------------------------------------
 

@@ -208,6 +208,15 @@ class Worker:
             **({"reason": "; ".join(reasons)} if reasons else {}),
             **({"replay_s": round(replay_s, 3)} if replay_s else {}),
         )
+        self._say_replayed(replay_s)
+
+    def tell_replayed(self, fit: int, replay_s: float) -> None:
+        """Report what reading data again has taken, where a resumed fit came to it only after a while."""
+        self.facts("replayed", fit=fit, replay_s=round(replay_s, 3))
+        self._say_replayed(replay_s)
+
+    def _say_replayed(self, replay_s: float) -> None:
+        self.say(f"runner: data were read again in {replay_s:.1f} s" if replay_s else None)
         self.progress.restart_rate()
 
     def keep_nothing(self) -> None:

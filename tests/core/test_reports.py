@@ -78,6 +78,7 @@ def test_what_was_said_of_exactness_is_kept_in_parts() -> None:
     assert after(first).classified == Classified(0, Kind.BY_REPLAY, "threads")
     known = Classified(0, Kind.BY_REPLAY, "threads", 0.5, ("Guard.door",))
     assert after(first, missed, missed, {**RESUMED, "replay_s": 0.5}).classified == known
+    assert after(first, missed, {"event": "replayed", "fit": 0, "replay_s": 0.5}).classified == known
     late = {**first, "exact": False, "kind": "not-exact", "reason": "late"}
     said = after(first, missed, {**RESUMED, "replay_s": 0.5}, late).classified
     assert said == replace(known, kind=Kind.NOT_EXACT, reason="late"), "of the same fit the rest stays"

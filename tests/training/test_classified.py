@@ -1,0 +1,54 @@
+"""How exactly a fit can be resumed is said before it trains; a resume says what reading again took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.training.harness import Job
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+import keras, numpy as np
+x = np.ones((8, 2), "float32")
+def forever():
+    while True:
+        time.sleep(0.01)
+        yield x, x[:, :1]
+class Death(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+    def on_train_batch_begin(self, batch, logs=None):
+        self.dies("middle", batch == 3)
+        self.dies("begin", self.epoch == 2)
+    def on_epoch_end(self, epoch, logs=None):
+        time.sleep(0.7 * (epoch == 1))  # so that the checkpoint is due when the next one begins
+    def dies(self, where, now):
+        if now and not Path(where).exists():
+            time.sleep(0.3)  # the checkpoint before it becomes durable
+            Path(where).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+model.fit(x, x[:, :1], verbose=0)
+sys.stdout = None
+model.fit(forever(), steps_per_epoch=5, epochs=3, verbose=0, callbacks=[Death()])
+"""
+
+
+def test_the_kind_of_each_fit_and_the_cost_of_replay(tmp_path: Path) -> None:
+    job = Job(tmp_path, "train.py", text=SCRIPT)
+    lives = [job.run(every=every) for every in (("steps", 1), ("s", 0.5), ("s", 0.5))]
+    assert [life.code for life in lives] == [-9, -9, 0], lives[-1].errors
+    found = [(fact["fit"], fact["kind"], fact["exact"]) for fact in job.facts_of("classified")]
+    assert found == [(0, "exact", True), *[(1, "by-replay", True)] * 3]
+    assert [line for line in lives[0].output.splitlines() if line.startswith("runner: ")] == [
+        "runner: resumes of fit 0: exact",
+        "runner: resumes of fit 1: exact by replay: a Python generator makes the data",
+    ]
+    (resumed,), (late,) = job.facts_of("resumed", 2), job.facts_of("resumed", 3)
+    assert 0.03 <= resumed["replay_s"] < 5, "three batches of a hundredth of a second"
+    assert "replay_s" not in late, "the data of an epoch are asked for when it has begun"
+    assert [0.1 <= fact["replay_s"] < 5 for fact in job.facts_of("replayed", 3)] == [True]
+    assert job.facts_of("replayed", 2) == []
+    assert "runner: data were read again in" in lives[1].output
