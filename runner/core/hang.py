@@ -40,18 +40,24 @@ def observe(pulse: Pulse, now: float, mark: str, *, stepped: bool, runnable: boo
     return replace(pulse, seen_at=now, idle_s=idle_s)
 
 
-def limit_s(pulse: Pulse, limits: LimitsSpec) -> float:
-    """Seconds without progress after which the attempt counts as hung."""
+def limit_s(pulse: Pulse, limits: LimitsSpec, *, after: bool = False) -> float:
+    """Seconds without progress after which the attempt counts as hung.
+
+    Args:
+        pulse: what was seen.
+        limits: the job's.
+        after: training is over, and the script does what nobody has seen before.
+    """
     if not pulse.stepped:
         return limits.startup_s
     if limits.hang_s is not None:
         return limits.hang_s
-    return max(FLOOR_S, FACTOR * pulse.longest_s)
+    return max(FLOOR_S, FACTOR * pulse.longest_s, limits.startup_s if after else 0.0)
 
 
-def hangs(pulse: Pulse, limits: LimitsSpec) -> str | None:
+def hangs(pulse: Pulse, limits: LimitsSpec, *, after: bool = False) -> str | None:
     """Say in one line that the attempt hangs; None while it does not."""
-    allowed_s = limit_s(pulse, limits)
+    allowed_s = limit_s(pulse, limits, after=after)
     if math.isinf(allowed_s) or pulse.idle_s <= allowed_s:
         return None
     which = "limits.hang" if pulse.stepped else "limits.startup"

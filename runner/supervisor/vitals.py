@@ -18,7 +18,9 @@ LOOK_S = 1.0
 #: A gap between two looks beyond this was not ours to see: the machine slept, or we did.
 _GAP_MAX_S = 10.0
 #: Phases (see ARCHITECTURE.md) in which limits.hang holds; before them it is limits.startup.
-_AFTER_FIRST_STEP = {"train", "validate", "callbacks", "save", "after"}
+_AFTER = "after"
+_OWN_LOOP = "own"
+_AFTER_FIRST_STEP = {"train", "validate", "callbacks", "save", _AFTER, _OWN_LOOP}
 
 
 class Vitals:
@@ -39,7 +41,7 @@ class Vitals:
         if job.state is not State.RUNNING or (since_s < LOOK_S and not first):
             return None
         self._observe(job, attempt, now, since_s)
-        reason = hangs(attempt.pulse, job.spec.limits) if self._reports(job) else None
+        reason = self._hangs(job, attempt.pulse)
         if reason:
             return Limit(Sight.HUNG, reason)
         return self._over_wall(job, attempt, since_s) or self._over_memory(job, attempt)
@@ -61,9 +63,18 @@ class Vitals:
             return {}
         return progress if progress.get("attempt") == job.attempt else {}
 
-    def _reports(self, job: Job) -> bool:
-        """Tell whether silence means anything: a command that never reported may just not know how."""
-        return job.spec.command is None or bool(self._progress(job)) or job.spec.limits.hang_s is not None
+    def _hangs(self, job: Job, pulse: Pulse) -> str | None:
+        """Say that the attempt hangs, where silence means anything.
+
+        A command that never reported may just not know how, and a loop of a script's own says nothing; for
+        these limits.hang has to be set.
+        """
+        progress, limits = self._progress(job), job.spec.limits
+        phase = progress.get("phase")
+        reports = phase != _OWN_LOOP and (job.spec.command is None or bool(progress))
+        if not reports and limits.hang_s is None:
+            return None
+        return hangs(pulse, limits, after=phase == _AFTER)
 
     def _over_wall(self, job: Job, attempt: Live, since_s: float) -> Limit | None:
         allowed_s = job.spec.limits.wall_s

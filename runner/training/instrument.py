@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from runner.training import imports
+from runner.training import imports, ownloops
 from runner.training.worker import Worker
 
 #: What must be there: (module, class, function, parameters that must be among its own).
@@ -60,6 +60,8 @@ _PLACES: tuple[tuple[str, str, str, set[str]], ...] = (
 )
 
 
+    else:
+        ownloops.install(worker, _wrap)
 def arrange(worker: Worker) -> None:
     """Instrument Keras when the script has imported it."""
     imports.after("keras", functools.partial(_on_keras, worker))
@@ -122,6 +124,14 @@ def _patch_iterators(worker: Worker) -> None:
         fit = worker.fit
         if fit is not None:
             fit.adopt_iterator(self)
+def _ticking(worker: Worker, steps: Iterator[Any]) -> Iterator[Any]:
+    """Show that evaluating, predicting and validating get on."""
+    for item in steps:
+        worker.progress.set()
+        worker.progress.write_if_due()
+        yield item
+
+
 
     def get_iterator(original: Callable[..., Any], self: Any) -> Any:
         dataset, fit = original(self), worker.fit
@@ -139,7 +149,7 @@ def _patch_iterators(worker: Worker) -> None:
             return fit.steps(original)
         for validated in _validating(worker, self):
             validated.validation.adopt(self)
-        return original(self)
+        return _ticking(worker, original(self))
 
     _wrap(TFEpochIterator, "__init__", init)
     _wrap(TFEpochIterator, "_get_iterator", get_iterator)

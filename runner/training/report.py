@@ -70,6 +70,9 @@ class Facts:
             self("warning", message=message, **fields)
 
 
+_EARLIER_BYTES_MAX = 1 << 16
+
+
 class Progress:
     """`progress.json`: the newest values, written at most once a second.
 
@@ -99,8 +102,13 @@ class Progress:
             "metrics": {},
             "checkpoint_step": None,
             "checkpoint_s": None,
+            "own_batches": 0,
             "rss_bytes": 0,
         }
+        #: What an earlier attempt left behind.
+        self.earlier: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            self.earlier = dict(json.loads(path.read_bytes()[:_EARLIER_BYTES_MAX]))
 
     def set(self, **values: Any) -> None:
         """Take in new values; they are written when due."""

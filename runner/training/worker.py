@@ -57,6 +57,7 @@ class Worker:
         self.attached = False  #: the script called runner.attach
         self.looping = False  #: a loop of the script's own is running
         self.searched = False  #: checkpoints were looked for
+        self.own_loops_told = False  #: that the script trains by itself was reported
         self.seeded = False  #: the job's seed stands in for the operating system's entropy
         self._saver: Saver | None = None
         self._best: BestKeeper | None = None

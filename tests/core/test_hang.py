@@ -80,3 +80,11 @@ def test_idle_time_is_exactly_what_was_seen_idle(
 
 def test_a_clock_that_goes_backwards_is_no_progress_and_no_idleness() -> None:
     assert watch((10, "1"), (5, "1")).idle_s == 0.0
+
+
+def test_what_follows_training_has_as_long_as_a_start():
+    limits = LimitsSpec(startup_s=2 * FLOOR_S)
+    pulse = watch((1, "a"), (2, "b"), (2 + 1.5 * FLOOR_S, "b"))
+    assert hangs(pulse, limits) is not None
+    assert hangs(pulse, limits, after=True) is None
+    assert limit_s(pulse, LimitsSpec(hang_s=5.0), after=True) == 5.0
