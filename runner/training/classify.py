@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,10 +128,11 @@ def flaw_of_step(step: Any) -> str:
     Args:
         step: the tf.function; None where it is not known.
     """
-    for traced in step._list_all_concrete_functions() if step is not None else ():
-        for op in operations_of(traced.graph):
-            if op.op in _RANDOM_OPS:
-                return f"the training step draws from {op.op}, whose state TensorFlow hides"
+    for traced in getattr(step, "_list_all_concrete_functions", list)():
+        with contextlib.suppress(ValueError):  # a graph above 2 GiB cannot be looked at
+            drawn = next((op.op for op in operations_of(traced.graph) if op.op in _RANDOM_OPS), None)
+            if drawn is not None:
+                return f"the training step draws from {drawn}, whose state TensorFlow hides"
     return ""
 
 

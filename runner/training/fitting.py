@@ -116,10 +116,10 @@ class Fit:
         self.listeners = callback_list
         record = self.worker.launch.paths.begun(self.number)
         if self.saved is None:
-            outputs.begin(record, callback_list.callbacks)
-            return []
-        states = self.saved.state["listeners"]["callbacks"]
-        switched, complaints = outputs.resume(record, callback_list.callbacks, states)
+            switched, complaints = [], outputs.begin(record, callback_list.callbacks)
+        else:
+            states = self.saved.state["listeners"]["callbacks"]
+            switched, complaints = outputs.resume(record, callback_list.callbacks, states)
         for complaint in complaints:
             self.worker.facts.warn(complaint)
         return switched

@@ -55,13 +55,24 @@ def _event_files(callback: Any) -> Iterator[Path]:
             yield from (path for path in sorted(Path(folder).iterdir()) if _EVENTS.fullmatch(path.name))
 
 
-def begin(record: Path, callbacks: Sequence[Any]) -> None:
+def begin(record: Path, callbacks: Sequence[Any]) -> list[str]:
     """Note how far the files are before a fit begins; cut them back to that where it had begun before.
 
     Args:
         record: where that is kept; nothing is written where no callback has such files.
         callbacks: all of the fit's; none has begun.
+
+    Returns:
+        Complaints: the fit begins all the same.
     """
+    try:
+        _begin(record, callbacks)
+    except OSError as error:
+        return [_doubt(error)]
+    return []
+
+
+def _begin(record: Path, callbacks: Sequence[Any]) -> None:
     before = [_place_before(callback) for callback in callbacks]
     known = _read(record)
     if known is None and all(one is None for one in before):
@@ -113,8 +124,15 @@ def resume(
             switched.append(callback)
     if known["files"]:
         known["processes"].append(os.getpid())
-        durable.write(record, json.dumps(known).encode())
+        try:
+            durable.write(record, json.dumps(known).encode())
+        except OSError as error:
+            complaints.append(_doubt(error))
     return switched, complaints
+
+
+def _doubt(error: OSError) -> str:
+    return f"the files of callbacks may tell things twice after a kill: {error}"
 
 
 def _cut(callback: Any, wanted: Node, processes: Sequence[int]) -> list[str]:

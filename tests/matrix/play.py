@@ -74,7 +74,7 @@ class Rules:
 def play(variants: list[Variant], rules: Rules, label: str) -> Iterator[Verdict]:
     """Play variants of one script in one job; where one fails, those behind it are played again."""
     left, turn = variants, 0
-    nursery = Nursery(_environment()) if rules.forked else None
+    nursery = Nursery(Job.environment({})) if rules.forked else None
     try:
         while left:
             verdicts = _play_once(left, rules, f"{label}-{turn}", nursery)
@@ -85,10 +85,6 @@ def play(variants: list[Variant], rules: Rules, label: str) -> Iterator[Verdict]
     finally:
         if nursery is not None:
             nursery.close()
-
-
-def _environment() -> dict[str, str]:
-    return Job.environment(None, {})  # type: ignore[arg-type] - it does not use the job
 
 
 def _play_once(variants: list[Variant], rules: Rules, label: str, nursery: Nursery | None) -> list[Verdict]:

@@ -46,7 +46,8 @@ class Job:
         self.bootstrap = BOOTSTRAP
         self.launch = launch
 
-    def environment(self, more: Mapping[str, str]) -> dict[str, str]:
+    @staticmethod
+    def environment(more: Mapping[str, str]) -> dict[str, str]:
         clean = {
             name: value for name, value in os.environ.items() if not name.startswith(("RUNNER_", "KERAS"))
         }
