@@ -67,6 +67,8 @@ def load(worker: Worker, number: int) -> Snapshot | None:
         return None
     except BadCheckpointError as reason:
         set_aside(worker.launch.paths, path, str(reason), worker.facts.append)
+        if number == 0 and worker.saved is None:
+            worker.metrics.cut(0)
         return None
 
 
@@ -141,6 +143,9 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
         model.make_test_function()
     model.stop_training = snapshot.state["stop_training"]
     worker.step = snapshot.step
+    if worker.saved is None or worker.saved.state["fit"] <= number:
+        # What comes next begins anew: what an earlier attempt told of it goes.
+        worker.metrics.cut(int(snapshot.state["metrics_size"]))
     return model.history
 
 

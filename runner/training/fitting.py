@@ -275,8 +275,8 @@ class Fit:
 
     def take(self, *, fleeting: bool = False) -> Snapshot:
         """Return a snapshot of this safe point; a fleeting one is dropped before the next step."""
-        if self.listeners._futures:
-            self.listeners._flush_futures()
+        for future in self.listeners._futures:
+            future.result()
         snapshot = self._camera.take(
             step=self.worker.step,
             epoch=self.epoch,

@@ -1,8 +1,9 @@
 """Where Keras is taken hold of: after the script has imported it, once, and only if it looks as expected.
 
-The places are those of Keras 3 on TensorFlow (3.8 and later were read; each is checked before anything is
-touched). A Keras that looks different, another backend or the legacy Keras 2 is left alone: the script trains
-as without the runner, and a warning says that it has no checkpoints.
+What is relied on (`places`) is that of Keras 3 on TensorFlow, 3.10 and later (`make versions`). It is checked
+before anything is touched. With a Keras that looks different a fit is resumed at the beginning of an epoch
+(`fallback`), and a warning says so. Another backend or the legacy Keras 2 is left alone: the script trains as
+without the runner, and a warning says that it has no checkpoints.
 
 Nothing that is put here shows in `history.params`, in the script's list of callbacks, or in what `fit`
 returns.
@@ -16,52 +17,10 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from runner.training import imports, ownloops
+from runner.training import fallback, imports, ownloops, places
 from runner.training.worker import Worker
 
-#: What must be there: (module, class, function, parameters that must be among its own).
-_PLACES: tuple[tuple[str, str, str, set[str]], ...] = (
-    ("keras.src.trainers.epoch_iterator", "EpochIterator", "_enumerate_iterator", {"self"}),
-    ("keras.src.backend.tensorflow.trainer", "TFEpochIterator", "__init__", {"self"}),
-    ("keras.src.backend.tensorflow.trainer", "TFEpochIterator", "_get_iterator", {"self"}),
-    (
-        "keras.src.backend.tensorflow.trainer",
-        "TensorFlowTrainer",
-        "fit",
-        {"self", "x", "callbacks", "epochs", "validation_data"},
-    ),
-    ("keras.src.trainers.trainer", "Trainer", "_get_metrics_result_or_logs", {"self", "logs"}),
-    ("keras.src.trainers.trainer", "Trainer", "_symbolic_build", {"self", "data_batch"}),
-    ("keras.src.trainers.data_adapters.array_data_adapter", "ArrayDataAdapter", "get_tf_dataset", {"self"}),
-    (
-        "keras.src.trainers.data_adapters.generator_data_adapter",
-        "GeneratorDataAdapter",
-        "__init__",
-        {"self", "generator"},
-    ),
-    (
-        "keras.src.trainers.data_adapters.py_dataset_adapter",
-        "PyDatasetAdapter",
-        "__init__",
-        {"self", "x"},
-    ),
-    (
-        "keras.src.trainers.data_adapters.py_dataset_adapter",
-        "PyDatasetAdapter",
-        "_get_iterator",
-        {"self"},
-    ),
-    ("keras.src.callbacks.callback_list", "CallbackList", "on_train_begin", {"self", "logs"}),
-    ("keras.src.callbacks.callback_list", "CallbackList", "on_epoch_begin", {"self", "epoch", "logs"}),
-    ("keras.src.callbacks.callback_list", "CallbackList", "on_epoch_end", {"self", "epoch", "logs"}),
-    ("keras.src.callbacks.callback_list", "CallbackList", "on_test_begin", {"self", "logs"}),
-    ("keras.src.callbacks.callback_list", "CallbackList", "on_test_end", {"self", "logs"}),
-    ("keras.src.callbacks.callback_list", "CallbackList", "_flush_futures", {"self"}),
-)
 
-
-    else:
-        ownloops.install(worker, _wrap)
 def arrange(worker: Worker) -> None:
     """Instrument Keras when the script has imported it."""
     imports.after("keras", functools.partial(_on_keras, worker))
@@ -82,12 +41,16 @@ def _on_keras(worker: Worker, keras: ModuleType) -> None:
     if backend != "tensorflow":
         _leave_alone(worker, f"Keras runs on {backend}: no checkpoints; they need its TensorFlow backend")
         return
-    missing = missing_places()
-    if missing:
-        version = getattr(keras, "__version__", "of unknown version")
-        _leave_alone(worker, f"Keras {version} lacks {', '.join(missing)}: no checkpoints with this version")
+    why = _hindrance(keras)
+    if why and worker.launch.rehearse:
+        _leave_alone(worker, f"{why}: a fit is resumed at the beginning of an epoch only")
         return
     worker.find_saved()
+    if not why and fallback.has_begun(worker):
+        why = "the job was begun with a Keras that resumes at the beginning of an epoch only"
+    if why:
+        fallback.arrange(worker, keras, why)
+        return
     _patch_iterators(worker)
     _patch_arrays(worker)
     _patch_makers(worker)
@@ -97,21 +60,15 @@ def _on_keras(worker: Worker, keras: ModuleType) -> None:
         from runner.training import rehearsal
 
         rehearsal.install(worker, _wrap)
+    else:
+        ownloops.install(worker, _wrap)
 
 
-def missing_places() -> list[str]:
-    """Name what this Keras lacks of what the instrumentation relies on."""
-    import importlib
-
-    missing = []
-    for module, kind, function, parameters in _PLACES:
-        try:
-            found = getattr(getattr(importlib.import_module(module), kind), function)
-            if not parameters <= set(inspect.signature(found).parameters):
-                missing.append(f"{kind}.{function}'s parameters")
-        except (ImportError, AttributeError, ValueError):
-            missing.append(f"{kind}.{function}")
-    return missing
+def _hindrance(keras: ModuleType) -> str:
+    """Say why this Keras cannot be resumed exactly; "" where it can."""
+    missing = places.missing()
+    version = getattr(keras, "__version__", "of unknown version")
+    return f"Keras {version} lacks {', '.join(missing)}" if missing else ""
 
 
 def _patch_iterators(worker: Worker) -> None:
@@ -124,14 +81,6 @@ def _patch_iterators(worker: Worker) -> None:
         fit = worker.fit
         if fit is not None:
             fit.adopt_iterator(self)
-def _ticking(worker: Worker, steps: Iterator[Any]) -> Iterator[Any]:
-    """Show that evaluating, predicting and validating get on."""
-    for item in steps:
-        worker.progress.set()
-        worker.progress.write_if_due()
-        yield item
-
-
 
     def get_iterator(original: Callable[..., Any], self: Any) -> Any:
         dataset, fit = original(self), worker.fit
@@ -173,6 +122,14 @@ def _patch_arrays(worker: Worker) -> None:
             tf.random.shuffle = shuffle
 
     _wrap(ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
+
+
+def _ticking(worker: Worker, steps: Iterator[Any]) -> Iterator[Any]:
+    """Show that evaluating, predicting and validating get on."""
+    for item in steps:
+        worker.progress.set()
+        worker.progress.write_if_due()
+        yield item
 
 
 def _validating(worker: Worker, iterator: Any) -> list[Any]:

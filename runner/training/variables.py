@@ -170,6 +170,12 @@ def assign(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> None:
         tensor_of(variable).assign(array)
 
 
+def hold(variables: Sequence[Any], arrays: Sequence[np.ndarray]) -> bool:
+    """Tell whether the variables have these very values."""
+    pairs = zip(Reader(variables).view(), arrays, strict=True)
+    return all(value.dtype == array.dtype and value.tobytes() == array.tobytes() for value, array in pairs)
+
+
 class Buffers:
     """Sets of arrays that are lent out and come back by themselves.
 

@@ -145,9 +145,9 @@ class Worker:
         """
         self.searched = True
         found = self.saver.latest()
-        if found is None:
+        if found is None and not self.launch.paths.fit(0).exists():
             self.metrics.cut(0)
-        else:
+        elif found is not None:
             self.saved = found[1]
             self.progress.set(step=found[1].step, epoch=found[1].epoch, checkpoint_step=found[1].step)
 

@@ -40,6 +40,14 @@ def test_seeded_arrays_are_as_in_plain_python(tmp_path: Path) -> None:
     assert lost_or_gained(plain, job.run_through("--seeded", kill=kill).results) == []
 
 
+def test_a_fit_that_was_killed_before_its_first_checkpoint_tells_its_epochs_once(tmp_path: Path) -> None:
+    job = Job(tmp_path, "epochs.py")
+    job.run_through(kill="second/train:6", every=("steps", 1000))
+    expected = [(0, epoch) for epoch in range(5)] + [(1, epoch) for epoch in range(4)]
+    assert [(line["fit"], line["epoch"]) for line in job.metrics()] == expected
+    assert not job.facts_of("resumed")
+
+
 def test_streams(tmp_path: Path) -> None:
     undisturbed = Job(tmp_path / "undisturbed", "streams.py").run_through().results
     assert len(undisturbed) == 7
