@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& command -v "$$python" && break; done)
 
-.PHONY: help setup demo test check lint types storm soak matrix versions bench install-service uninstall-service clean
+.PHONY: help setup demo test check lint types storm soak matrix keras-tests versions bench install-service uninstall-service clean
 
 help: ## show this
 	@echo "make TARGET, where TARGET is one of:"
@@ -55,6 +55,9 @@ soak: $(READY) ## 150 epochs of the Pima job under 40 kills, unseeded and seeded
 
 matrix: $(READY) ## some 150 small trainings, each killed three times: what is called exact is so, to the bit
 	@$(BIN)/python -m tests.matrix $(ARGS)
+
+keras-tests: $(READY) ## Keras's own tests, with the instrumentation and without: the outcomes must be the same
+	@$(BIN)/python -m tests.training.keras_own $(ARGS)
 
 versions: $(READY) ## the tests that kill trainings, with each minor version of Keras from 3.10 to the newest
 	@$(BIN)/python -m tests.versions $(ARGS)

@@ -12,6 +12,7 @@ from runner.training.datasets import (
     begins_anew,
     captured_variables,
     has_cache,
+    is_distributed,
     operations,
     operations_of,
     reshuffles,
@@ -61,11 +62,11 @@ def classify(adapter: Any, dataset: Any, distributed: bool, maker: Maker | None)
 
     Args:
         adapter: Keras's data adapter of the fit.
-        dataset: the tf.data dataset that Keras made of it.
-        distributed: whether a tf.distribute strategy is at work.
+        dataset: the dataset that Keras made of it.
+        distributed: whether the model was made under a tf.distribute strategy.
         maker: what stands before the Python code that makes the data, where it does.
     """
-    if distributed:
+    if distributed or is_distributed(dataset):
         return Exactness(False, "tf.distribute: resumed at the epoch's start", "epoch")
     kind = type(adapter).__name__
     if kind == "ArrayDataAdapter":

@@ -32,9 +32,11 @@ def describe(
         "iterators": position.iterators + 1 if fresh else position.iterators,
         "drawn": 0 if fresh else position.drawn,
         "fresh": fresh,
+        "reads": position.past_reads() if fresh else position.reads,
         "history": position.past() if fresh else position.history,
         "generators": generators,
         "validation_iterators": validation.iterators,
+        "validation_reads": validation.past_reads(),
         "validation_history": validation.past(),
         "validation_num_batches": validation.num_batches(),
         "validation_generators": [listed(array) for array in validation.values()],
@@ -56,9 +58,10 @@ def go_to(
     done, size = int(cursor["done"]), iterator.steps_per_execution
     iterator._num_batches = cursor["num_batches"]
     generators = [unlisted(cursor["generators"][str(i)]) for i in range(len(cursor["generators"]))]
-    position.history = list(cursor["history"])
+    position.history, position.reads = list(cursor["history"]), int(cursor.get("reads", 0))
     position.go_to(int(cursor["iterators"]), int(cursor["drawn"]), generators)
     validation.history = list(cursor["validation_history"])
+    validation.reads = int(cursor.get("validation_reads", 0))
     validation.known_batches = cursor["validation_num_batches"]
     values = [unlisted(node) for node in cursor["validation_generators"]]
     validation.go_to(int(cursor["validation_iterators"]) + 1, 0, values)

@@ -13,10 +13,15 @@ _INFINITE = -1  #: what TensorFlow says of an endless dataset's size
 OURS = "runner_order"
 
 
+def is_distributed(dataset: Any) -> bool:
+    """Tell whether this is tf.distribute's: that is no tf.data dataset, and cannot be looked into."""
+    return not hasattr(dataset, "_inputs")
+
+
 def walk(dataset: Any) -> Iterator[Any]:
-    """Yield a dataset and all it is made of, each once."""
+    """Yield a dataset and all it is made of, each once; nothing of a distributed one."""
     seen: set[int] = set()
-    todo = [dataset]
+    todo = [] if is_distributed(dataset) else [dataset]
     while todo:
         one = todo.pop()
         if id(one) in seen:
@@ -69,6 +74,25 @@ def begins_anew(dataset: Any) -> bool:
 def reshuffles(dataset: Any) -> bool:
     """Tell whether each iterator over a dataset has another order."""
     return any(getattr(one, "_reshuffle_each_iteration", False) for one in walk(dataset))
+
+
+def opened_late(dataset: Any) -> list[Any]:
+    """List what is opened at the first read only, and has another order each time: what a shuffle shuffles.
+
+    An iterator that is made and not read leaves the order of these as it is.
+    """
+    shuffled = (one for one in walk(dataset) if "Shuffle" in type(one).__name__)
+    inputs = (one for shuffle in shuffled for one in shuffle._inputs())
+    return [one for one in inputs if reshuffles(one) and not has_cache(one)]
+
+
+def make_unread(dataset: Any, iterators: int, reads: int) -> None:
+    """Move a dataset's orders on as so many iterators have, of which some were read from."""
+    for _ in range(iterators):
+        iter(dataset)
+    for one in opened_late(dataset):
+        for _ in range(reads):
+            iter(one)
 
 
 def iterate(dataset: Any) -> Iterator[Any]:

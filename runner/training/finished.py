@@ -142,6 +142,7 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
     if "test" in traces:
         model.make_test_function()
     model.stop_training = snapshot.state["stop_training"]
+    model._initial_epoch = snapshot.state["initial_epoch"]
     worker.step = snapshot.step
     if worker.saved is None or worker.saved.state["fit"] <= number:
         # What comes next begins anew: what an earlier attempt told of it goes.

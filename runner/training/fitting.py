@@ -11,6 +11,7 @@ resuming ends the attempt, because going on would be wrong.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +84,7 @@ class Fit:
         self._holds = 0
         self._hold_s = math.inf  #: what it takes to hold an epoch's end, at best
         self._traces = Traces(worker, model)
-        self._initial_epoch = model._initial_epoch
+        self._initial_epoch: list[int | None] = []  #: of the model, where a resume changes it
         self._steps_seen: int | None = None
         self._fixed: dict[str, Any] = {}
         self._wrapped: Any = None
@@ -115,8 +116,9 @@ class Fit:
         """Cut the callbacks' files back; return those whose `append` was switched on for it."""
         self.listeners = callback_list
         record = self.worker.launch.paths.begun(self.number)
+        switched: list[Any] = []
         if self.saved is None:
-            switched, complaints = [], outputs.begin(record, callback_list.callbacks)
+            complaints = outputs.begin(record, callback_list.callbacks)
         else:
             states = self.saved.state["listeners"]["callbacks"]
             switched, complaints = outputs.resume(record, callback_list.callbacks, states)
@@ -135,7 +137,7 @@ class Fit:
             "kind": "fit",
             "fit": self.number,
             "base_step": self._base_step,
-            "initial_epoch": self._initial_epoch,
+            "initial_epoch": self.model._initial_epoch,
             "fingerprint": {
                 **fingerprint.machine(),
                 "source": fingerprint.source(worker.entry),
@@ -143,6 +145,8 @@ class Fit:
             },
         }
         if self.saved is not None:
+            self._fixed["initial_epoch"] = self.saved.state["initial_epoch"]
+            self._initial_epoch = [self.saved.state["initial_epoch"]]
             self._approach()
         elif worker.launch.start_from is not None and self.number == 0:
             self.build()
@@ -382,28 +386,29 @@ class Fit:
     # -- the training function ------------------------------------------------------------------------------
 
     def _wrap_train_function(self) -> None:
-        """Put a thin shell around the training function: it keeps the logs, and cares for the first trace."""
+        """Put a shell around the training function for its first call: it cares for the trace."""
         function = self.model.train_function
 
-        def train_function(iterator: Any) -> Any:
-            self.logs = logs = function(iterator)
-            return logs
-
+        @functools.wraps(function)
         def first(iterator: Any) -> Any:
             if not self._resumed:
                 self.worker.phase("trace", tell=True)
             exact = self._trace_is_exact()
             with self._traces.tracing("train", resumed=self._resumed, exact=exact):
-                self.logs = logs = function(iterator)
-            self.model.train_function = train_function
+                logs = function(iterator)
+            self._unwrap_train_function()
             self._look_at_step(function)
             self._trained = True
             self.worker.release()
             self.worker.phase("train", tell=True)
             return logs
 
-        self._wrapped = (function, first, train_function)
+        self._wrapped = function, first
         self.model.train_function = first
+
+    def _unwrap_train_function(self) -> None:
+        if self._wrapped is not None and self.model.train_function is self._wrapped[1]:
+            self.model.train_function = self._wrapped[0]
 
     def _look_at_step(self, function: Any) -> None:
         """Notice that the step itself, which has been traced, cannot go on as it would have."""
@@ -491,9 +496,9 @@ class Fit:
 
     def close(self) -> None:
         """Undo what was put on the model; call however the fit ended."""
-        self.model._initial_epoch = self._initial_epoch
-        if self._wrapped is not None and self.model.train_function in self._wrapped[1:]:
-            self.model.train_function = self._wrapped[0]
+        for epoch in self._initial_epoch:
+            self.model._initial_epoch = epoch
+        self._unwrap_train_function()
 
     def finish(self) -> None:
         """Save what the fit left behind, so that no later attempt runs it again."""

@@ -194,7 +194,14 @@ def _patch_callbacks(worker: Worker) -> None:
 
         return hook
 
+    def train_batch_ended(original: Callable[..., None], self: Any, batch: int, logs: Any = None) -> None:
+        fit = worker.fit
+        if fit is not None and fit.listeners is self:
+            fit.logs = logs
+        original(self, batch, logs)
+
     _wrap(CallbackList, "on_train_begin", functools.partial(_begin_training, worker))
+    _wrap(CallbackList, "on_train_batch_end", train_batch_ended)
     _wrap(CallbackList, "on_epoch_begin", before("epoch_began"))
     _wrap(CallbackList, "on_epoch_end", after("epoch_ended"))
     _wrap(CallbackList, "on_test_begin", before("test_began"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.storage.checkpoint import Snapshot
 from runner.training.capture import Trace
-from runner.training.datasets import captured_variables, has_cache, read_through, reshuffles_late
+from runner.training.datasets import captured_variables, has_cache, make_unread, read_through, reshuffles_late
 from runner.training.entropy import Entropy
 from runner.training.maker import Maker
 from runner.training.position import Position, bound
@@ -191,6 +191,7 @@ def left_behind(iterator: Any, position: Position) -> dict[str, Any]:
     variables = captured_variables(iterator._distributed_dataset)
     return {
         "iterators": position.iterators,
+        "reads": position.past_reads(),
         "history": position.past() if position.method == "replay" else None,
         "variables": [listed(variable.numpy()) for variable in variables],
     }
@@ -207,8 +208,7 @@ def _finish_dataset(
             maker.run_from_start()
         maker.finish(state, None)
     if history is None:
-        for _ in range(left["iterators"]):
-            iter(dataset)
+        make_unread(dataset, left["iterators"], left.get("reads", 0))
     else:
         read_through(dataset, history)
     for variable, value in zip(captured_variables(dataset), left.get("variables", []), strict=False):

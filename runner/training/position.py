@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.training.datasets import captured_variables, has_cache, iterate, read_through
+from runner.training.datasets import captured_variables, has_cache, iterate, make_unread, read_through
 from runner.training.maker import Maker
 from runner.training.order import Order
 
@@ -39,6 +39,7 @@ class Position:
         self.generators: list[np.ndarray] = []
         #: For "replay": what was drawn from the iterators before the present; None: all.
         self.history: list[int | None] = []
+        self.reads = 0  #: from how many of the iterators before the present anything was read
         self._validates = validates
         self._beginning = False  # a validation begins, and has not opened an iterator yet
         self._share: int | None = 0  # of validation data: what will be drawn from the present iterator
@@ -78,7 +79,7 @@ class Position:
 
     def open(self, dataset: Any) -> Iterator[Any]:
         """Make the next iterator."""
-        self.history = self.past()
+        self.history, self.reads = self.past(), self.past_reads()
         self._share, self._beginning = None if self._beginning else 0, False
         target, self._target = self._target, None
         if target is not None:
@@ -109,6 +110,12 @@ class Position:
         if self.method != "replay" or not self.iterators or self._target is not None:
             return self.history
         return [*self.history, self._share if self._validates else self.drawn]
+
+    def past_reads(self) -> int:
+        """Return from how many iterators anything was read, as it will be when another one is opened."""
+        if not self.iterators or self._target is not None:
+            return self.reads
+        return self.reads + (self._share is None if self._validates else self.drawn > 0)
 
     def _count(self, iterators: int, drawn: int) -> None:
         self.iterators, self.drawn = iterators, drawn
@@ -152,7 +159,7 @@ class Position:
 
     def _make_earlier(self, dataset: Any) -> None:
         """Make the iterators before the present one; the first fills a cache, where there is one."""
-        earlier = self.iterators - 1
+        earlier, reads = self.iterators - 1, self.reads
         if self.method == "replay":
             unknown = [None] * max(0, earlier - len(self.history))
             read_through(dataset, [*self.history[:earlier], *unknown])
@@ -160,9 +167,8 @@ class Position:
         if earlier > 0 and has_cache(dataset):
             for _ in iter(dataset):
                 pass
-            earlier -= 1
-        for _ in range(earlier):
-            iter(dataset)
+            earlier, reads = earlier - 1, reads - 1
+        make_unread(dataset, earlier, reads)
 
 
 def bound(iterator: Any, count: int) -> Any:

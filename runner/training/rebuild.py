@@ -12,6 +12,9 @@ from typing import Any
 
 from runner.training.capture import Trace, chance_of
 from runner.training.entropy import Entropy
+from runner.training.variables import optimizers_of
+
+_UNTRACEABLE = (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 def rebuild(model: Any, element_spec: Any, traces: Mapping[str, Trace], entropy: Entropy) -> None:
@@ -30,11 +33,23 @@ def rebuild(model: Any, element_spec: Any, traces: Mapping[str, Trace], entropy:
         with chance_of(traces["train"], entropy):
             step.get_concrete_function(tf.data.IteratorSpec(element_spec))
         return  # what this has not made, a compiled optimizer that the step leaves alone say, was not made
-    if "train" in traces and has_own_step(model):
-        with chance_of(traces["train"], entropy):
-            tf.function(model.train_step).get_concrete_function(element_spec)
-        return
+    if "train" in traces and _keras_cannot_build(model):
+        try:
+            with chance_of(traces["train"], entropy):
+                tf.function(model.train_step).get_concrete_function(element_spec)
+        except _UNTRACEABLE:
+            pass  # Keras tries, and says what is wrong
+        else:
+            return
     model._symbolic_build(data_batch=element_spec)
+
+
+def _keras_cannot_build(model: Any) -> bool:
+    """Tell whether only the script's own step, which is run eagerly, knows what is to be made."""
+    from keras import Model
+
+    own = [one for one in optimizers_of(model) if one is not model.optimizer]
+    return has_own_step(model) and (type(model).call is Model.call or not all(one.built for one in own))
 
 
 def has_own_step(model: Any) -> bool:

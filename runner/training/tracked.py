@@ -23,7 +23,7 @@ import numpy as np
 from runner.training import chance
 from runner.training.classify import classify_dataset
 from runner.training.codec import Encoder, Node, Uncapturable
-from runner.training.datasets import captured_variables, walk
+from runner.training.datasets import captured_variables, make_unread, walk
 from runner.training.decode import Decoder
 from runner.training.variables import ChangedScriptError
 
@@ -170,10 +170,11 @@ class Stream(_Drawn):
         if self.iterators < count and any("Repeat" in kind for kind in kinds):
             self._tell("iterators over repeating tracked data were left before their end")
         while self.iterators < count:
-            iterator = iter(self.dataset)
             if self.iterators == 0 and any("Cache" in kind for kind in kinds):
-                for _ in iterator:
+                for _ in iter(self.dataset):
                     pass
+            else:
+                make_unread(self.dataset, 1, 1)
             self.iterators += 1
             self._over = True
 

@@ -43,20 +43,35 @@ def all_variables(model: Any) -> list[Any]:
 def _uncounted(layer: Any) -> Iterator[Any]:
     """Yield the variables of optimizers and of TensorFlow that a layer holds."""
     import tensorflow as tf
-    from keras.src.optimizers.base_optimizer import BaseOptimizer
 
+    for part in _held(layer):
+        if _is_optimizer(part):
+            yield from part.variables
+        elif isinstance(part, tf.Variable):
+            yield part
+        elif isinstance(part, tf.random.Generator):
+            yield part.state
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """List the optimizers that a model and its layers hold."""
+    return [part for layer in model._flatten_layers() for part in _held(layer) if _is_optimizer(part)]
+
+
+def _held(layer: Any) -> Iterator[Any]:
     for value in list(vars(layer).values()):
         if isinstance(value, dict):
-            parts = list(value.values())
+            yield from list(value.values())
+        elif isinstance(value, list | tuple):
+            yield from list(value)
         else:
-            parts = list(value) if isinstance(value, list | tuple) else [value]
-        for part in parts:
-            if isinstance(part, BaseOptimizer):
-                yield from part.variables
-            elif isinstance(part, tf.Variable):
-                yield part
-            elif isinstance(part, tf.random.Generator):
-                yield part.state
+            yield value
+
+
+def _is_optimizer(part: Any) -> bool:
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+    return isinstance(part, BaseOptimizer)
 
 
 def each_once(found: Iterable[Any]) -> list[Any]:

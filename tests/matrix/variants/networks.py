@@ -270,6 +270,37 @@ def _(stage):
     return [model.maker_optimizer.variables, model.judge_optimizer.variables]
 
 
+@variant("eagerly-a-duel")
+def _(stage):
+    model = Duel()
+    model.compile(optimizers.Adam(0.01), optimizers.RMSprop(0.01))
+    model.run_eagerly = True
+    stage.fit(model, X, batch_size=26, epochs=2)
+    return [model.maker_optimizer.variables, model.judge_optimizer.variables]
+
+
+class Looking(keras.Model):
+    """A step that can only run eagerly: it looks at numbers, and keeps them in Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(1)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+    def train_step(self, data):
+        logs = super().train_step(data)
+        return {**logs, "largest": float(data[0].numpy().max())}
+
+
+@variant("eagerly-a-step-of-its-own")
+def _(stage):
+    model = Looking()
+    model.compile("adam", "mse", run_eagerly=True)
+    stage.fit(model, X, Y, batch_size=13, epochs=2)
+
+
 @variant("several-models-share-layers")
 def _(stage):
     inputs = keras.Input((6,))

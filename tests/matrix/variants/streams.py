@@ -48,6 +48,14 @@ def _(stage):
     stage.fit(mlp(), stream().shuffle(52).filter(lambda a, b: a[0] > 0.3).batch(6))
 
 
+@variant("stream-shuffle-under-shuffle")
+def _(stage):
+    mixed = stream().shuffle(52).map(lambda a, b: (a + 1, b)).shuffle(9).batch(8)
+    held = stream().take(20).shuffle(20).batch(2).shuffle(5)
+    stage.fit(mlp(), mixed, epochs=4, validation_data=held)
+    stage.fit(mlp(), mixed, epochs=1)
+
+
 @variant("stream-interleave")
 def _(stage):
     parts = tf.data.Dataset.range(4).shuffle(4)
