@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from runner.training.datasets import captured_variables, has_cache, iterate, make_unread, read_through
+from runner.training.datasets import (
+    captured_variables,
+    has_cache,
+    iterate,
+    make_unread,
+    opened_late,
+    read_through,
+)
 from runner.training.maker import Maker
 from runner.training.order import Order
 
@@ -148,7 +155,11 @@ class Position:
             self.maker.opened()
         filling = self.iterators == 1 and has_cache(dataset)
         if self.method == "skip" and not filling:
-            return iterate(dataset.skip(self.drawn))
+            late = bool(opened_late(dataset))
+            iterator = iterate(dataset.skip(self.drawn - late))
+            if late:
+                next(iterator)  # perhaps nobody else reads from it
+            return iterator
         iterator = iterate(dataset)
         # The read that finds the end completes a cache; TensorFlow made it when it read ahead.
         last = filling and self.drawn == int(dataset.cardinality())
