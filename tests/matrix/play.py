@@ -1,8 +1,8 @@
 """Plays variants of the matrix: once undisturbed, once dying again and again; and judges them.
 
-The deaths of a variant are drawn from the moments that its undisturbed run told: first the kind of moment, so
-that rare ones come as often as others, then one of that kind. Besides, it may die while a checkpoint is being
-written, and after its last fit.
+The deaths of a variant are drawn from the moments that its undisturbed run told. One is of the last two
+thirds of its steps. For each other the kind of moment is drawn first, so that rare ones come as often as
+others; it may also die in the middle of a checkpoint, at the next beginning of a fit, and after its last.
 """
 
 from __future__ import annotations
@@ -173,20 +173,14 @@ class _Game(Job):
 
 
 def _draw(moments: list[str], rules: Rules, chance: random.Random) -> list[dict[str, Any]]:
-    """Draw deaths in the order in which they come."""
-    kinds = sorted(
-        {*moments, "save", "after"} - {"after"} if rules.forgetful else {*moments, "save", "after"}
-    )
-    if rules.forgetful:
-        kinds = ["train"]
-    deaths = []
-    for kind in (
-        chance.sample(kinds, rules.kills)
-        if len(kinds) >= rules.kills
-        else chance.choices(kinds, k=rules.kills)
-    ):
-        stands_for = {"save": "train", "start": "start"}.get(kind, kind)
-        places = [i for i, moment in enumerate(moments) if moment == stands_for]
+    """Draw deaths in the order in which they come; one of them so late that there is something to resume."""
+    late = [i for i, moment in enumerate(moments) if moment == "train" and 3 * i >= len(moments)]
+    deaths = [{"kind": "train", "at": chance.choice(late), "dying_s": 0.1}]
+    kinds = ["train"] if rules.forgetful else sorted({*moments, "save", "after"})
+    for kind in chance.choices(kinds, k=rules.kills - 1):
+        # It dies at the beginning of the next fit, be it one that is resumed.
+        stands_for = {"save": ("train",), "start": moments}.get(kind, (kind,))
+        places = [i for i, moment in enumerate(moments) if moment in stands_for]
         at = chance.choice(places) if places else len(moments)
         deaths.append({"kind": kind, "at": at, "dying_s": chance.choice([0.0, 0.1, 0.1])})
     return sorted(deaths, key=lambda death: death["at"])

@@ -234,7 +234,7 @@ def _(stage):
 @variant("backup-and-restore")
 def _(stage):
     backup = keras.callbacks.BackupAndRestore(stage.folder / "backup")
-    stage.fit(mlp(), **DATA, callbacks=[backup])
+    stage.fit(mlp(optimizer="nadam"), **DATA, callbacks=[backup])
 
 
 @variant("terminate-on-nan")
