@@ -16,6 +16,15 @@ import numpy as np
 
 #: Keras numbers names that repeat; a number alone does not make it another variable.
 _COUNTER = re.compile(r"_\d+(?=/|:|$)")
+#: Attributes of a layer are looked into so deep: an attribute, what a list in it holds, and one more.
+_DEPTH_MAX = 3
+_KINDS: dict[type, str] = {}
+#: What a layer keeps for Keras, and holds no variables that are not counted.
+_KERAS_OWN = {
+    *("_layers", "_functional", "_operations", "_operations_by_depth", "_nodes", "_nodes_by_depth"),
+    *("_inbound_nodes", "_outbound_nodes", "_trainable_variables", "_non_trainable_variables", "_metrics"),
+    *("_seed_generators", "_obj_reference_counts_dict", "_self_unconditional_checkpoint_dependencies"),
+}
 
 
 class ChangedScriptError(Exception):
@@ -25,8 +34,8 @@ class ChangedScriptError(Exception):
 def all_variables(model: Any) -> list[Any]:
     """List what training changes: the model's variables, the optimizer's, the metrics', each once.
 
-    So are those that Keras does not count: of further optimizers, and TensorFlow's own, which the model or a
-    layer holds as attributes, or in lists and dicts that are attributes.
+    So are those that Keras does not count: of further optimizers, the states of stateful layers, and
+    TensorFlow's own, where the model or a layer holds them as attributes, or in lists and dicts.
 
     The order is the model's own, so it is the same in every process that runs the script.
     """
@@ -41,37 +50,58 @@ def all_variables(model: Any) -> list[Any]:
 
 
 def _uncounted(layer: Any) -> Iterator[Any]:
-    """Yield the variables of optimizers and of TensorFlow that a layer holds."""
-    import tensorflow as tf
-
-    for part in _held(layer):
-        if _is_optimizer(part):
+    """Yield the variables, and those of optimizers, that a layer holds."""
+    for kind, part in _held(layer):
+        if kind == "optimizer":
             yield from part.variables
-        elif isinstance(part, tf.Variable):
-            yield part
-        elif isinstance(part, tf.random.Generator):
-            yield part.state
+        else:
+            yield part if kind == "variable" else part.state
 
 
 def optimizers_of(model: Any) -> list[Any]:
     """List the optimizers that a model and its layers hold."""
-    return [part for layer in model._flatten_layers() for part in _held(layer) if _is_optimizer(part)]
+    held = (one for layer in model._flatten_layers() for one in _held(layer))
+    return [part for kind, part in held if kind == "optimizer"]
 
 
-def _held(layer: Any) -> Iterator[Any]:
-    for value in list(vars(layer).values()):
-        if isinstance(value, dict):
-            yield from list(value.values())
-        elif isinstance(value, list | tuple):
-            yield from list(value)
-        else:
-            yield value
+def _held(layer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a layer holds that has variables, and of what kind it is."""
+    for name, value in list(vars(layer).items()):
+        kind = _kind_of(value)
+        if kind == "nested" and name not in _KERAS_OWN:
+            yield from _parts(value, _DEPTH_MAX)
+        elif kind and kind != "nested":
+            yield kind, value
 
 
-def _is_optimizer(part: Any) -> bool:
+def _parts(value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    for part in list(value.values()) if isinstance(value, dict) else list(value):
+        kind = _kind_of(part)
+        if kind == "nested" and depth > 1:
+            yield from _parts(part, depth - 1)
+        elif kind and kind != "nested":
+            yield kind, part
+
+
+def _kind_of(value: Any) -> str:
+    kind = _KINDS.get(type(value))
+    return _learn_kind(type(value)) if kind is None else kind
+
+
+def _learn_kind(one: type) -> str:
+    """Return what to do with objects of a class; "" where that is nothing."""
+    import keras
+    import tensorflow as tf
     from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-    return isinstance(part, BaseOptimizer)
+    kinds: dict[str, Any] = {
+        "nested": (dict, list, tuple),
+        "optimizer": BaseOptimizer,
+        "variable": (keras.Variable, tf.Variable),
+        "generator": tf.random.Generator,
+    }
+    _KINDS[one] = next((kind for kind, classes in kinds.items() if issubclass(one, classes)), "")
+    return _KINDS[one]
 
 
 def each_once(found: Iterable[Any]) -> list[Any]:
