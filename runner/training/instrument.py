@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from runner.training import fallback, imports, ownloops, places
+from runner.training import imports, ownloops, places
 from runner.training.worker import Worker
 
 
@@ -41,6 +41,8 @@ def _on_keras(worker: Worker, keras: ModuleType) -> None:
     if backend != "tensorflow":
         _leave_alone(worker, f"Keras runs on {backend}: no checkpoints; they need its TensorFlow backend")
         return
+    from runner.training import fallback  # it needs NumPy, which the script imports
+
     why = _hindrance(keras)
     if why and worker.launch.rehearse:
         _leave_alone(worker, f"{why}: a fit is resumed at the beginning of an epoch only")
