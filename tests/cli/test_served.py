@@ -130,13 +130,18 @@ def test_a_retry_with_worse_settings_is_refused(served):
 
 
 def test_logs_follow_across_attempts_to_the_end(served):
-    script = 'echo "attempt $RUNNER_ATTEMPT"; [ "$RUNNER_ATTEMPT" = 3 ] || exit 1'
+    script = (
+        'echo "attempt $RUNNER_ATTEMPT"; until [ -e followed ]; do sleep 0.02; done;'
+        ' [ "$RUNNER_ATTEMPT" = 3 ] || exit 1'
+    )
     toml = '[restart]\nbackoff = "100ms"\n'
-    served("submit", str(served.folder("flaky", command=["sh", "-c", f"sleep 0.3; {script}"], toml=toml)))
+    served("submit", str(served.folder("flaky", command=["sh", "-c", script], toml=toml)))
     served.until("flaky", "running")
     follow = served.start("logs", "flaky", "-f")
+    first = follow.stdout.readline()
+    (served.home.folder("flaky") / "followed").touch()
     out, _ = follow.communicate(timeout=60)
-    assert out.decode() == "attempt 1\nattempt 2\nattempt 3\n"
+    assert (first + out).decode() == "attempt 1\nattempt 2\nattempt 3\n"
     assert follow.returncode == 0
 
 
