@@ -36,7 +36,7 @@ demo: $(READY) ## train real digits, kill the training twice, and compare with a
 	@$(BIN)/runner drill jobs/digits --kills 2 $(ARGS)
 
 test: $(READY) ## the whole test suite (root: with the tests under a real systemd)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint types test ## what must hold before a change goes in
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-#: Folders whose files take minutes: begun first, so that no worker is left alone with one at the end.
+#: Folders whose files take minutes: begun first, so that no worker is left alone with one at the end
+#: (`--no-loadscope-reorder` leaves the order to this).
 LONG = ("training", "system", "systemd", "cli")
 
 

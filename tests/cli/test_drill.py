@@ -79,9 +79,9 @@ def test_a_worker_that_really_hangs_is_found_out(tmp_path):
         "model.compile('sgd', 'mse')\n"
         "x = np.ones((64, 2), 'float32')\n"
         "pause = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: time.sleep(0.05))\n"
-        "model.fit(x, x[:, :1], batch_size=8, epochs=30, verbose=0, callbacks=[pause])\n"
+        "model.fit(x, x[:, :1], batch_size=8, epochs=15, verbose=0, callbacks=[pause])\n"
     )
-    (folder / "job.toml").write_text('[limits]\nhang = "5s"\n[restart]\nbackoff = "50ms"\n')
+    (folder / "job.toml").write_text('[limits]\nhang = "5s"\ngrace = "1s"\n[restart]\nbackoff = "50ms"\n')
     done = drill(folder, "--faults", "hang", "--json", "--home", str(tmp_path))
     report = json.loads(done.stdout)
     (hit,) = report["faults"]

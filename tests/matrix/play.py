@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.matrix.nursery import Nursery
 from tests.matrix.registry import FOLDER, Variant
 from tests.training.harness import Attempt, Job
+from tests.training.nursery import Nursery
 
 _STAGE = Path(__file__).with_name("stage.py")
 #: Makes the resume forget where it was in the data; goes before the script.
@@ -120,10 +120,9 @@ class _Game(Job):
 
     def __init__(self, root: Path, variants: list[Variant], rules: Rules, nursery: Nursery | None):
         self.root = root
-        self.nursery = nursery
         self.words = [one.name for one in variants]
         script = variants[0].script
-        super().__init__(root, script, text=(FOLDER / script).read_text())
+        super().__init__(root, script, text=(FOLDER / script).read_text(), nursery=nursery)
         shutil.copy(_STAGE, self.folder)
         if variants[0].seeded:
             self.words.append("--seeded")
@@ -136,26 +135,9 @@ class _Game(Job):
         """Live again and again, until a life ends by itself."""
         (self.folder / "plan.json").write_text(json.dumps(plan))
         for _ in range(sum(map(len, plan.values())) + 1):
-            attempt = self.run(*self.words, every=every) if self.nursery is None else self.forked(every)
+            attempt = self.run(*self.words, every=every)
             if attempt.code != -signal.SIGKILL:
                 break
-        return attempt
-
-    def forked(self, every: tuple[str, float]) -> Attempt:
-        """Live once, by the nursery."""
-        assert self.nursery is not None
-        attempt = Attempt(self, None)  # type: ignore[arg-type]
-        output, errors = self.root / "output", self.root / "errors"
-        attempt.code = self.nursery.live(
-            {
-                "cwd": str(self.folder),
-                "environ": self.prepare(*self.words, every=every),
-                "program": str(self.bootstrap),
-                "output": str(output),
-                "errors": str(errors),
-            }
-        )
-        attempt.output, attempt.errors = output.read_text(), errors.read_text()
         return attempt
 
     def deaths_of(self, variant: Variant) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import runner
 from runner.storage.layout import JobPaths
+from tests.training.nursery import Nursery
 
 SCRIPTS = Path(__file__).with_name("scripts")
 BOOTSTRAP = Path(runner.__file__).parent / "training" / "bootstrap.py"
@@ -29,9 +30,21 @@ _ENVIRONMENT = {
 
 
 class Job:
-    """A job's folder and state folder, and the attempts on it."""
+    """A job's folder and state folder, and the attempts on it.
 
-    def __init__(self, root: Path, script: str, *, text: str | None = None, **launch: Any):
+    With a nursery, attempts that are run to their end begin in processes that have imported TensorFlow.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        script: str,
+        *,
+        text: str | None = None,
+        nursery: Nursery | None = None,
+        **launch: Any,
+    ):
+        self.nursery = nursery
         self.folder = root / "jobs" / "j"
         self.folder.mkdir(parents=True)
         self.paths = JobPaths(root / "state" / "j")
@@ -94,8 +107,23 @@ class Job:
             text=True,
         ))  # fmt: skip
 
-    def run(self, *args: str, **more: Any) -> Attempt:
-        return self.start(*args, **more).wait()
+    def run(self, *args: str, env: Mapping[str, str] | None = None, **more: Any) -> Attempt:
+        if self.nursery is None:
+            return self.start(*args, env=env, **more).wait()
+        attempt = Attempt(self)
+        environ = {**self.prepare(*args, **more), **(env or {})}
+        output, errors = (self.paths.attempt(self.attempt).dir / name for name in ("output", "errors"))
+        attempt.code = self.nursery.live(
+            {
+                "cwd": str(self.folder),
+                "environ": environ,
+                "program": str(self.bootstrap),
+                "output": str(output),
+                "errors": str(errors),
+            }
+        )
+        attempt.output, attempt.errors = output.read_text(), errors.read_text()
+        return attempt
 
     def run_through(self, *args: str, kill: str = "", dying_s: float = 0.0, **more: Any) -> Attempt:
         """Run attempt after attempt until one is not killed: one more than KILL names.
@@ -143,11 +171,14 @@ class Job:
 
 
 class Attempt:
-    """One process."""
+    """One process; started by a nursery, it has ended already."""
 
-    def __init__(self, job: Job, process: subprocess.Popen[str]):
+    process: subprocess.Popen[str]
+
+    def __init__(self, job: Job, process: subprocess.Popen[str] | None = None):
         self.job = job
-        self.process = process
+        if process is not None:
+            self.process = process
         self.code: int | None = None
         self.output = self.errors = ""
 

@@ -14,6 +14,7 @@ import pytest
 
 import runner
 from tests.training.harness import Attempt, Job
+from tests.training.nursery import Nursery
 
 ROOT = Path(runner.__file__).parents[1]
 #: Where each life of loops.py ends: in every loop, in validation, in the last step; and from which step on
@@ -101,8 +102,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Attempt]
     return job, job.run_through()
 
 
-def test_loops_of_every_shape_are_resumed_exactly(tmp_path: Path, undisturbed: tuple[Job, Attempt]) -> None:
-    job = Job(tmp_path, "loops.py")
+def test_loops_of_every_shape_are_resumed_exactly(
+    tmp_path: Path, nursery: Nursery, undisturbed: tuple[Job, Attempt]
+) -> None:
+    job = Job(tmp_path, "loops.py", nursery=nursery)
     done = job.run_through(kill=" ".join(KILLS))
     assert done.results == undisturbed[1].results
     assert lines(job) == lines(undisturbed[0])
@@ -122,15 +125,17 @@ def test_a_plain_script_gives_the_same(tmp_path: Path, undisturbed: tuple[Job, A
     assert plain.results == undisturbed[1].results, plain.errors
 
 
-def test_control_what_is_not_tracked_is_not_resumed(tmp_path: Path, undisturbed: tuple[Job, Attempt]) -> None:
-    done = Job(tmp_path, "loops.py").run_through("--untracked", kill="duel:8")
+def test_control_what_is_not_tracked_is_not_resumed(
+    tmp_path: Path, nursery: Nursery, undisturbed: tuple[Job, Attempt]
+) -> None:
+    done = Job(tmp_path, "loops.py", nursery=nursery).run_through("--untracked", kill="duel:8")
     assert done.results["plain"] == undisturbed[1].results["plain"]
     assert done.results["critic"] != undisturbed[1].results["critic"]
 
 
-def test_models_that_the_first_step_builds_are_resumed_exactly(tmp_path: Path) -> None:
-    expected = Job(tmp_path / "undisturbed", "lazy.py").run_through().results
-    job = Job(tmp_path / "killed", "lazy.py")
+def test_models_that_the_first_step_builds_are_resumed_exactly(tmp_path: Path, nursery: Nursery) -> None:
+    expected = Job(tmp_path / "undisturbed", "lazy.py", nursery=nursery).run_through().results
+    job = Job(tmp_path / "killed", "lazy.py", nursery=nursery)
     assert job.run_through(kill="tape:2 on-batch:6").results == expected
 
 

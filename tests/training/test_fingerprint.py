@@ -8,6 +8,7 @@ import numpy as np
 
 from runner.training import fingerprint
 from tests.training.harness import Job
+from tests.training.nursery import Nursery
 
 
 def give(job: Job, first: int, second: int) -> None:
@@ -15,16 +16,16 @@ def give(job: Job, first: int, second: int) -> None:
         np.save(job.folder / f"{name}.npy", np.random.default_rng(seed).random((20, 3), np.float32))
 
 
-def killed_in_the_second_fit(root: Path) -> Job:
-    job = Job(root, "changing.py")
+def killed_in_the_second_fit(root: Path, nursery: Nursery) -> Job:
+    job = Job(root, "changing.py", nursery=nursery)
     give(job, 1, 2)
     attempt = job.run(env={"KILL": "second/train:6"}, every=("steps", 1))
     assert attempt.code == -9
     return job
 
 
-def undisturbed(root: Path, first: int, second: int) -> dict[str, str]:
-    job = Job(root, "changing.py")
+def undisturbed(root: Path, nursery: Nursery, first: int, second: int) -> dict[str, str]:
+    job = Job(root, "changing.py", nursery=nursery)
     give(job, first, second)
     return job.run().results
 
@@ -33,12 +34,12 @@ def warnings(job: Job) -> list[str]:
     return [fact["message"] for fact in job.facts_of("warning")]
 
 
-def test_a_fit_with_other_data_is_trained_again_and_what_follows_it(tmp_path: Path) -> None:
-    job = killed_in_the_second_fit(tmp_path / "killed")
+def test_a_fit_with_other_data_is_trained_again_and_what_follows_it(tmp_path: Path, nursery: Nursery) -> None:
+    job = killed_in_the_second_fit(tmp_path / "killed", nursery)
     give(job, 3, 2)
     done = job.run()
     assert done.code == 0, done.errors
-    assert done.results == undisturbed(tmp_path / "undisturbed", 3, 2)
+    assert done.results == undisturbed(tmp_path / "undisturbed", nursery, 3, 2)
     assert any("the data of fit 0 have changed" in message for message in warnings(job))
     assert not job.facts_of("resumed")
     assert [fact["fit"] for fact in job.facts_of("fit-finished")][-2:] == [0, 1]
@@ -47,24 +48,24 @@ def test_a_fit_with_other_data_is_trained_again_and_what_follows_it(tmp_path: Pa
     assert "checkpoints/fit-000.weights.h5" in aside
 
 
-def test_a_fit_whose_data_stay_is_not_trained_again(tmp_path: Path) -> None:
-    job = killed_in_the_second_fit(tmp_path / "killed")
+def test_a_fit_whose_data_stay_is_not_trained_again(tmp_path: Path, nursery: Nursery) -> None:
+    job = killed_in_the_second_fit(tmp_path / "killed", nursery)
     give(job, 1, 3)
     done = job.run()
     assert done.code == 0, done.errors
-    assert done.results["first"] == undisturbed(tmp_path / "undisturbed", 1, 3)["first"]
+    assert done.results["first"] == undisturbed(tmp_path / "undisturbed", nursery, 1, 3)["first"]
     (resumed,) = job.facts_of("resumed")
     assert (resumed["exact"], resumed["reason"]) == (False, "the data have changed")
     assert not job.facts_of("quarantined")
 
 
-def test_a_changed_script_is_said_and_its_fits_are_restored(tmp_path: Path) -> None:
-    job = killed_in_the_second_fit(tmp_path / "killed")
+def test_a_changed_script_is_said_and_its_fits_are_restored(tmp_path: Path, nursery: Nursery) -> None:
+    job = killed_in_the_second_fit(tmp_path / "killed", nursery)
     script = job.folder / "changing.py"
     script.write_text(script.read_text() + "print('changed')\n")
     done = job.run()
     assert done.code == 0, done.errors
-    assert done.results == undisturbed(tmp_path / "undisturbed", 1, 2)
+    assert done.results == undisturbed(tmp_path / "undisturbed", nursery, 1, 2)
     assert any("the script has changed since fit 0 was done" in message for message in warnings(job))
     (resumed,) = job.facts_of("resumed")
     assert (resumed["exact"], resumed["reason"]) == (False, "the script has changed")

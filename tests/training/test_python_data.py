@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.training.harness import Job
+from tests.training.nursery import Nursery
 from tests.training.test_exact_resume import lost_or_gained
 
 
-def test_data_that_python_code_makes(tmp_path: Path) -> None:
+def test_data_that_python_code_makes(tmp_path: Path, nursery: Nursery) -> None:
     """Generators and PyDatasets, killed in the middle of epochs, at their ends and while validating."""
-    undisturbed = Job(tmp_path / "undisturbed", "python_data.py").run_through().results
+    undisturbed = Job(tmp_path / "undisturbed", "python_data.py", nursery=nursery).run_through().results
     assert len(undisturbed) == 12
-    job = Job(tmp_path / "killed", "python_data.py")
+    job = Job(tmp_path / "killed", "python_data.py", nursery=nursery)
     kill = (
         "shared/train:8 validated/test:5 the-same-again/train:7 pieces/train:9 pieces/test:8 big/train:16"
         " threads/train:9 processes/train:8 finite/train:6"
@@ -25,9 +26,9 @@ def test_data_that_python_code_makes(tmp_path: Path) -> None:
     assert reasons[6] == "by replay of the epoch: a PyDataset makes the data"
 
 
-def test_data_that_python_code_makes_are_as_in_plain_python(tmp_path: Path) -> None:
+def test_data_that_python_code_makes_are_as_in_plain_python(tmp_path: Path, nursery: Nursery) -> None:
     plain = Job(tmp_path / "plain", "python_data.py").plain("--seeded").results
-    job = Job(tmp_path / "killed", "python_data.py")
+    job = Job(tmp_path / "killed", "python_data.py", nursery=nursery)
     killed = job.run_through("--seeded", kill="validated/train:12 pieces/train:13", dying_s=0.3)
     # Unseeded `default_rng`s differ from process to process in plain Python. The losses are compared, for
     # how far plain Keras has read ahead of an endless generator when the training ends is left to chance.

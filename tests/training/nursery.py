@@ -1,4 +1,4 @@
-"""Gives birth to processes that have TensorFlow imported already: `--forked` plays the matrix with these.
+"""Gives birth to processes that have TensorFlow imported already: tests of many lives live these.
 
 Run as a program it reads a JSON line per life (`cwd`, `environ`, `program`, `output`, `errors`), forks before
 any operation has run, runs the program as `__main__` in the child, and answers with the child's exit code.
