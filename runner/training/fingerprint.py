@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -44,7 +45,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu": model,
         "cpu features": features,
-        "accelerators": _accelerators(),
+        "accelerators": accelerators(),
         "threads": os.environ.get("TF_NUM_INTRAOP_THREADS"),
         "hash seed": os.environ.get("PYTHONHASHSEED"),
         "precision": _keras("dtype_policy"),
@@ -54,6 +55,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _cpu() -> tuple[str, list[str]]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -68,15 +70,15 @@ def _cpu() -> tuple[str, list[str]]:
     return model, sorted(flag for flag in flags if flag.startswith(_FEATURES) or flag.endswith(_FEATURES))
 
 
-def _accelerators() -> list[str]:
-    """Name the GPUs that TensorFlow uses."""
+def accelerators(kind: str = "GPU") -> list[str]:
+    """Name the devices of a kind that TensorFlow uses."""
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None:
         return []
     details = tensorflow.config.experimental.get_device_details
     return [
-        str(details(device).get("device_name", "GPU"))
-        for device in tensorflow.config.list_logical_devices("GPU")
+        str(details(device).get("device_name", kind))
+        for device in tensorflow.config.get_visible_devices(kind)
     ]
 
 
@@ -104,8 +106,8 @@ def source(path: Path | None) -> str | None:
 def data(arguments: Mapping[str, Any]) -> str | None:
     """Return a digest of the data that a fit is given; None where none of it lies in memory.
 
-    Arrays, tensors, data frames, and what `tf.data` datasets are made of. Above 256 MiB a sample of an array
-    is taken: 256 pieces, evenly spread.
+    Arrays, tensors, data frames, and what `tf.data` datasets are made of (but for their ragged and sparse
+    tensors). Above 256 MiB a sample of an array is taken: 256 pieces, evenly spread.
 
     Args:
         arguments: of the call of `fit`, by name.
@@ -129,12 +131,25 @@ def _arrays_in(value: Any) -> Iterator[np.ndarray]:
             for tensor in getattr(one, "_tensors", ()):
                 yield from _arrays_in(tensor)
         return
+    if type(value).__name__ in {"RaggedTensor", "SparseTensor"}:
+        for part in _parts(value):
+            yield from _arrays_in(part)
+        return
     if type(value).__name__ in {"DataFrame", "Series"} and hasattr(value, "to_numpy"):
         value = value.to_numpy()
     elif type(value).__name__ == "EagerTensor":
+        if value.dtype.name in {"variant", "resource"}:  # so datasets keep ragged and sparse ones
+            return
         value = getattr(value, "_numpy", value.numpy)()
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         yield value
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the tensors that a ragged or sparse one consists of."""
+    import tensorflow as tf
+
+    return list(tf.nest.flatten(value, expand_composites=True))
 
 
 def _pieces(array: np.ndarray) -> list[Any]:

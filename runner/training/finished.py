@@ -34,8 +34,8 @@ def name(worker: Worker, number: int) -> str:
     return str(path_of(worker, number).relative_to(worker.launch.paths.dir))
 
 
-def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any) -> None:
-    """Save the end of a fit durably.
+def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any) -> int:
+    """Save the end of a fit durably; return its size in bytes.
 
     Raises:
         OSError, StorageError: it could not be saved.
@@ -55,7 +55,7 @@ def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any) -> None
     )
     path = path_of(worker, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(path, done, created=now_text())
+    return checkpoint.write(path, done, created=now_text())
 
 
 def load(worker: Worker, number: int) -> Snapshot | None:
@@ -146,6 +146,7 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
     worker.step = snapshot.step
     if worker.saved is None or worker.saved.state["fit"] <= number:
         # What comes next begins anew: what an earlier attempt told of it goes.
+        worker.saved = None
         worker.metrics.cut(int(snapshot.state["metrics_size"]))
     return model.history
 
@@ -159,7 +160,10 @@ def _spec_node(spec: Any) -> Any:
     if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
         return None
     shape = None if spec.shape.rank is None else list(spec.shape)
-    return {"t": "spec", "shape": shape, "dtype": spec.dtype.name}
+    node = {"t": "spec", "shape": shape, "dtype": spec.dtype.name}
+    if hasattr(spec, "ragged_rank"):
+        return {**node, "t": "ragged", "rank": spec.ragged_rank, "splits": spec.row_splits_dtype.name}
+    return {**node, "t": "sparse"} if type(spec).__name__ == "SparseTensorSpec" else node
 
 
 def _spec_value(node: Any) -> Any:
@@ -173,4 +177,8 @@ def _spec_value(node: Any) -> Any:
         return [_spec_value(one) for one in node["v"]]
     if node["t"] == "tuple":
         return tuple(_spec_value(one) for one in node["v"])
+    if node["t"] == "ragged":
+        return tf.RaggedTensorSpec(node["shape"], node["dtype"], node["rank"], tf.as_dtype(node["splits"]))
+    if node["t"] == "sparse":
+        return tf.SparseTensorSpec(node["shape"], node["dtype"])
     return tf.TensorSpec(node["shape"], node["dtype"])

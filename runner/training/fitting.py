@@ -63,6 +63,7 @@ class Fit:
         self.number = number
         self.saved = saved  #: what to resume from, until it is restored
         self.iterator: Any = None  #: Keras's iterator over the training data
+        self.iterator_in_the_making = False  #: Keras makes one just now
         self.listeners: Any = None  #: Keras's CallbackList
         self.position = Position("epoch")
         self.validation = Position("skip", validates=True)
@@ -75,9 +76,8 @@ class Fit:
         self._order: Order | None = None
         self._base_step = worker.step
         self._epoch_step = worker.step
-        self._trained = False
-        self._resumed = False
-        self._broken = False
+        self._epoch_drawn = 0  #: batches that the present iterator had given before this epoch's first
+        self._trained = self._resumed = self._broken = False
         self._held: Snapshot | None = None
         self._epoch_at = 0.0
         self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
@@ -98,6 +98,13 @@ class Fit:
             self.makers.adapted(getattr(iterator.data_adapter, "py_dataset", None))
             return
         self.iterator = iterator
+        with self._surviving(unless_resumed=True):
+            self._classify(iterator)
+        if self.exactness is None:
+            self.exactness = Exactness(False, "its data could not be looked at", "epoch")
+            self.worker.classify(self.number, self.exactness.kind, self.exactness.reason)
+
+    def _classify(self, iterator: Any) -> None:
         distributed = getattr(self.model, "_distribute_strategy", None) is not None
         maker = self.makers.look_into(iterator, training=True)
         self.exactness = classify(iterator.data_adapter, iterator._distributed_dataset, distributed, maker)
@@ -133,17 +140,18 @@ class Fit:
         epochs = self.listeners.params.get("epochs")
         worker.facts("fit-started", fit=self.number, epochs=epochs, steps_per_epoch=steps)
         worker.progress.set(fit=self.number, epochs=epochs, steps_per_epoch=steps)
-        self._fixed = {
-            "kind": "fit",
-            "fit": self.number,
-            "base_step": self._base_step,
-            "initial_epoch": self.model._initial_epoch,
-            "fingerprint": {
-                **fingerprint.machine(),
-                "source": fingerprint.source(worker.entry),
-                "data": fingerprint.data(self._arguments),
-            },
-        }
+        with self._surviving(unless_resumed=True):
+            self._fixed = {
+                "kind": "fit",
+                "fit": self.number,
+                "base_step": self._base_step,
+                "initial_epoch": self.model._initial_epoch,
+                "fingerprint": {
+                    **fingerprint.machine(),
+                    "source": fingerprint.source(worker.entry),
+                    "data": fingerprint.data(self._arguments),
+                },
+            }
         if self.saved is not None:
             self._fixed["initial_epoch"] = self.saved.state["initial_epoch"]
             self._initial_epoch = [self.saved.state["initial_epoch"]]
@@ -192,7 +200,7 @@ class Fit:
         position = self.position
         done = self._arrive(inner) if self.saved is not None else 0
         self.makers.set_out(iterator, position)
-        base = position.drawn - done * size
+        base = self._epoch_drawn = position.drawn - done * size
         total, batches = self._executions()
         self._epoch_step = worker.step - (batches if done and done == total else done * size)
         iterators = position.iterators
@@ -214,13 +222,19 @@ class Fit:
                 return
             if position.iterators != iterators or self._steps_seen is not None:
                 iterators = position.iterators
-                base = position.drawn - done * size
+                base = self._epoch_drawn = position.drawn - done * size
                 self._count_on(size)
                 self._tell_replayed()
             if self._held is not None:
                 self._let_go()
             yield item
             done += 1
+
+    def step_ended(self, logs: Any) -> None:
+        """Note that the training function has been executed; callbacks follow, which may end the epoch."""
+        self.logs = logs
+        self.done += 1
+        self.position.drawn = self._epoch_drawn + self.done * self.iterator.steps_per_execution
 
     def _count_on(self, size: int) -> None:
         """Let Keras count on where an iterator that lives on over epochs was opened anew by a resume."""
@@ -306,11 +320,17 @@ class Fit:
         }
 
     @contextlib.contextmanager
-    def _surviving(self) -> Iterator[None]:
-        """Report a failure of the block, which is ours, and let the training go on without checkpoints."""
+    def _surviving(self, *, unless_resumed: bool = False) -> Iterator[None]:
+        """Report a failure of the block, which is ours, and let the training go on without checkpoints.
+
+        Raises:
+            Exception: that failure, where the fit is to be resumed and `unless_resumed`.
+        """
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever fails in here, the script's training must not
+        except Exception as error:
+            if unless_resumed and self.saved is not None:
+                raise
             self._broken = True
             reason = f"{type(error).__name__}: {error}"
             self.worker.facts.warn(f"no more checkpoints in fit {self.number}, something failed: {reason}")
@@ -506,9 +526,10 @@ class Fit:
         worker = self.worker
         self._held = None
         worker.phase("save")
-        worker.flush_best()
-        if self._trained and not self._broken:
-            self._save_finished()
+        if worker.ends.allowed(self.number):
+            worker.flush_best()
+            if self._trained and not self._broken:
+                self._save_finished()
         worker.facts("fit-finished", fit=self.number)
         worker.progress.set(step=worker.step, epoch=self.epoch)
         worker.phase("after", tell=True)
@@ -519,7 +540,8 @@ class Fit:
         worker = self.worker
         self.done = 0
         try:
-            worker.saver.flush()
-            finished.save(worker, self.number, self.take(), self.iterator)
+            with worker.ends.spending() as spend:
+                worker.saver.flush()
+                spend(finished.save(worker, self.number, self.take(), self.iterator))
         except Exception as error:  # noqa: BLE001 - the fit is done; without this file it is done again
             worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))

@@ -79,10 +79,17 @@ def _patch_iterators(worker: Worker) -> None:
     from keras.src.trainers.epoch_iterator import EpochIterator
 
     def init(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
         fit = worker.fit
-        if fit is not None:
-            fit.adopt_iterator(self)
+        if fit is None or fit.iterator_in_the_making:
+            # A generator is asked for its first batches in here, and may itself have a model predict.
+            original(self, *args, **kwargs)
+            return
+        fit.iterator_in_the_making = True
+        try:
+            original(self, *args, **kwargs)
+        finally:
+            fit.iterator_in_the_making = False
+        fit.adopt_iterator(self)
 
     def get_iterator(original: Callable[..., Any], self: Any) -> Any:
         dataset, fit = original(self), worker.fit
@@ -199,7 +206,7 @@ def _patch_callbacks(worker: Worker) -> None:
     def train_batch_ended(original: Callable[..., None], self: Any, batch: int, logs: Any = None) -> None:
         fit = worker.fit
         if fit is not None and fit.listeners is self:
-            fit.logs = logs
+            fit.step_ended(logs)
         original(self, batch, logs)
 
     _wrap(CallbackList, "on_train_begin", functools.partial(_begin_training, worker))

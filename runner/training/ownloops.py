@@ -1,9 +1,9 @@
 """Training that neither `fit` nor the Python API does: nothing of it can be kept, and that is said.
 
-Such a loop is noticed where an optimizer is built or `train_on_batch` is called. After a kill the script runs
-it again from its start: exactly, if it seeds what it draws, but the work is lost, and the next attempt says
-how many batches that were, where they can be counted. The phase is then "own": whoever looks for hangs knows
-that no sign of progress can be expected.
+Such a loop is noticed where an optimizer is applied or `train_on_batch` is called. After a kill the script
+runs it again from its start: exactly, if it seeds what it draws, but the work is lost, and the next attempt
+says how many batches that were, where they can be counted. The phase is then "own": whoever looks for hangs
+knows that no sign of progress can be expected.
 
 Limits: a loop that uses no optimizer of Keras's is not noticed; only `train_on_batch` is counted.
 """
@@ -28,13 +28,15 @@ def install(worker: Worker, wrap: Callable[[type, str, Callable[..., Any]], None
         worker: this process's.
         wrap: puts a function over a method; it is given the original first.
     """
+    import tensorflow as tf
     from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
     from keras.src.optimizers.base_optimizer import BaseOptimizer
 
     def is_own() -> bool:
         return worker.fit is None and not worker.attached
 
-    def build(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # TensorFlow is not typed
+    def apply(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_own():
             _begin(worker)
         return original(self, *args, **kwargs)
@@ -47,7 +49,7 @@ def install(worker: Worker, wrap: Callable[[type, str, Callable[..., Any]], None
             worker.progress.write_if_due()
         return result
 
-    wrap(BaseOptimizer, "build", build)
+    wrap(BaseOptimizer, "apply", apply)
     wrap(TensorFlowTrainer, "train_on_batch", train_on_batch)
 
 

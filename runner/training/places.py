@@ -93,7 +93,7 @@ _PLACES = (
     Place(_LIST, "on_test_end", "self logs"),
     Place("keras.src.models.model:Model", "_flatten_layers", "self"),
     Place(f"{_TF}:TensorFlowTrainer", "train_on_batch", "self"),
-    Place("keras.src.optimizers.base_optimizer:BaseOptimizer", "build", "self"),
+    Place("keras.src.optimizers.base_optimizer:BaseOptimizer", "apply", "self grads"),
     Place("keras.src.optimizers.base_optimizer:BaseOptimizer", "save_own_variables", "self store"),
     Place("keras.src.saving.saving_lib", "_save_state", uses="save_own_variables"),
     Place("keras.src.saving.saving_lib:H5IOStore", "make", "self path"),

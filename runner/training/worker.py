@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from runner.core.exactness import Kind, text
 from runner.core.spec import Every
 from runner.errors import StorageError
+from runner.training.allowance import Allowance
 from runner.training.entropy import Entropy
 from runner.training.launch import Launch
 from runner.training.report import Facts, MetricsLog, Progress
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: The exit code of a configuration that no retry can help (EX_CONFIG).
 BAD_CONFIGURATION = 78
+#: After so many fits the log tells how one resumes only where that differs from the fit before.
+_FITS_TOLD = 20
 
 
 class Worker:
@@ -46,6 +49,7 @@ class Worker:
         self.stop = Stop(launch.grace_s)
         self.stop.tick = self.progress.write_if_due
         self.entropy = Entropy(launch.seed)
+        self.ends = Allowance(self)  #: for keeping the ends of fits
         self.step = 0  #: completed steps over all fits
         self.fits = 0  #: calls of fit that were begun
         self.saved: Snapshot | None = None  #: the newest checkpoint, until it has been restored
@@ -59,6 +63,7 @@ class Worker:
         self.searched = False  #: checkpoints were looked for
         self.own_loops_told = False  #: that the script trains by itself was reported
         self.seeded = False  #: the job's seed stands in for the operating system's entropy
+        self._told_last: tuple[Kind, str] | None = None
         self._saver: Saver | None = None
         self._best: BestKeeper | None = None
         self._fit_best: Unhurried | None = None
@@ -189,7 +194,9 @@ class Worker:
     def classify(self, fit: int, kind: Kind, reason: str) -> None:
         """Say how exactly a fit, or a loop of the script's own, can be resumed."""
         self.facts("classified", fit=fit, exact=kind is not Kind.NOT_EXACT, kind=kind, reason=reason)
-        self.say(f"runner: resumes of fit {fit}: {text(kind, reason)}")
+        if fit < _FITS_TOLD or self._told_last != (kind, reason):
+            self.say(f"runner: resumes of fit {fit}: {text(kind, reason)}")
+        self._told_last = kind, reason
 
     def tell_resumed(self, saved: Snapshot, reasons: list[str], replay_s: float = 0.0) -> None:
         """Report from where the attempt goes on; `reasons` say why not exactly, where so.

@@ -165,6 +165,9 @@ class Job:
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.paths.metrics.read_text().splitlines()]
 
+    def metrics_without_time(self) -> list[dict[str, Any]]:
+        return [{key: value for key, value in line.items() if key != "time"} for line in self.metrics()]
+
     def progress(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(self.paths.progress.read_text())
         return value
