@@ -107,7 +107,8 @@ class Fit:
     def _classify(self, iterator: Any) -> None:
         distributed = getattr(self.model, "_distribute_strategy", None) is not None
         maker = self.makers.look_into(iterator, training=True)
-        self.exactness = classify(iterator.data_adapter, iterator._distributed_dataset, distributed, maker)
+        dataset, flaw = iterator._distributed_dataset, self.makers.flaw()
+        self.exactness = classify(iterator.data_adapter, dataset, distributed, maker, flaw)
         stateless = type(iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
         self.position = Position(self.exactness.method, stateless=stateless)
         self.position.order = self._order
@@ -379,6 +380,7 @@ class Fit:
         self._trained = self._resumed = True
         self.worker.metrics.cut(int(saved.state["metrics_size"]))
         self.worker.saved = self.saved = None
+        self._look_again()
         self._tell_resumed(saved)
         return done
 
@@ -527,21 +529,21 @@ class Fit:
         self._held = None
         worker.phase("save")
         if worker.ends.allowed(self.number):
-            worker.flush_best()
-            if self._trained and not self._broken:
-                self._save_finished()
+            with worker.ends.spending() as spend:
+                worker.flush_best()
+                if self._trained and not self._broken:
+                    self._save_finished(spend)
         worker.facts("fit-finished", fit=self.number)
         worker.progress.set(step=worker.step, epoch=self.epoch)
         worker.phase("after", tell=True)
         worker.progress.write()
         worker.keep_nothing()
 
-    def _save_finished(self) -> None:
+    def _save_finished(self, spend: Callable[[int], None]) -> None:
         worker = self.worker
         self.done = 0
         try:
-            with worker.ends.spending() as spend:
-                worker.saver.flush()
-                spend(finished.save(worker, self.number, self.take(), self.iterator))
+            worker.saver.flush()
+            spend(finished.save(worker, self.number, self.take(), self.iterator))
         except Exception as error:  # noqa: BLE001 - the fit is done; without this file it is done again
             worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))
