@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from runner.storage.checkpoint import Snapshot
-from runner.training import chance, listeners, variables
+from runner.training import chance, listeners, variables, worker
 from runner.training.chance import Use
 from runner.training.codec import SKIP, Encoder, Node
 from runner.training.decode import Decoder
@@ -199,7 +199,7 @@ def restore_unused(snapshot: Snapshot, entropy: Entropy, before: Use) -> None:
 def restore(
     model: Any, snapshot: Snapshot, callbacks: Sequence[Any], tracked: Sequence[Any] | None = None
 ) -> None:
-    """Put variables and callbacks back; the random generators are `restore_chance`'s.
+    """Put variables and callbacks back, and tell what could not be; chance is `restore_chance`'s.
 
     Args:
         model: that is trained.
@@ -213,9 +213,18 @@ def restore(
     restore_variables(snapshot, variables.all_variables(model) if tracked is None else tracked)
     decoder = Decoder(snapshot.arrays, functools.partial(_restore_keras_kind, snapshot.arrays))
     try:
-        listeners.restore(decoder, callbacks, snapshot.state["listeners"])
+        lost = listeners.restore(decoder, callbacks, snapshot.state["listeners"])
     except ValueError as reason:
         raise ChangedScriptError(str(reason)) from None
+    for one in lost:
+        _tell_lost(one, snapshot.state.get("fit"))
+
+
+def _tell_lost(missed: str, fit: int | None) -> None:
+    here = worker.current()
+    if here is not None:
+        message = f"could not be put back, stays as the script has made it: {missed}"
+        here.facts.warn(message, fit=fit, missed=missed)
 
 
 class _KerasKinds:

@@ -3,12 +3,15 @@
 A value becomes a node: None, bool, int, str and finite floats stand for themselves; everything else is a
 JSON object `{"t": KIND, ...}`. Arrays are put aside under a key. Decoding merges a node into the value that
 is there: lists, dicts, sets, arrays, generators and plain objects are changed **in place**, so that other
-names for them keep seeing them. Objects are never constructed from a class that a file names: an object
-node only refills an existing object of the same class.
+names for them keep seeing them. Where there is none, plain objects are made of the script's own classes, as
+long as these are found by their names (`made_again`): by `object.__new__` alone, nothing of theirs runs.
 
 What cannot be captured raises `Uncapturable`, naming where and why; aliases and cycles within one encoder are
 kept. Not captured on purpose, and without a word: functions, classes, modules and the model's own parts,
 which the script makes anew (`SKIP`).
+
+Limits: an object of an installed package's class, or of a class that is made in a function, only comes back
+where the script makes one in the same place.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ import math
 import pathlib
 import random
 import struct
+import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+
+from runner.training import reach
 
 Node = Any
 #: Decoded in place of what is left as the script made it.
@@ -76,7 +82,10 @@ class Encoder:
         self._memo: dict[int, dict[str, Any]] = {}
         self._alive: list[Any] = []
         self._aliases = 0
+        self._containers = 0
         self.nodes = 0
+        #: Of what has been encoded: comes back only where the script makes one by itself.
+        self.doubts: list[str] = []
 
     def encode(self, value: Any) -> Node:
         """Return the node of `value`.
@@ -100,7 +109,11 @@ class Encoder:
         container = _CONTAINERS.get(kind)
         if container is not None:
             node = self._remember(value, {"t": container})
-            self._fill(node, value)
+            self._containers += 1
+            try:
+                self._fill(node, value)
+            finally:
+                self._containers -= 1
             return node
         return self._special(value)
 
@@ -132,9 +145,10 @@ class Encoder:
         if type(value) is list and len(value) >= _PACKED_MIN and self._pack(node, value):
             return
         if isinstance(value, dict):
-            node["v"] = [[self.encode(key), self.encode(item)] for key, item in value.items()]
+            node["v"] = [[self._key(key), self.encode(item)] for key, item in value.items()]
         else:
-            node["v"] = [self.encode(item) for item in value]
+            encode = self._key if isinstance(value, set | frozenset) else self.encode
+            node["v"] = [encode(item) for item in value]
         if isinstance(value, collections.deque):
             node["maxlen"] = value.maxlen
         if isinstance(value, collections.defaultdict):
@@ -142,6 +156,15 @@ class Encoder:
             if value.default_factory is not None and FACTORIES.get(str(factory)) is not value.default_factory:
                 raise Uncapturable(f"a defaultdict of {value.default_factory!r}")
             node["factory"] = factory
+
+    def _key(self, value: Any) -> Node:
+        """Return the node of a dict's key or a set's element: it must be found again by its value."""
+        node = self.encode(value)
+        kind = node.get("t") if isinstance(node, dict) else None
+        by_identity: Any = object.__hash__
+        if kind == "skip" or (kind == "object" and type(value).__hash__ is by_identity):
+            raise Uncapturable(f"a {class_name(value)} as a key or in a set")
+        return node
 
     def _pack(self, node: dict[str, Any], value: list[Any]) -> bool:
         kind = type(value[0])
@@ -175,8 +198,14 @@ class Encoder:
         if isinstance(value, _CODE):
             return {"t": "skip"}
         if isinstance(value, enum.Enum):
-            return {"t": "enum", "v": value.name, "class": class_name(value)}
+            return self._enum(value)
         return self._object(value)
+
+    def _enum(self, value: enum.Enum) -> Node:
+        if value.name not in type(value).__members__:
+            raise Uncapturable(f"a {class_name(value)} of several flags")
+        self._look_at_class(type(value))
+        return {"t": "enum", "v": value.name, "class": class_name(value)}
 
     def array(self, value: np.ndarray) -> dict[str, Any]:
         """Put a copy of an array aside; return its node."""
@@ -188,12 +217,81 @@ class Encoder:
         return {"t": "array", "v": key}
 
     def _object(self, value: Any) -> Node:
-        members = getattr(value, "__dict__", None)
-        if members is None or isinstance(value, BaseException) or not _is_plain_class(type(value)):
+        kind = type(value)
+        if isinstance(value, BaseException) or not _is_plain_class(kind) or not _is_transparent(value):
             raise Uncapturable(f"a {class_name(value)}")
+        self._look_at_class(kind)
         node = self._remember(value, {"t": "object", "class": class_name(value)})
-        node["v"] = [[name, self.encode(member)] for name, member in members.items()]
+        node["v"] = [[name, self.encode(member)] for name, member in members_of(value)]
         return node
+
+    def _look_at_class(self, kind: type) -> None:
+        """Notice a class of the script's that is not found again."""
+        if not _is_scripts(kind) or made_again(full_name(kind)) is kind:
+            return
+        why = (
+            "is made in a function" if "<locals>" in kind.__qualname__ else "cannot be made again by its name"
+        )
+        if self._containers:
+            raise Uncapturable(f"a {full_name(kind)}, whose class {why}")
+        self.doubts.append(f"a {full_name(kind)}, whose class {why}")
+
+
+def members_of(value: Any) -> list[tuple[str, Any]]:
+    """Return an object's own attributes and the slots that are filled, by name."""
+    found = list(getattr(value, "__dict__", {}).items())
+    kind: Any = type(value)
+    for name, slot in slots_of(kind).items():
+        try:
+            found.append((name, slot.__get__(value)))
+        except AttributeError:
+            continue
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def slots_of(kind: type) -> dict[str, Any]:
+    """Return the descriptors of a class's slots by their names."""
+    return {
+        name: one
+        for base in reversed(kind.__mro__)
+        for name, one in vars(base).items()
+        if isinstance(one, types.MemberDescriptorType)
+    }
+
+
+def made_again(name: str) -> type | None:
+    """Return the script's class of that full name whose objects or members may be made; nothing is imported.
+
+    None where there is no such class, or where making an object would run code of it, or dropping it.
+    """
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        found: Any = sys.modules.get(".".join(parts[:count]))
+        for part in parts[count:]:
+            found = vars(found).get(part) if isinstance(found, types.ModuleType | type) else None
+        if isinstance(found, type) and full_name(found) == name:
+            return found if _is_scripts(found) and _may_be_made(found) else None
+    return None
+
+
+def _may_be_made(kind: type) -> bool:
+    if issubclass(kind, enum.Enum):
+        return True
+    return _is_plain_class(kind) and kind.__new__ is object.__new__ and not hasattr(kind, "__del__")
+
+
+def _is_scripts(kind: type) -> bool:
+    """Tell whether a class is of the script or a module beside it."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return isinstance(file, str) and not reach.is_installed(file)
+
+
+def _is_transparent(value: Any) -> bool:
+    """Tell whether all attributes can be seen: they are in a dict, or in slots."""
+    if hasattr(value, "__dict__"):
+        return True
+    return all("__slots__" in vars(base) for base in type(value).__mro__ if base is not object)
 
 
 def _is_plain_class(kind: type) -> bool:
@@ -205,7 +303,12 @@ def _is_plain_class(kind: type) -> bool:
 
 def class_name(value: Any) -> str:
     """Return the full name of the value's class."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return full_name(type(value))
+
+
+def full_name(kind: type) -> str:
+    """Return the class's name with that of its module."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 _SIMPLE: dict[type, Callable[[Any], Node]] = {
@@ -231,17 +334,27 @@ _CONTAINERS: dict[type, str] = {
 
 
 def encode_members(
-    encoder: Encoder, members: Iterable[tuple[str, Any]]
+    encoder: Encoder, members: Iterable[tuple[str, Any]], doubtful: dict[str, str] | None = None
 ) -> tuple[dict[str, Node], dict[str, str]]:
-    """Encode named values one by one; return the nodes, and why the others could not be captured."""
+    """Encode named values one by one; return the nodes, and why the others could not be captured.
+
+    Args:
+        encoder: takes the arrays.
+        members: the values by name.
+        doubtful: receives what in those that were captured may not come back.
+    """
     nodes: dict[str, Node] = {}
     missed: dict[str, str] = {}
     for name, value in members:
         mark = encoder.mark()
         encoder.nodes = 0
+        encoder.doubts.clear()
         try:
             nodes[name] = encoder.encode(value)
         except (Uncapturable, RecursionError) as reason:
             encoder.forget(mark)
             missed[name] = str(reason)
+        else:
+            if encoder.doubts and doubtful is not None:
+                doubtful[name] = encoder.doubts[0]
     return nodes, missed

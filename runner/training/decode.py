@@ -1,7 +1,10 @@
 """Nodes of `codec` back into Python values, merged in place into what is there; no code of the file is run.
 
-Objects are never constructed from a class that a file names: an object node only refills an existing object
-of the same class.
+An object node refills the object of the same class that is there. Where there is none, one is made of the
+class if that is the script's own and found again (`codec.made_again`): by `object.__new__`, its attributes
+put in place one by one. None of its methods runs, but those by which it is hashed and compared as a key.
+
+What can be neither is left out of what holds it, and named in `lost`.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import base64
 import collections
 import enum
+import functools
 import pathlib
 import random
 import struct
@@ -17,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.training.codec import FACTORIES, SKIP, Node, class_name
+from runner.training.codec import FACTORIES, SKIP, Node, class_name, made_again, slots_of
 
 
 class Decoder:
@@ -33,6 +37,10 @@ class Decoder:
         self._arrays = arrays
         self._known = known
         self._aliases: dict[int, Any] = {}
+        self._taken: dict[int, Any] = {}
+        self._find = functools.cache(made_again)
+        #: What could not be put back, since the caller looked last.
+        self.lost: list[str] = []
 
     def merge(self, present: Any, node: Node) -> Any:
         """Return the value of `node`, made out of `present` in place wherever the kinds agree.
@@ -44,6 +52,8 @@ class Decoder:
             if isinstance(node, list):
                 raise ValueError("a bare list is no value")
             return node
+        if id(present) in self._taken:
+            present = None  # it is what another node has become
         kind = node.get("t")
         merge = _MERGES.get(kind)
         if merge is None:
@@ -54,12 +64,25 @@ class Decoder:
 
     def keep(self, node: Mapping[str, Any], value: Any) -> Any:
         """Note a value that aliases may point at."""
+        self._taken[id(value)] = value
         if "i" in node:
             self._aliases[node["i"]] = value
         return value
 
+    def _lose(self, what: str) -> Any:
+        self.lost.append(what)
+        return SKIP
+
     def _alias(self, _present: Any, node: Node) -> Any:
-        return self._aliases[node["v"]]
+        return self._aliases.get(node["v"], SKIP)
+
+    def _kept(self, before: Any, items: list[Any]) -> list[Any]:
+        """Return the items; one that was skipped as it was before, or left out."""
+        kept = [_at(before, i, SKIP) if item is SKIP else item for i, item in enumerate(items)]
+        found = [item for item in kept if item is not SKIP]
+        if len(found) < len(kept):
+            self._lose(f"{len(kept) - len(found)} of {len(kept)} elements")
+        return found
 
     def _list(self, present: Any, node: Node) -> Any:
         target: Any
@@ -72,8 +95,9 @@ class Decoder:
         before = list(target)
         self.keep(node, target)
         items = [self.merge(_at(before, i), item) for i, item in enumerate(node["v"])]
+        kept = self._kept(before, items)
         target.clear()
-        target.extend(before[i] if item is SKIP and i < len(before) else item for i, item in enumerate(items))
+        target.extend(kept)
         return target
 
     def _packed(self, present: Any, node: Node) -> Any:
@@ -84,9 +108,8 @@ class Decoder:
     def _tuple(self, present: Any, node: Node) -> Any:
         before = present if type(present) is tuple else ()
         items = [self.merge(_at(before, i), item) for i, item in enumerate(node["v"])]
-        return self.keep(
-            node, tuple(_at(before, i) if item is SKIP else item for i, item in enumerate(items))
-        )
+        kept = self._kept(before, items)
+        return self.keep(node, tuple(kept)) if len(kept) == len(items) else SKIP
 
     def _dict(self, present: Any, node: Node) -> Any:
         kind = _DICTS[node["t"]]
@@ -98,22 +121,26 @@ class Decoder:
         pairs = []
         for key_node, item in node["v"]:
             key = self.merge(None, key_node)
-            value = self.merge(before.get(key), item)
-            if value is not SKIP or key in before:
-                pairs.append((key, before[key] if value is SKIP else value))
+            value = SKIP if key is SKIP else self.merge(before.get(key), item)
+            if value is SKIP and key in before:
+                value = before[key]
+            if value is SKIP:
+                self._lose("an entry" if key is SKIP else f"the entry {key!r}")
+            else:
+                pairs.append((key, value))
         target.clear()
         target.update(pairs)
         return target
 
     def _set(self, present: Any, node: Node) -> Any:
         target = present if type(present) is set else set()
-        items = [self.merge(None, item) for item in node["v"]]
+        items = self._kept((), [self.merge(None, item) for item in node["v"]])
         target.clear()
         target.update(items)
         return self.keep(node, target)
 
     def _frozenset(self, _present: Any, node: Node) -> Any:
-        return self.keep(node, frozenset(self.merge(None, item) for item in node["v"]))
+        return self.keep(node, frozenset(self._kept((), [self.merge(None, item) for item in node["v"]])))
 
     def _array(self, present: Any, node: Node) -> Any:
         value = self._arrays[node["v"]]
@@ -151,22 +178,59 @@ class Decoder:
 
     def _object(self, present: Any, node: Node) -> Any:
         if present is None or present is SKIP or class_name(present) != node["class"]:
-            return SKIP
+            return self._make(node)
         self.keep(node, present)
         for name, item in node["v"]:
-            value = self.merge(vars(present).get(name), item)
+            value = self.merge(_attribute(present, name), item)
             if value is not SKIP:
-                vars(present)[name] = value
+                _set_attribute(present, name, value)
         return present
 
+    def _make(self, node: Node) -> Any:
+        """Return a new object; it must be whole."""
+        kind = self._find(node["class"])
+        if kind is None or issubclass(kind, enum.Enum):
+            return self._lose(f"a {node['class']}")
+        made = self.keep(node, object.__new__(kind))
+        for name, item in node["v"]:
+            value = self.merge(None, item)
+            if value is SKIP:
+                self._aliases.pop(node.get("i", -1), None)
+                return self._lose(f"a {node['class']}, for its {name}")
+            _set_attribute(made, name, value)
+        return made
+
     def _enum(self, present: Any, node: Node) -> Any:
-        if isinstance(present, enum.Enum) and class_name(present) == node["class"]:
-            return type(present)[node["v"]]
-        return SKIP
+        same = isinstance(present, enum.Enum) and class_name(present) == node["class"]
+        kind: Any = type(present) if same else self._find(node["class"])
+        members: Any = kind.__members__ if isinstance(kind, enum.EnumMeta) else {}
+        return members[node["v"]] if node["v"] in members else self._lose(f"a {node['class']}")
 
 
-def _at(items: Any, index: int) -> Any:
-    return items[index] if index < len(items) else None
+def _attribute(owner: Any, name: str) -> Any:
+    """Return what an object has of its own under a name; None where it has nothing."""
+    kind: Any = type(owner)
+    slot = slots_of(kind).get(name)
+    if slot is None:
+        return vars(owner).get(name) if hasattr(owner, "__dict__") else None
+    try:
+        return slot.__get__(owner)
+    except AttributeError:
+        return None
+
+
+def _set_attribute(owner: Any, name: str, value: Any) -> None:
+    """Put a value into an object's slot or dict; no code of its class runs."""
+    kind: Any = type(owner)
+    slot = slots_of(kind).get(name)
+    if slot is not None:
+        slot.__set__(owner, value)
+    elif hasattr(owner, "__dict__"):
+        vars(owner)[name] = value
+
+
+def _at(items: Any, index: int, default: Any = None) -> Any:
+    return items[index] if index < len(items) else default
 
 
 def _scalar(node: Node) -> Any:

@@ -38,20 +38,25 @@ def capture(
     missed: list[str] = []
     states = []
     for callback in callbacks:
-        nodes, failed = encode_members(encoder, _members(callback))
+        doubtful: dict[str, str] = {}
+        nodes, failed = encode_members(encoder, _members(callback), doubtful)
         states.append({"class": type(callback).__name__, "members": nodes, "file": outputs.place(callback)})
-        missed += [f"{type(callback).__name__}.{name} ({why})" for name, why in failed.items()]
+        missed += [
+            f"{type(callback).__name__}.{name} ({why})" for name, why in {**failed, **doubtful}.items()
+        ]
     reached = list(reach.reached(reach.functions_of(callbacks)))
     wanted = [(str(i), place.value) for i, place in enumerate(reached) if place.name not in given_up]
-    nodes, failed = encode_members(encoder, wanted)
+    doubtful = {}
+    nodes, failed = encode_members(encoder, wanted, doubtful)
     given_up.update(reached[int(i)].name for i in failed)
     missed += [f"{reached[int(i)].name} ({why})" for i, why in failed.items() if reached[int(i)].is_cell]
+    missed += [f"{reached[int(i)].name} ({why})" for i, why in doubtful.items()]
     names = [place.name for place in reached]
     return {"callbacks": states, "reached": nodes, "names": names}, missed
 
 
-def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) -> None:
-    """Put callbacks and what their code reaches back, in place.
+def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) -> list[str]:
+    """Put callbacks and what their code reaches back, in place; return what could not be put back.
 
     Raises:
         ValueError: the callbacks are not those that were captured.
@@ -62,12 +67,14 @@ def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) 
         raise ValueError(
             f"the script's callbacks are {', '.join(present)}; the checkpoint's {_names_of(saved)}"
         )
+    lost: list[str] = []
     for callback, one in zip(callbacks, saved, strict=True):
         never = _never(callback)
         for name, node in one["members"].items():
             value = decoder.merge(getattr(callback, name, None), node)
             if value is not SKIP and name not in never:
                 setattr(callback, name, value)
+            lost += _lost(decoder, f"{one['class']}.{name}")
     reached = list(reach.reached(reach.functions_of(callbacks)))
     if [place.name for place in reached] != state["names"]:
         raise ValueError("the functions of the script's callbacks use other names than in the checkpoint")
@@ -76,6 +83,14 @@ def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) 
         value = decoder.merge(place.value, node)
         if value is not SKIP:
             place.put(value)
+        lost += _lost(decoder, place.name)
+    return lost
+
+
+def _lost(decoder: Decoder, name: str) -> list[str]:
+    """Return what the decoder could not put back of one named value, and let it forget that."""
+    lost, decoder.lost = decoder.lost, []
+    return [f"{name} ({', '.join(dict.fromkeys(lost))})"] if lost else []
 
 
 def _names_of(saved: Iterable[dict[str, Any]]) -> str:
