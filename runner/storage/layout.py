@@ -185,6 +185,11 @@ class JobPaths:
                 found.append((int(match[1]), path))
         return sorted(found)
 
+    def pin(self, step: int) -> Path:
+        """Return the mark by which the checkpoint of `step` is kept; writer: `checkpoints --pin`."""
+        path = self.checkpoint(step)
+        return path.with_name(f"{path.name}.pinned")
+
     def fit(self, number: int) -> Path:
         """Return what is kept of the end of fit `number`, counted from 0."""
         return self.checkpoints / f"fit-{number:03d}.weights.h5"

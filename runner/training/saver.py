@@ -37,9 +37,6 @@ from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training.quarantine import Report, set_aside
 
-#: Beside a checkpoint, with its name before it: a person wants to keep it.
-PINNED_SUFFIX = ".pinned"
-
 _TEMPORARY = re.compile(r"\.step-\d{12}\.weights\.h5\.\d+-[0-9a-f]{8}\.tmp")
 _FAILURES = (OSError, StorageError, MemoryError)
 _LOADED_EARLY = hdf5layout  # not at the first save, from a disk that may then be failing
@@ -266,9 +263,7 @@ class Saver:
     def _evict(self) -> None:
         """Apply the retention; what cannot be removed stays until the next time."""
         found = dict(self._paths.list_checkpoints())
-        pinned = frozenset(
-            s for s, path in found.items() if path.with_name(path.name + PINNED_SUFFIX).exists()
-        )
+        pinned = frozenset(step for step in found if self._paths.pin(step).exists())
         kept = retention.Kept(verified=self._verified, pinned=pinned)
         for step in retention.evicted(found, self._spec.keep, kept):
             with contextlib.suppress(OSError):

@@ -60,6 +60,22 @@ def test_listing(trained):
     assert all(entry["verified"] for entry in trained("checkpoints", "digits", "--verify", "--json").json)
 
 
+def test_pins(trained):
+    """What the training does with a pin, tests/training/test_saver.py shows."""
+    found = trained("checkpoints", "digits", "--pin", "10", "--json").json
+    assert [entry["pinned"] for entry in found] == [True, False, False]
+    assert trained.home.job("digits").pin(10).exists()
+    assert "PINNED" in trained("checkpoints", "digits").out
+    refused = trained("checkpoints", "digits", "--pin", "15")
+    assert (refused.code, refused.complaint()) == (
+        5,
+        "digits: there is no checkpoint of step 15 to pin; there are: 10, 20",
+    )
+    assert not trained.home.job("digits").pin(15).exists()
+    assert "PINNED" not in trained("checkpoints", "digits", "--unpin", "10").out
+    assert not trained.home.job("digits").pin(10).exists()
+
+
 @pytest.mark.parametrize("place", [100, 3000, -1])
 def test_one_flipped_byte_is_found(trained, place):
     path = trained.home.job("digits").checkpoint(10)

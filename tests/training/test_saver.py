@@ -16,7 +16,7 @@ from runner.core.spec import CadenceUnit, CheckpointSpec, Every
 from runner.errors import StorageError
 from runner.storage import checkpoint
 from runner.storage.layout import JobPaths
-from runner.training.saver import PINNED_SUFFIX, Saver
+from runner.training.saver import Saver
 from tests.storage.snapshots import CREATED, assert_same, small
 
 
@@ -159,8 +159,7 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(bench: Bench) -> 
 
 def test_the_newest_and_the_pinned_are_kept(bench: Bench) -> None:
     bench.fill(1, 2, 3)
-    pinned = bench.paths.checkpoint(1)
-    pinned.with_name(pinned.name + PINNED_SUFFIX).touch()
+    bench.paths.pin(1).touch()
     saver = bench.saver(keep=2)
     for step in (4, 5):
         saver.save_now(small(step))
