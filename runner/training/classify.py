@@ -57,7 +57,7 @@ class Exactness:
         return Kind.EXACT if self.method == "skip" else Kind.BY_REPLAY
 
 
-def classify(adapter: Any, dataset: Any, distributed: bool, maker: Maker | None) -> Exactness:
+def classify(adapter: Any, dataset: Any, distributed: bool, maker: Maker | None, flaw: str) -> Exactness:
     """Tell how exactly a fit over this data can be resumed.
 
     Args:
@@ -65,7 +65,14 @@ def classify(adapter: Any, dataset: Any, distributed: bool, maker: Maker | None)
         dataset: the dataset that Keras made of it.
         distributed: whether the model was made under a tf.distribute strategy.
         maker: what stands before the Python code that makes the data, where it does.
+        flaw: why a place in the data cannot be reached again, whatever they are made of; "" where it can.
     """
+    found = _classify_source(adapter, dataset, distributed, maker)
+    return Exactness(False, flaw, "epoch") if flaw and found.exact else found
+
+
+def _classify_source(adapter: Any, dataset: Any, distributed: bool, maker: Maker | None) -> Exactness:
+    """Classify the data as if nobody else read them."""
     if distributed or is_distributed(dataset):
         return Exactness(False, "tf.distribute: resumed at the epoch's start", "epoch")
     kind = type(adapter).__name__

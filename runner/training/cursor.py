@@ -35,6 +35,7 @@ def describe(
         "reads": position.past_reads() if fresh else position.reads,
         "history": position.past() if fresh else position.history,
         "generators": generators,
+        "sharing": None if position.sharing is None else position.sharing.state(fresh=fresh),
         "validation_iterators": validation.iterators,
         "validation_reads": validation.past_reads(),
         "validation_history": validation.past(),
@@ -65,6 +66,8 @@ def go_to(
     validation.known_batches = cursor["validation_num_batches"]
     values = [unlisted(node) for node in cursor["validation_generators"]]
     validation.go_to(int(cursor["validation_iterators"]) + 1, 0, values)
+    if position.sharing is not None and cursor.get("sharing") is not None:
+        position.sharing.go_to(cursor["sharing"], validation)
     for index in range(done):
         next(inner)
         iterator._steps_seen = cursor["steps_seen"] - size * (done - 1 - index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 _INFINITE = -1  #: what TensorFlow says of an endless dataset's size
 #: The name of the variable that carries the order into Keras's dataset.
 OURS = "runner_order"
+_opening = threading.local()  #: whether the runner itself opens an iterator
 
 
 def is_distributed(dataset: Any) -> bool:
@@ -83,22 +85,48 @@ def opened_late(dataset: Any) -> list[Any]:
     """
     shuffled = (one for one in walk(dataset) if "Shuffle" in type(one).__name__)
     inputs = (one for shuffle in shuffled for one in shuffle._inputs())
-    return [one for one in inputs if reshuffles(one) and not has_cache(one)]
+    return [one for one in inputs if _reshuffles_uncached(one)]
+
+
+def _reshuffles_uncached(dataset: Any) -> bool:
+    """Tell whether the order is another one each time even when the caches in a dataset are filled."""
+    if "Cache" in type(dataset).__name__:
+        return False
+    own = getattr(dataset, "_reshuffle_each_iteration", False)
+    return bool(own) or any(map(_reshuffles_uncached, dataset._inputs()))
 
 
 def make_unread(dataset: Any, iterators: int, reads: int) -> None:
     """Move a dataset's orders on as so many iterators have, of which some were read from."""
     for _ in range(iterators):
-        iter(dataset)
+        iterate(dataset)
     for one in opened_late(dataset):
         for _ in range(reads):
-            iter(one)
+            iterate(one)
+
+
+def make_earlier(dataset: Any, iterators: int, reads: int) -> None:
+    """Do the same; the first iterator fills a cache, where there is one."""
+    if iterators > 0 and has_cache(dataset):
+        for _ in iterate(dataset):
+            pass
+        iterators, reads = iterators - 1, reads - 1
+    make_unread(dataset, iterators, reads)
 
 
 def iterate(dataset: Any) -> Iterator[Any]:
-    """Return a new iterator."""
-    iterator: Iterator[Any] = iter(dataset)
+    """Return a new iterator; see `is_ours`."""
+    _opening.ours = True
+    try:
+        iterator: Iterator[Any] = iter(dataset)
+    finally:
+        _opening.ours = False
     return iterator
+
+
+def is_ours() -> bool:
+    """Tell whether the iterator that this thread opens is training's or validation's, or the runner's own."""
+    return getattr(_opening, "ours", False)
 
 
 def read_through(dataset: Any, history: Sequence[int | None]) -> None:

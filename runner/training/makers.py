@@ -13,6 +13,7 @@ from runner.training.entropy import Entropy
 from runner.training.maker import Maker
 from runner.training.position import Position, bound
 from runner.training.pycode import Code
+from runner.training.sharing import Sharing
 from runner.training.values import listed, unlisted
 
 #: By role: the argument of `fit` that may be one.
@@ -37,6 +38,8 @@ class Makers:
         self._saved = {} if saved is None else states_of(saved)
         self._known: dict[str, Maker] = {}
         self._validation_steps: int | None = None
+        self._sharing = Sharing(arguments)
+        self._sharing.watch()
 
     @property
     def train(self) -> Maker | None:
@@ -85,8 +88,9 @@ class Makers:
         return self._known.get(role)
 
     def adopt_training(self, iterator: Any, position: Position) -> None:
-        """Let the position in the training data know its maker, and a generator its end."""
+        """Let the position in the training data know its maker and who shares them, a generator its end."""
         maker = position.maker = self.train
+        position.sharing = self._sharing
         if maker is not None and position.method == "replay":
             maker.run_from_start()
         if maker is not None and maker.is_generator and iterator.steps_per_epoch:
@@ -102,6 +106,7 @@ class Makers:
             training: Keras's iterator over the training data.
         """
         maker = position.maker = self._known.get("validation")
+        self._sharing.know(position)
         self._validation_steps = iterator.steps_per_epoch
         if type(iterator.data_adapter).__name__ == "TFDatasetAdapter":
             if maker is None and reshuffles_late(iterator._distributed_dataset):
@@ -127,7 +132,7 @@ class Makers:
 
     def flaw(self) -> str:
         """Say why the training data are not reproducible after all; "" as long as they seem to be."""
-        return self.train.disturbed() if self.train is not None else ""
+        return self._sharing.flaw or (self.train.disturbed() if self.train is not None else "")
 
     def aim(self, saved: Snapshot, position: Position) -> None:
         """Prepare the maker of the training data for being pulled again as far as a snapshot was."""
@@ -177,6 +182,7 @@ def finish(snapshot: Snapshot, arguments: Mapping[str, Any], entropy: Entropy) -
             _finish_dataset(source, role, state, done["datasets"][role], entropy)
         elif source is not None and state is not None:
             Maker(source, entropy, role).finish(state, pulled.get(role))
+    Sharing(arguments).open_for_others(done["datasets"].get("train", {}).get("others", {}))
 
 
 def left_behind(iterator: Any, position: Position) -> dict[str, Any]:
@@ -186,11 +192,13 @@ def left_behind(iterator: Any, position: Position) -> dict[str, Any]:
         iterator: Keras's; None where there was none.
         position: in its data.
     """
+    others = position.sharing.left_behind() if position.sharing is not None else {}
     if iterator is None or type(iterator.data_adapter).__name__ != "TFDatasetAdapter":
-        return {"iterators": position.iterators}
+        return {"iterators": position.iterators, "others": others}
     variables = captured_variables(iterator._distributed_dataset)
     return {
         "iterators": position.iterators,
+        "others": others,
         "reads": position.past_reads(),
         "history": position.past() if position.method == "replay" else None,
         "variables": [listed(variable.numpy()) for variable in variables],

@@ -20,12 +20,13 @@ from runner.training.datasets import (
     captured_variables,
     has_cache,
     iterate,
-    make_unread,
+    make_earlier,
     opened_late,
     read_through,
 )
 from runner.training.maker import Maker
 from runner.training.order import Order
+from runner.training.sharing import Sharing
 
 
 class Position:
@@ -55,6 +56,8 @@ class Position:
         self.maker: Maker | None = None  #: the Python code that makes the data, where it does
         self.settle: Callable[[], None] = lambda: None  #: called once the place is reached again
         self.order: Order | None = None  #: of unseeded arrays
+        self.sharing: Sharing | None = None  #: of the training data's shuffles with others
+        self.caught_up = False  #: the iterators before the one that is opened again have been opened already
         self.replay_s = 0.0  #: what it took to get to the place again
         self._varying: list[Any] = []
         self._target: tuple[int, int, list[np.ndarray]] | None = None
@@ -92,6 +95,8 @@ class Position:
         if target is not None:
             return self._reopen(dataset, *target)
         self._count(self.iterators + 1, 0)
+        if self.sharing is not None:
+            self.sharing.note_opening()
         if self.method == "pull":
             self.generators = [variable.numpy() for variable in captured_variables(dataset)]
         if self.maker is not None:
@@ -135,7 +140,10 @@ class Position:
         """Make the iterator of that number, and read again what was drawn from it."""
         began = time.monotonic()
         try:
-            return self._read_again(dataset, iterators, drawn, generators)
+            iterator = self._read_again(dataset, iterators, drawn, generators)
+            if self.sharing is not None:
+                self.sharing.catch_up_wholly()
+            return iterator
         finally:
             self.replay_s = time.monotonic() - began
 
@@ -144,9 +152,11 @@ class Position:
     ) -> Iterator[Any]:
         self._count(iterators, drawn)
         self.generators = generators
-        if not self._stateless:
+        if not self._stateless and not self.caught_up:
             with self.maker.pulling_again(drawn) if self.maker is not None else contextlib.nullcontext():
                 self._make_earlier(dataset)
+        if self.sharing is not None:
+            self.sharing.catch_up()
         for variable, value in zip(self._varying or captured_variables(dataset), generators, strict=False):
             variable.assign(value)
         if self.drawn == 0:
@@ -169,17 +179,13 @@ class Position:
         return iterator
 
     def _make_earlier(self, dataset: Any) -> None:
-        """Make the iterators before the present one; the first fills a cache, where there is one."""
-        earlier, reads = self.iterators - 1, self.reads
+        """Make the iterators before the present one."""
+        earlier = self.iterators - 1
         if self.method == "replay":
             unknown = [None] * max(0, earlier - len(self.history))
             read_through(dataset, [*self.history[:earlier], *unknown])
             return
-        if earlier > 0 and has_cache(dataset):
-            for _ in iter(dataset):
-                pass
-            earlier, reads = earlier - 1, reads - 1
-        make_unread(dataset, earlier, reads)
+        make_earlier(dataset, earlier, self.reads)
 
 
 def bound(iterator: Any, count: int) -> Any:

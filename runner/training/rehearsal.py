@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.exactness import Kind
+from runner.training.datasets import iterate
 from runner.training.fitting import Fit
 from runner.training.loop import Attached, Part
 from runner.training.worker import Worker
@@ -82,7 +83,7 @@ class Rehearsal(Fit):
         if threaded or type(adapter).__name__ == "GeneratorDataAdapter":
             present: Iterator[Any] = item[-1]
             return present
-        return iter(self.iterator._distributed_dataset)
+        return iterate(self.iterator._distributed_dataset)
 
     def epoch_ended(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Keep nothing of it."""

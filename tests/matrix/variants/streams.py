@@ -56,6 +56,11 @@ def _(stage):
     stage.fit(mlp(), mixed, epochs=1)
 
 
+@variant("stream-shuffle-under-shuffle-of-cached")
+def _(stage):
+    stage.fit(mlp(), stream().cache().shuffle(52).map(lambda a, b: (a + 1, b)).shuffle(9).batch(8), epochs=4)
+
+
 @variant("stream-interleave")
 def _(stage):
     parts = tf.data.Dataset.range(4).shuffle(4)
@@ -137,6 +142,74 @@ def _(stage):
 def _(stage):
     mixed = stream().shuffle(52, reshuffle_each_iteration=False)
     stage.fit(mlp(), mixed.skip(12).shuffle(40).batch(8), validation_data=mixed.take(12).batch(6))
+
+
+@variant("stream-shared")
+def _(stage):
+    mixed = stream().shuffle(52)
+    stage.fit(mlp(), mixed.skip(12).batch(8), epochs=4, validation_data=mixed.take(12).batch(6))
+
+
+@variant("stream-shared-seed")
+def _(stage):
+    mixed = stream().cache().shuffle(52, seed=4)
+    rows, held = mixed.skip(12).shuffle(9).batch(8), mixed.take(12).batch(6)
+    stage.fit(mlp(), rows, epochs=4, validation_data=held, validation_freq=2)
+    stage.fit(mlp(), rows, epochs=1)
+
+
+@variant("stream-shared-steps")
+def _(stage):
+    mixed = stream().shuffle(52)
+    stage.fit(mlp(), mixed.batch(4), epochs=4, steps_per_epoch=5, validation_data=mixed.take(12).batch(6))
+
+
+@variant("stream-shared-whole")
+def _(stage):
+    data = stream().shuffle(52).batch(8)
+    stage.fit(mlp(), data, epochs=4, validation_data=data, validation_steps=3)
+
+
+class Looking(keras.callbacks.Callback):
+    """Looks at data while training goes on."""
+
+    def __init__(self, data, held):
+        super().__init__()
+        self.data, self.held, self.seen = data, held, []
+
+    def on_train_begin(self, logs=None):
+        self.look(self.data.take(1))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.look(self.held.take(1))
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 3:
+            self.look(self.data.unbatch().take(2))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen += self.model.evaluate(self.data, verbose=0)
+        self.seen.append(float(self.data.reduce(0.0, lambda total, row: 0.5 * total + row[0][0, 0])))
+
+    def look(self, data):
+        self.seen += [rows.numpy().sum().item() for rows, _ in data]
+
+
+@variant("stream-shared-with-callback")
+def _(stage):
+    data, held = stream().shuffle(52).batch(8), stream().shuffle(20).batch(9)
+    looking = Looking(data, held)
+    stage.fit(mlp(), data, epochs=4, validation_data=held, callbacks=[looking])
+    stage.fit(mlp(), data, epochs=1)
+    return looking.seen
+
+
+@variant("stream-looked-at-in-validation")
+def _(stage):
+    held = stream().shuffle(20).batch(9)
+    looking = Looking(held, held)
+    stage.fit(mlp(), X, Y, validation_data=held, callbacks=[looking])
+    return looking.seen
 
 
 @variant("stream-dictionaries")
@@ -226,6 +299,25 @@ def _(stage):
 def _(stage):
     noisy = stream().shuffle(52).map(lambda a, b: (a + tf.random.normal((6,), stddev=0.1), b))
     stage.fit(mlp(), noisy.batch(8))
+
+
+@variant("stream-shared-cached", inexact="a shuffle that training and validation share is cached")
+def _(stage):
+    mixed = stream().shuffle(52)
+    stage.fit(mlp(), mixed.skip(12).cache().batch(8), validation_data=mixed.take(12).cache().batch(6))
+
+
+@variant("stream-shared-endless", inexact="a shuffle that training and validation share is begun anew")
+def _(stage):
+    mixed = stream().shuffle(52)
+    rows, held = mixed.skip(12).repeat().batch(8), mixed.take(12).batch(6)
+    stage.fit(mlp(), rows, steps_per_epoch=5, validation_data=held)
+
+
+@variant("stream-shared-shuffled-again", inexact="a shuffle that others read too is shuffled again")
+def _(stage):
+    data = stream().shuffle(52).map(lambda a, b: (a + 1, b)).shuffle(9).batch(8)
+    stage.fit(mlp(), data, callbacks=[Looking(data, data)])
 
 
 @variant("stream-unseeded-augmented", inexact="RandomStandardNormal in the dataset has no seed")
