@@ -74,7 +74,7 @@ class Decoder:
         return SKIP
 
     def _alias(self, _present: Any, node: Node) -> Any:
-        return self._aliases.get(node["v"], SKIP)
+        return self._aliases[node["v"]] if node["v"] in self._aliases else self._lose("what is held twice")
 
     def _kept(self, before: Any, items: list[Any]) -> list[Any]:
         """Return the items; one that was skipped as it was before, or left out."""

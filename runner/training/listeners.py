@@ -4,8 +4,11 @@ Captured are all attributes of each callback (History among them), the closure c
 script's own callback functions use, and how far their files are (`outputs`). All is put back in place, so
 that the script's other names for the same list or dict keep seeing it.
 
-Limits: a global array above 1 MiB is taken for data and not captured. What cannot be captured (an open file,
-a lock, a thread) is named in `missed`, and stays as the script made it.
+What is reached is known by its name: globals that were made while training are made again, and what has no
+counterpart is named.
+
+Limits: a global array above 1 MiB that no function binds is taken for data and not captured. What cannot be
+captured (an open file, a lock, a thread) is named in `missed`, and stays as the script made it.
 """
 
 from __future__ import annotations
@@ -44,15 +47,25 @@ def capture(
         missed += [
             f"{type(callback).__name__}.{name} ({why})" for name, why in {**failed, **doubtful}.items()
         ]
-    reached = list(reach.reached(reach.functions_of(callbacks)))
-    wanted = [(str(i), place.value) for i, place in enumerate(reached) if place.name not in given_up]
+    reached = reach.by_name(reach.reached(reach.functions_of(callbacks)))
+    names = list(reached)
+    wanted = {name: place.value for name, place in reached.items()}
+    absent = [name for name, value in wanted.items() if value is reach.ABSENT]
     doubtful = {}
-    nodes, failed = encode_members(encoder, wanted, doubtful)
-    given_up.update(reached[int(i)].name for i in failed)
-    missed += [f"{reached[int(i)].name} ({why})" for i, why in failed.items() if reached[int(i)].is_cell]
-    missed += [f"{reached[int(i)].name} ({why})" for i, why in doubtful.items()]
-    names = [place.name for place in reached]
-    return {"callbacks": states, "reached": nodes, "names": names}, missed
+    nodes, failed = encode_members(
+        encoder,
+        [
+            (name, value)
+            for name, value in wanted.items()
+            if name not in given_up and value is not reach.ABSENT
+        ],
+        doubtful,
+    )
+    given_up.update(failed)
+    missed += [f"{name} ({why})" for name, why in failed.items() if reached[name].is_cell]
+    missed += [f"{name} ({why})" for name, why in doubtful.items()]
+    indexed = {str(names.index(name)): node for name, node in nodes.items()}
+    return {"callbacks": states, "reached": indexed, "names": names, "absent": absent}, missed
 
 
 def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) -> list[str]:
@@ -75,16 +88,30 @@ def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) 
             if value is not SKIP and name not in never:
                 setattr(callback, name, value)
             lost += _lost(decoder, f"{one['class']}.{name}")
-    reached = list(reach.reached(reach.functions_of(callbacks)))
-    if [place.name for place in reached] != state["names"]:
-        raise ValueError("the functions of the script's callbacks use other names than in the checkpoint")
-    for index, node in state["reached"].items():
-        place = reached[int(index)]
-        value = decoder.merge(place.value, node)
-        if value is not SKIP:
-            place.put(value)
-        lost += _lost(decoder, place.name)
-    return lost
+    return lost + _restore_reached(decoder, callbacks, state)
+
+
+def _restore_reached(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) -> list[str]:
+    """Put back what the callbacks' code reaches; what is put back may let it reach more."""
+    lost: list[str] = []
+    names = reach.each_once(state["names"])
+    left = {names[int(index)]: node for index, node in state["reached"].items()}
+    while True:
+        places = reach.by_name(reach.reached(reach.functions_of(callbacks)))
+        found = [name for name in left if name in places]
+        if not found:
+            break
+        for name in found:
+            value = decoder.merge(places[name].value, left.pop(name))
+            if value is not SKIP:
+                places[name].put(value)
+            lost += _lost(decoder, name)
+    for name in state.get("absent", ()):
+        if name in places:
+            places[name].clear()
+    lost += [f"{name} (the script does not use it now)" for name in left]
+    new = [name for name in places if name not in names and places[name].value is not reach.ABSENT]
+    return lost + [f"{name} (the checkpoint does not have it)" for name in new]
 
 
 def _lost(decoder: Decoder, name: str) -> list[str]:

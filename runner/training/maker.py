@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, chance
+from runner.training import capture, chance, reach, worker
 from runner.training.capture import Trace, capture_chance
 from runner.training.codec import SKIP, Encoder, Node, encode_members
 from runner.training.decode import Decoder
@@ -76,15 +76,20 @@ class _Reached:
         self._code = code
 
     def _places(self) -> dict[str, Any]:
-        return {f"{i} {place.name}": place for i, place in enumerate(self._code.places())}
+        return reach.by_name(self._code.places())
 
     def members(self) -> list[tuple[str, Any]]:
-        return [(name, place.value) for name, place in self._places().items()]
+        values = [(name, place.value) for name, place in self._places().items()]
+        return [(name, value) for name, value in values if value is not reach.ABSENT]
 
     def put(self, name: str, value: Any) -> None:
         place = self._places().get(name)
         if place is not None:
             place.put(value)
+        elif (here := worker.current()) is not None:
+            here.facts.warn(
+                f"could not be put back, the data may differ: {name} (the script does not use it now)"
+            )
 
 
 class Maker:
@@ -137,7 +142,7 @@ class Maker:
         if self.code is None:
             return ""
         missed, self.missed = self.missed, []
-        return self.code.foreign or ", ".join(one.partition(" ")[2] for one in missed)
+        return self.code.foreign or ", ".join(missed)
 
     # -- hooks into Keras's adapters ------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """What a script's own functions can reach and so change: closure cells, and globals of their modules.
 
 Functions of installed packages are not looked into. What a function calls is followed as long as it is the
-script's own, and so are the methods of the script's own objects that it reaches.
+script's own, and so are the methods of the script's own objects that it reaches. Globals that a function
+binds are among them while they do not exist, and cells while they are empty: their value is `ABSENT`.
 
-Limits: a global array above 1 MiB is taken for data, not for state.
+Limits: a global array above 1 MiB that no function binds is taken for data, not for state.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import itertools
 import sys
 import sysconfig
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 _GLOBAL_ARRAY_BYTES_MAX = 1 << 20
+#: The value of a place where there is none.
+ABSENT = object()
 _IMMUTABLE = (int, float, str, bytes, tuple, bool, complex, frozenset, type(None))
 
 
@@ -36,11 +40,19 @@ class Cell:
     @property
     def value(self) -> Any:
         """What is there now."""
-        return self._cell.cell_contents
+        try:
+            return self._cell.cell_contents
+        except ValueError:
+            return ABSENT
 
     def put(self, value: Any) -> None:
         """Put another value there."""
         self._cell.cell_contents = value
+
+    def clear(self) -> None:
+        """Leave nothing there."""
+        with contextlib.suppress(ValueError):
+            del self._cell.cell_contents
 
 
 class Global:
@@ -56,14 +68,19 @@ class Global:
     @property
     def value(self) -> Any:
         """What is there now."""
-        return self._namespace[self._key]
+        return self._namespace.get(self._key, ABSENT)
 
     def put(self, value: Any) -> None:
         """Put another value there."""
         self._namespace[self._key] = value
 
+    def clear(self) -> None:
+        """Leave nothing there."""
+        self._namespace.pop(self._key, None)
+
 
 Place = Cell | Global
+Named = TypeVar("Named", bound=Any)
 
 
 def reached(functions: Iterable[types.FunctionType], *, big: bool = False) -> Iterator[Place]:
@@ -82,22 +99,37 @@ def reached(functions: Iterable[types.FunctionType], *, big: bool = False) -> It
         seen.add(id(function))
         where = f"{function.__module__}.{function.__qualname__}"
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # an empty cell
-                if id(cell) not in seen and not is_settled(cell.cell_contents):
-                    seen.add(id(cell))
-                    yield Cell(f"{where}: {name}", cell)
-                todo += functions_in(cell.cell_contents)
+            place: Place = Cell(f"{where}: {name}", cell)
+            if id(cell) not in seen and not is_settled(place.value):
+                seen.add(id(cell))
+                yield place
+            todo += functions_in(place.value)
         read, written = _global_names(function.__code__)
         for name in read:
-            if name not in function.__globals__:
+            if name not in function.__globals__ and name not in written:
                 continue
-            value = function.__globals__[name]
-            todo += functions_in(value)
+            place = Global(f"{function.__module__}.{name}", function.__globals__, name)
+            todo += functions_in(place.value)
             key = (id(function.__globals__), name)
-            if key in seen or is_settled(value) or not _may_change(value, name in written, big):
+            if key in seen or is_settled(place.value) or not _may_change(place.value, name in written, big):
                 continue
             seen.add(key)
-            yield Global(f"{function.__module__}.{name}", function.__globals__, name)
+            yield place
+
+
+def by_name(places: Iterable[Named]) -> dict[str, Named]:
+    """Return places by their names; where several have the same, the later ones are numbered."""
+    several = list(places)
+    return dict(zip(each_once(place.name for place in several), several, strict=True))
+
+
+def each_once(names: Iterable[str]) -> list[str]:
+    """Return the names; of those that repeat, the later ones are numbered."""
+    found: dict[str, None] = {}
+    for name in names:
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        found[next(one for one in itertools.chain([name], numbered) if one not in found)] = None
+    return list(found)
 
 
 def functions_of(objects: Iterable[Any]) -> Iterator[types.FunctionType]:
@@ -180,6 +212,6 @@ def is_settled(value: Any) -> bool:
 
 
 def _may_change(value: Any, rebound: bool, big: bool) -> bool:
-    if isinstance(value, _IMMUTABLE):
+    if rebound or isinstance(value, _IMMUTABLE):
         return rebound
     return big or not (isinstance(value, np.ndarray) and value.nbytes > _GLOBAL_ARRAY_BYTES_MAX)

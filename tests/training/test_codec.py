@@ -164,4 +164,4 @@ def test_what_is_not_found_again_by_its_value(value: Any) -> None:
 def test_an_alias_of_nothing_is_left_out() -> None:
     decoder = Decoder({})
     assert decoder.merge([], {"t": "list", "v": [{"t": "alias", "v": 7}, 1]}) == [1]
-    assert decoder.lost == ["1 of 2 elements"]
+    assert decoder.lost == ["what is held twice", "1 of 2 elements"]

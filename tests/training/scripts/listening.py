@@ -5,6 +5,7 @@ import enum
 
 import keras
 import numpy as np
+import tensorflow as tf
 from victim import Mortal, say
 
 x = np.random.RandomState(1).rand(32, 4).astype("float32")
@@ -54,10 +55,11 @@ class Keeping(keras.callbacks.Callback):
         self.best.phase = self.phase
 
 
-def variant(name, *callbacks):
+def variant(name, *callbacks, data=None):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(1)])
     model.compile("adam", "mse")
-    history = model.fit(x, y, batch_size=8, epochs=4, verbose=0, callbacks=[*callbacks, Mortal(name)])
+    data = (x, y, 8) if data is None else (data,)
+    history = model.fit(*data, epochs=4, verbose=0, callbacks=[*callbacks, Mortal(name)])
     return model, history
 
 
@@ -69,3 +71,67 @@ say(
     [one is keeping.best for one in keeping.records], keeping.by_epoch[0, Phase.MAIN] is keeping.records[0],
     keeping.weights.loss, [one.tolist() for one in keeping.weights.values],
 )  # fmt: skip
+
+
+class Growing(keras.callbacks.Callback):
+    """Makes globals as it goes, one of them large, one an object whose method makes another."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        global steps, history_of_rows
+        steps = globals().get("steps", 0) + 1
+        history_of_rows = np.append(history_of_rows, np.full((1, 20_000), logs["loss"]), 0)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        global unfinished
+        unfinished = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        global last_loss, tally, unfinished
+        last_loss = logs["loss"]
+        del unfinished
+        if epoch == 0:
+            tally = Tally()
+        tally.count()
+
+
+class Tally:
+    def __init__(self):
+        self.counted = 0
+
+    def count(self):
+        global counted_twice
+        self.counted += 1
+        counted_twice = self.counted * 2
+
+
+def closure():
+    def note(epoch, logs):
+        nonlocal late
+        late = [*(late if epoch else []), logs["loss"]]
+
+    model, history = variant("closure", keras.callbacks.LambdaCallback(on_epoch_end=note))
+    found, late = late, None  # noqa: F821 - the callback has bound it
+    say("closure", model, history, found)
+
+
+history_of_rows = np.zeros((0, 20_000))
+model, history = variant("globals", Growing())
+say("globals", model, history, steps, history_of_rows.sum(), history_of_rows.shape, last_loss, tally.counted)
+print("RESULT globals-more", counted_twice, "unfinished" in globals())
+closure()
+
+
+def lazily():
+    """Keep count in a global that the first batch makes, before others in the order of names."""
+    global drawn
+    for index in range(32):
+        drawn = globals().get("drawn", 0) + 1
+        order.append(order.pop(drawn % 7))
+        yield x[order[index % 7]] + drawn, y[index]
+
+
+order = list(range(7))
+signature = (tf.TensorSpec((4,), tf.float32), tf.TensorSpec((1,), tf.float32))
+data = tf.data.Dataset.from_generator(lazily, output_signature=signature).batch(8)
+model, history = variant("lazy-data", data=data)
+say("lazy-data", model, history, drawn, order)
