@@ -13,6 +13,7 @@ from runner.training.datasets import (
     captured_variables,
     has_cache,
     is_distributed,
+    is_unordered,
     operations,
     operations_of,
     reshuffles,
@@ -106,6 +107,10 @@ def classify_dataset(dataset: Any, maker: Maker | None = None) -> Exactness:
         return Exactness(False, "the dataset runs Python code: resumed at the epoch's start", "epoch")
     if not _is_deterministic(dataset):
         return Exactness(False, "the dataset's option deterministic is off", "epoch")
+    unordered = next(filter(is_unordered, walk(dataset)), None)
+    if unordered is not None:
+        reason = "a map, batch or interleave of the dataset is given deterministic=False"
+        return Exactness(False, f"{reason}: resumed at the epoch's start", "epoch")
     if reshuffles_late(dataset):
         # One iterator draws several orders, each when it gets there: those before the present are not known.
         reason = "by replay: a shuffle is begun anew within an epoch, by repeat or concatenate"
@@ -183,7 +188,7 @@ def _flaw_of_dataset(dataset: Any, steps: int | None, maker: Maker | None) -> st
 
 def _refusal(dataset: Any, op: Any) -> str | None:
     """Say why an operation inside a dataset's function cannot be resumed exactly."""
-    parallel = "Parallel" in type(dataset).__name__
+    parallel = "Parallel" in type(dataset).__name__ or "MapAndBatch" in type(dataset).__name__
     if op.op in _RANDOM_OPS:
         if op.attr["seed"].i == 0 and op.attr["seed2"].i == 0:
             return f"{op.op} in the dataset has no seed"
@@ -191,6 +196,10 @@ def _refusal(dataset: Any, op: Any) -> str | None:
             return f"{op.op} in a parallel map is not reproducible, even undisturbed"
     if parallel and op.op in {"RngReadAndSkip", "StatefulUniform", "StatefulStandardNormalV2"}:
         return "a random generator in a parallel map is not reproducible, even undisturbed"
+    if parallel and op.op.startswith("Assign") and op.op.endswith("VariableOp"):
+        return (
+            "a variable (a layer's seed, say) changes in a parallel map: not reproducible, even undisturbed"
+        )
     if op.op.startswith(_NESTED_SHUFFLES):
         return "a shuffle inside a dataset's function"
     return None

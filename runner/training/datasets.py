@@ -9,6 +9,8 @@ from typing import Any
 
 #: Operations that run Python code.
 PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+#: In-memory data above this size are not copied to look at how a dataset reads them.
+_COPIED_BYTES_MAX = 256 << 20
 _INFINITE = -1  #: what TensorFlow says of an endless dataset's size
 #: The name of the variable that carries the order into Keras's dataset.
 OURS = "runner_order"
@@ -45,6 +47,34 @@ def operations_of(graph: Any) -> Iterator[Any]:
     yield from definition.node
     for inner in definition.library.function:
         yield from inner.node_def
+
+
+def is_unordered(dataset: Any) -> bool:
+    """Tell whether a dataset itself, not those it is made of, may give its elements in any order."""
+    if type(dataset).__name__ == "_ParallelInterleaveDataset":
+        return any(_gives_any_order(op) for op in _operation_itself(dataset))
+    return getattr(dataset, "_deterministic", None) in {"false", False} or any(
+        map(_gives_any_order, operations(dataset))
+    )
+
+
+def _gives_any_order(op: Any) -> bool:
+    return "deterministic" in op.attr and op.attr["deterministic"].s == b"false"
+
+
+def _operation_itself(dataset: Any) -> list[Any]:
+    """Return the operations of a dataset, its functions' too; none where it holds too much data."""
+    import tensorflow as tf
+    from tensorflow.python.data.ops.options import ExternalStatePolicy
+
+    held = (tensor for one in walk(dataset) for tensor in getattr(one, "_tensors", ()))
+    if sum(int(tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in held) > _COPIED_BYTES_MAX:
+        return []
+    try:
+        text = dataset._as_serialized_graph(external_state_policy=ExternalStatePolicy.IGNORE).numpy()
+    except tf.errors.OpError:
+        return []
+    return list(tf.compat.v1.GraphDef.FromString(text).node)
 
 
 def captured_variables(dataset: Any) -> list[Any]:

@@ -346,6 +346,51 @@ def _(stage):
     stage.fit(mlp(), stream().shuffle(52).batch(8).with_options(options))
 
 
+@variant("stream-unordered-map", inexact="is given deterministic=False")
+def _(stage):
+    rows = stream().map(lambda a, b: (a + 1, b), num_parallel_calls=2, deterministic=False)
+    stage.fit(mlp(), rows.batch(8))
+
+
+@variant("stream-unordered-batch", inexact="is given deterministic=False")
+def _(stage):
+    held = stream().batch(8, num_parallel_calls=2, deterministic=False)
+    stage.fit(mlp(), stream().batch(8), validation_data=held)
+
+
+@variant("stream-unordered-interleave", inexact="is given deterministic=False")
+def _(stage):
+    rows = tf.data.Dataset.range(4).interleave(
+        lambda part: stream().shard(4, part), num_parallel_calls=2, deterministic=False
+    )
+    stage.fit(mlp(), rows.batch(8))
+
+
+@variant("stream-unordered-inside", inexact="is given deterministic=False")
+def _(stage):
+    def opened(part):
+        rows = stream().shard(4, part)
+        return rows.map(lambda a, b: (a + 1, b), num_parallel_calls=2, deterministic=False)
+
+    stage.fit(mlp(), tf.data.Dataset.range(4).flat_map(opened).batch(8))
+
+
+@variant("stream-parallel-layer", inexact="changes in a parallel map: not reproducible")
+def _(stage):
+    noise = keras.layers.GaussianNoise(0.2, seed=3)
+    noisy = stream().batch(8).map(lambda a, b: (noise(a, training=True), b), num_parallel_calls=2)
+    stage.fit(mlp(), noisy)
+
+
+@variant("stream-ordered-by-word")
+def _(stage):
+    parts = tf.data.Dataset.range(4).interleave(
+        lambda part: stream().shard(4, part), num_parallel_calls=2, deterministic=True
+    )
+    rows = parts.map(lambda a, b: (a + 1, b), num_parallel_calls=2, deterministic=True)
+    stage.fit(mlp(), rows.shuffle(30).batch(8, num_parallel_calls=2, deterministic=True))
+
+
 @variant("stream-shuffle-inside", inexact="a shuffle inside a dataset's function")
 def _(stage):
     parts = tf.data.Dataset.range(4)
