@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,7 +96,7 @@ class Makers:
             maker.run_from_start()
         if maker is not None and maker.is_generator and iterator.steps_per_epoch:
             epochs = int(self._arguments.get("epochs", 1)) - int(self._arguments.get("initial_epoch", 0))
-            bound(iterator, int(iterator.steps_per_epoch) * epochs)
+            bound(iterator, _drawn_in_steps(iterator) * epochs)
 
     def adopt_validation(self, iterator: Any, position: Position, training: Any) -> None:
         """Do the same for the validation data.
@@ -107,7 +108,7 @@ class Makers:
         """
         maker = position.maker = self._known.get("validation")
         self._sharing.know(position)
-        self._validation_steps = iterator.steps_per_epoch
+        self._validation_steps = _drawn_in_steps(iterator) if iterator.steps_per_epoch else None
         if type(iterator.data_adapter).__name__ == "TFDatasetAdapter":
             if maker is None and reshuffles_late(iterator._distributed_dataset):
                 position.method = "replay"
@@ -117,7 +118,7 @@ class Makers:
         if maker is not None and maker.is_generator:
             position.method = "replay"
             if self._validation_steps:
-                bound(iterator, int(self._validation_steps))
+                bound(iterator, self._validation_steps)
 
     def set_out(self, iterator: Any, position: Position) -> None:
         """Note the state that an epoch begins with, before its first batch is asked for."""
@@ -170,6 +171,16 @@ class Makers:
             steps = self._validation_steps
             found["validation"] = _PEEKED + validation.iterators * max(0, steps - _PEEKED) if steps else None
         return found
+
+
+def _drawn_in_steps(iterator: Any) -> int:
+    """Return how many batches Keras draws in one pass: the last execution draws as many as the others.
+
+    Args:
+        iterator: Keras's, with a number of steps.
+    """
+    size = int(iterator.steps_per_execution)
+    return math.ceil(int(iterator.steps_per_epoch) / size) * size
 
 
 def finish(snapshot: Snapshot, arguments: Mapping[str, Any], entropy: Entropy) -> None:
