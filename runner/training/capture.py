@@ -16,13 +16,17 @@ import numpy as np
 from runner.storage.checkpoint import Snapshot
 from runner.training import chance, listeners, variables, worker
 from runner.training.chance import Use
-from runner.training.codec import SKIP, Encoder, Node
+from runner.training.codec import SKIP, Encoder, Node, Uncapturable, class_name
 from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
 from runner.training.variables import ChangedScriptError, Reader
 
 VERSION = 1
 _TRACE = "trace"
+#: Of Keras and TensorFlow: random generators, whose state is one variable.
+_GENERATORS = {"SeedGenerator", "Generator"}
+#: Of TensorFlow: what has a state that cannot be read, or not put back.
+_HIDING = {"IteratorBase", "NumpyIterator", "MutableHashTable", "DenseHashTable", "QueueBase"}
 #: The state of the random generators, and its arrays.
 Trace = tuple[Node, dict[str, np.ndarray]]
 
@@ -211,7 +215,9 @@ def restore(
         ChangedScriptError: the script's model or callbacks are not those of the snapshot.
     """
     restore_variables(snapshot, variables.all_variables(model) if tracked is None else tracked)
-    decoder = Decoder(snapshot.arrays, functools.partial(_restore_keras_kind, snapshot.arrays))
+    unmade: list[str] = []
+    known = functools.partial(_restore_keras_kind, snapshot.arrays, unmade)
+    decoder = Decoder(snapshot.arrays, known, unmade)
     try:
         lost = listeners.restore(decoder, callbacks, snapshot.state["listeners"])
     except ValueError as reason:
@@ -244,9 +250,12 @@ class _KerasKinds:
                 return {"t": "comparison", "v": name}
         if hasattr(value, "numpy") and hasattr(value, "shape") and hasattr(value, "dtype"):
             return self._tensor(value)
-        if isinstance(getattr(value, "variables", None), list | tuple) and hasattr(value, "get_config"):
-            return self._holder(value)
+        held = _held(value)
+        if held is not None:
+            return self._holder(value, held)
         if module.startswith(("keras.", "tensorflow.")):
+            if not _HIDING.isdisjoint(kind.__name__ for kind in type(value).__mro__):
+                raise Uncapturable(f"a {class_name(value)}")
             return {"t": "skip"}
         return None
 
@@ -260,12 +269,24 @@ class _KerasKinds:
         self._arrays[key] = np.array(array, order="C")
         return {"t": "variable" if hasattr(value, "assign") else "tensor", "v": key}
 
-    def _holder(self, value: Any) -> Node:
-        """Return the node of a layer, metric or optimizer that is not the model's own: its variables."""
-        own = [v for v in value.variables if id(v) not in self._known]
-        if not own:
+    def _holder(self, value: Any, held: list[Any]) -> Node:
+        """Return the node of a layer, metric, generator or the like: its variables but the model's."""
+        nodes = [self._tensor(variable) for variable in held]
+        if all(node["t"] == "skip" for node in nodes):
             return {"t": "skip"}
-        return {"t": "holder", "v": [self._tensor(v) for v in own]}
+        return {"t": "holder", "v": nodes, "class": class_name(value)}
+
+
+def _held(value: Any) -> list[Any] | None:
+    """Return the variables of what is no more than they are; None where it is of no such kind."""
+    if any(one.__name__ in _GENERATORS and _is_theirs(one) for one in type(value).__mro__):
+        return [value.state]
+    held = getattr(value, "variables", None)
+    return list(held) if isinstance(held, list | tuple) and hasattr(value, "get_config") else None
+
+
+def _is_theirs(kind: type) -> bool:
+    return (kind.__module__ or "").startswith(("keras.", "tensorflow."))
 
 
 @functools.cache
@@ -276,7 +297,7 @@ def _comparisons() -> dict[str, Any]:
     return {"less": ops.less, "greater": ops.greater, "np.less": np.less, "np.greater": np.greater}
 
 
-def _restore_keras_kind(arrays: Mapping[str, np.ndarray], present: Any, node: Node) -> Any:
+def _restore_keras_kind(arrays: Mapping[str, np.ndarray], lost: list[str], present: Any, node: Node) -> Any:
     from keras import ops
 
     kind = node.get("t")
@@ -288,9 +309,13 @@ def _restore_keras_kind(arrays: Mapping[str, np.ndarray], present: Any, node: No
         present.assign(arrays[node["v"]])
         return present
     if kind == "holder":
-        for variable, one in zip(getattr(present, "variables", ()), node["v"], strict=False):
+        held = _held(present) or []
+        for variable, one in zip(held, node["v"], strict=False):
             if one["t"] == "variable":
                 variable.assign(arrays[one["v"]])
+        if len(held) >= len(node["v"]):
+            return SKIP
+    lost.append(f"a {node.get('class', kind)} that the script has not made yet")
     return SKIP
 
 

@@ -27,12 +27,18 @@ from runner.training.codec import FACTORIES, SKIP, Node, class_name, made_again,
 class Decoder:
     """Turns nodes back into values, merging into what is there."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], known: Callable[[Any, Node], Any] | None = None):
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        known: Callable[[Any, Node], Any] | None = None,
+        lost: list[str] | None = None,
+    ):
         """Make a decoder.
 
         Args:
             arrays: what the encoder put aside.
             known: given the present value and a node of a kind that is not known here.
+            lost: takes what cannot be put back.
         """
         self._arrays = arrays
         self._known = known
@@ -40,7 +46,7 @@ class Decoder:
         self._taken: dict[int, Any] = {}
         self._find = functools.cache(made_again)
         #: What could not be put back, since the caller looked last.
-        self.lost: list[str] = []
+        self.lost: list[str] = [] if lost is None else lost
 
     def merge(self, present: Any, node: Node) -> Any:
         """Return the value of `node`, made out of `present` in place wherever the kinds agree.

@@ -8,11 +8,15 @@ What is reached is known by its name: globals that were made while training are 
 counterpart is named.
 
 Limits: a global array above 1 MiB that no function binds is taken for data and not captured. What cannot be
-captured (an open file, a lock, a thread) is named in `missed`, and stays as the script made it.
+captured (an open file, a lock, a thread) is named in `missed`, and stays as the script made it; of globals
+that are only read, no more than iterators, containers, files and objects of the script's own.
 """
 
 from __future__ import annotations
 
+import collections
+import io
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -62,7 +66,7 @@ def capture(
         doubtful,
     )
     given_up.update(failed)
-    missed += [f"{name} ({why})" for name, why in failed.items() if reached[name].is_cell]
+    missed += [f"{name} ({why})" for name, why in failed.items() if _is_state(reached[name])]
     missed += [f"{name} ({why})" for name, why in doubtful.items()]
     indexed = {str(names.index(name)): node for name, node in nodes.items()}
     return {"callbacks": states, "reached": indexed, "names": names, "absent": absent}, missed
@@ -116,8 +120,9 @@ def _restore_reached(decoder: Decoder, callbacks: Sequence[Any], state: dict[str
 
 def _lost(decoder: Decoder, name: str) -> list[str]:
     """Return what the decoder could not put back of one named value, and let it forget that."""
-    lost, decoder.lost = decoder.lost, []
-    return [f"{name} ({', '.join(dict.fromkeys(lost))})"] if lost else []
+    lost = list(dict.fromkeys(decoder.lost))
+    decoder.lost.clear()
+    return [f"{name} ({', '.join(lost)})"] if lost else []
 
 
 def _names_of(saved: Iterable[dict[str, Any]]) -> str:
@@ -135,3 +140,16 @@ def _members(callback: Any) -> Iterator[tuple[str, Any]]:
     for name, value in list(vars(callback).items()):
         if name not in never:
             yield name, value
+
+
+def _is_state(place: reach.Place) -> bool:
+    """Tell whether code is likely to change what cannot be captured: not a lock, a logger, a parser."""
+    value = place.value
+    if isinstance(value, io.IOBase):
+        return not value.closed and value.writable() and value not in (sys.__stdout__, sys.__stderr__)
+    return (
+        place.is_bound
+        or isinstance(value, (Iterator, dict, list, set, collections.deque))
+        or type(value).__module__.startswith(("keras.", "tensorflow."))
+        or reach.is_of_script_class(value)
+    )

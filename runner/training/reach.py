@@ -31,7 +31,7 @@ _IMMUTABLE = (int, float, str, bytes, tuple, bool, complex, frozenset, type(None
 class Cell:
     """A closure cell."""
 
-    is_cell = True
+    is_bound = True
 
     def __init__(self, name: str, cell: Any):
         self.name = name
@@ -58,10 +58,9 @@ class Cell:
 class Global:
     """A global variable of a function's module."""
 
-    is_cell = False
-
-    def __init__(self, name: str, namespace: dict[str, Any], key: str):
+    def __init__(self, name: str, namespace: dict[str, Any], key: str, *, is_bound: bool):
         self.name = name
+        self.is_bound = is_bound  #: by the function that reaches it
         self._namespace = namespace
         self._key = key
 
@@ -108,7 +107,8 @@ def reached(functions: Iterable[types.FunctionType], *, big: bool = False) -> It
         for name in read:
             if name not in function.__globals__ and name not in written:
                 continue
-            place = Global(f"{function.__module__}.{name}", function.__globals__, name)
+            full_name = f"{function.__module__}.{name}"
+            place = Global(full_name, function.__globals__, name, is_bound=name in written)
             todo += functions_in(place.value)
             key = (id(function.__globals__), name)
             if key in seen or is_settled(place.value) or not _may_change(place.value, name in written, big):
@@ -145,7 +145,7 @@ def functions_of(objects: Iterable[Any]) -> Iterator[types.FunctionType]:
 def functions_in(value: Any) -> list[types.FunctionType]:
     """Return what runs when the value is called or, where it is of a class of the script's own, used."""
     found = _plain_functions_in(value)
-    if not found and _is_of_script_class(value):
+    if not found and is_of_script_class(value):
         found = list(functions_of([value]))
     return found
 
@@ -162,7 +162,7 @@ def _plain_functions_in(value: Any) -> list[types.FunctionType]:
     return [value] if isinstance(value, types.FunctionType) else []
 
 
-def _is_of_script_class(value: Any) -> bool:
+def is_of_script_class(value: Any) -> bool:
     """Tell whether the value's class is the script's own, and not derived from one of Keras's."""
     kinds = [kind for kind in type(value).__mro__ if kind is not object]
     modules = [sys.modules.get(kind.__module__) for kind in kinds]

@@ -19,16 +19,16 @@ from tests.training.test_exact_resume import lost_or_gained
 
 def test_state_that_comes_into_being_while_training(tmp_path: Path, nursery: Nursery) -> None:
     undisturbed = Job(tmp_path / "undisturbed", "listening.py", nursery=nursery).run_through().results
-    assert len(undisturbed) == 5
+    assert len(undisturbed) == 6
     job = Job(tmp_path / "killed", "listening.py", nursery=nursery)
     kill = (
         "objects/train:7@6 objects/end:2@11 globals/train:6@5 globals/begin:3@8 closure/train:7@6"
-        " lazy-data/train:7@6"
+        " lazy-data/train:7@6 generators/train:7@6"
     )
     found = job.run_through(kill=kill, every=("steps", 1)).results
     assert lost_or_gained(undisturbed, found) == []
     assert [fact["message"] for fact in job.facts_of("warning")] == []
-    assert len(job.facts_of("resumed")) == 6
+    assert len(job.facts_of("resumed")) == 7
 
 
 def a_life(text: str, tmp_path: Path) -> Any:
@@ -63,3 +63,16 @@ lists = []
     changed.on_epoch_end()
     lost = listeners.restore(Decoder(arrays), [changed], state)
     assert lost[1:] == ["script.third (the checkpoint does not have it)"]
+
+
+def test_what_hides_its_state_is_named(tmp_path: Path, nursery: Nursery) -> None:
+    job = Job(tmp_path, "listening.py", nursery=nursery)
+    assert job.run("--hiding").code == 0
+    named = [fact["missed"].partition(" ")[0] for fact in job.facts_of("warning")]
+    assert sorted(named) == [
+        "Hiding.items",
+        "Hiding.table",
+        "__main__.items",
+        "__main__.numbers",
+        "__main__.tallies",
+    ]

@@ -2,6 +2,10 @@
 
 import dataclasses
 import enum
+import itertools
+import logging
+import sys
+import threading
 
 import keras
 import numpy as np
@@ -55,8 +59,9 @@ class Keeping(keras.callbacks.Callback):
         self.best.phase = self.phase
 
 
-def variant(name, *callbacks, data=None):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(1)])
+def variant(name, *callbacks, data=None, model=None):
+    if model is None:
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     data = (x, y, 8) if data is None else (data,)
     history = model.fit(*data, epochs=4, verbose=0, callbacks=[*callbacks, Mortal(name)])
@@ -135,3 +140,64 @@ signature = (tf.TensorSpec((4,), tf.float32), tf.TensorSpec((1,), tf.float32))
 data = tf.data.Dataset.from_generator(lazily, output_signature=signature).batch(8)
 model, history = variant("lazy-data", data=data)
 say("lazy-data", model, history, drawn, order)
+
+
+class Drawing(keras.callbacks.Callback):
+    """Draws from generators of Keras and TensorFlow, and keeps what belongs partly to the model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(3)
+        self.generator = tf.random.Generator.from_seed(4)
+        self.more = keras.Sequential([model.layers[-1], keras.layers.Dense(2)])
+        self.more.build((None, 4))
+        self.schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.5)
+        self.loss, self.bar = keras.losses.MeanSquaredError(), keras.utils.Progbar(3, verbose=0)
+        self.data = tf.data.Dataset.range(3)
+        self.drawn = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        drawn = keras.random.normal((), seed=self.seeds) + self.generator.normal(()) + shared.normal(())
+        kernel = self.more.layers[-1].kernel
+        kernel.assign(kernel + drawn)
+        self.drawn.append(float(drawn) * float(self.schedule(batch)))
+        logger.debug("drawn")
+        with lock:
+            words.get("drawn")
+
+
+shared = tf.random.Generator.from_seed(5)
+logger, lock, words = logging.getLogger(), threading.Lock(), {"drawn": 1}
+drawing = None
+
+
+def draw():
+    global drawing
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(1)])
+    drawing = Drawing(model)
+    return variant("generators", drawing, model=model)
+
+
+model, history = draw()
+say("generators", model, history, drawing.drawn, drawing.more.layers[-1].kernel.numpy().tolist())
+
+
+class Ordered(dict):
+    pass
+
+
+class Hiding(keras.callbacks.Callback):
+    """Has what cannot be captured, in attributes and globals."""
+
+    def __init__(self):
+        super().__init__()
+        self.items = iter(tf.data.Dataset.range(1000))
+        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, -1)
+
+    def on_train_batch_end(self, batch, logs=None):
+        tallies[batch] = next(numbers) + int(next(self.items)) + int(next(items))
+
+
+numbers, tallies, items = itertools.count(), Ordered(), iter(tf.data.Dataset.range(1000))
+if "--hiding" in sys.argv:
+    variant("hiding", Hiding())
