@@ -4,8 +4,8 @@ With each snapshot goes how far they were. A resumed fit cuts them back to there
 twice; a fit that was begun by an earlier attempt, and left no checkpoint, cuts them back to what was there
 before it.
 
-Limits: an event file is removed only where a process of this job has made it, by the name that TensorFlow
-gives it.
+Limits: an event file is looked at only where a process of this fit's attempts has made it, by the name that
+TensorFlow gives it: others may write into the same folder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,12 @@ from typing import Any
 from runner.storage import durable
 from runner.training.codec import Node
 
-_EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\..*\.(\d+)\.\d+\.v2")
+_EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.(.*)\.(\d+)\.\d+\.v2")
 _STARTED_S = int(time.time())
+#: A process that a fit ran in: its host, number, and when it began; its number alone in older records.
+Process = list[Any] | int
+#: Those of the present fit's earlier attempts.
+_earlier: list[Process] = []
 
 
 def _is(callback: Any, kind: str) -> bool:
@@ -35,7 +40,8 @@ def place(callback: Any) -> Node:
     if _is(callback, "TensorBoard"):
         for writer in getattr(callback, "_writers", {}).values():
             writer.flush()
-        return {str(path): path.stat().st_size for path in _event_files(callback)}
+        ours = (path for path in _event_files(callback) if _is_here(path) or _is_of(path, _earlier))
+        return {str(path): path.stat().st_size for path in ours}
     file = getattr(callback, "csv_file", None)
     if file is None or getattr(file, "closed", True) or not hasattr(callback, "filename"):
         return None
@@ -73,16 +79,17 @@ def begin(record: Path, callbacks: Sequence[Any]) -> list[str]:
 
 
 def _begin(record: Path, callbacks: Sequence[Any]) -> None:
-    before = [_place_before(callback) for callback in callbacks]
     known = _read(record)
+    _earlier[:] = (known or {}).get("processes", [])
+    before = [_place_before(callback) for callback in callbacks]
     if known is None and all(one is None for one in before):
         return
     if known is not None:
         for callback, one in zip(callbacks, known["files"], strict=False):
             if one is not None:
-                _cut(callback, one, known["processes"])
+                _cut(callback, one)
         before = known["files"]
-    processes = [*(known or {}).get("processes", []), os.getpid()]
+    processes = [*_earlier, _here()]
     durable.make_folder(record.parent)
     durable.write(record, json.dumps({"files": before, "processes": processes}).encode())
 
@@ -115,15 +122,16 @@ def resume(
     """
     switched, complaints = [], []
     known = _read(record) or {"files": [], "processes": []}
+    _earlier[:] = known["processes"]
     for callback, one in zip(callbacks, state, strict=False):
         if one["file"] is None or type(callback).__name__ != one["class"]:
             continue
-        complaints += _cut(callback, one["file"], known["processes"])
+        complaints += _cut(callback, one["file"])
         if not getattr(callback, "append", True):
             callback.append = True
             switched.append(callback)
     if known["files"]:
-        known["processes"].append(os.getpid())
+        known["processes"].append(_here())
         try:
             durable.write(record, json.dumps(known).encode())
         except OSError as error:
@@ -135,15 +143,16 @@ def _doubt(error: OSError) -> str:
     return f"the files of callbacks may tell things twice after a kill: {error}"
 
 
-def _cut(callback: Any, wanted: Node, processes: Sequence[int]) -> list[str]:
+def _cut(callback: Any, wanted: Node) -> list[str]:
     """Cut a callback's files back; return complaints."""
     if not isinstance(wanted, dict):
         return _cut_file(Path(callback.filename), wanted)
     complaints = []
     for path, size in wanted.items():
-        complaints += _cut_file(Path(path), size)
+        if _is_of(Path(path), _earlier):
+            complaints += _cut_file(Path(path), size)
     for path in _event_files(callback):
-        if str(path) not in wanted and _is_of(path, processes):
+        if str(path) not in wanted and _is_of(path, _earlier):
             path.unlink(missing_ok=True)
     return complaints
 
@@ -157,9 +166,25 @@ def _cut_file(path: Path, size: int) -> list[str]:
     return []
 
 
-def _is_of(path: Path, processes: Sequence[int]) -> bool:
+def _here() -> list[Any]:
+    return [socket.gethostname(), os.getpid(), _STARTED_S]
+
+
+def _is_here(path: Path) -> bool:
+    """Tell whether this process has made an event file."""
+    return _is_made_by(path, _here())
+
+
+def _is_of(path: Path, processes: Sequence[Process]) -> bool:
     """Tell whether an earlier attempt's process has made an event file; this one's own are kept."""
+    return not _is_here(path) and any(_is_made_by(path, process) for process in processes)
+
+
+def _is_made_by(path: Path, process: Process) -> bool:
     found = _EVENTS.fullmatch(path.name)
-    assert found is not None
-    created_s, process = int(found[1]), int(found[2])
-    return process in processes and not (process == os.getpid() and created_s >= _STARTED_S)
+    if found is None:
+        return False
+    created_s, host, number = int(found[1]), found[2], int(found[3])
+    if isinstance(process, int):
+        return number == process
+    return [host, number] == process[:2] and created_s >= process[2]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,3 +80,38 @@ def test_what_hides_its_state_is_named(tmp_path: Path, nursery: Nursery) -> None
         "__main__.numbers",
         "__main__.tallies",
     ]
+
+
+BOARD = """
+import keras, numpy as np
+from victim import Mortal
+x = np.random.RandomState(1).rand(32, 4).astype("float32")
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+model.compile("adam", "mse")
+board = keras.callbacks.TensorBoard("logs", write_graph=False)
+model.fit(x, x[:, :1], batch_size=8, epochs=6, verbose=0, callbacks=[board, Mortal("board")])
+"""
+
+
+def test_event_files_of_others_in_the_same_folder_are_let_be(tmp_path: Path, nursery: Nursery) -> None:
+    job = Job(tmp_path, "train.py", text=BOARD, nursery=nursery)
+    folder = job.folder / "logs" / "train"
+    folder.mkdir(parents=True)
+    now_s, host, process = int(time.time()), socket.gethostname(), os.getpid()
+    theirs = [
+        folder / f"events.out.tfevents.{time_s}.{where}.{process}.0.v2"
+        for time_s, where in ((now_s, host), (now_s - 9, host), (now_s, "elsewhere"))
+    ]
+    for path in theirs:
+        path.write_bytes(b"begun")
+    for kill in ("board/train:6@5", "board/train:6@5 board/train:10@9"):
+        assert job.run(env={"KILL": kill}, every=("steps", 1)).code == -signal.SIGKILL
+        for path in theirs:
+            with path.open("ab") as file:
+                file.write(b" and gone on")
+    assert job.run(every=("steps", 1)).code == 0
+    assert [path.read_bytes() for path in theirs] == [b"begun" + 2 * b" and gone on"] * 3
+    assert job.facts_of("warning") == []
+    ours = [path for path in folder.iterdir() if path not in theirs]
+    assert len(ours) == 3
+    assert len(job.facts_of("resumed")) == 2
