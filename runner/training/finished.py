@@ -47,7 +47,7 @@ def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any) -> int:
             "params": dict(fit.listeners.params) if fit is not None else {},
             "element_spec": _spec_node(iterator._distributed_dataset.element_spec),
             "datasets": fit.left_behind() if fit is not None else {},
-            "pulled": fit.makers.pulled(iterator, fit.position, fit.validation) if fit is not None else {},
+            "pulled": {} if fit is None else fit.pulled(),
         },
     }
     done = Snapshot(

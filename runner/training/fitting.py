@@ -77,7 +77,7 @@ class Fit:
         self._base_step = worker.step
         self._epoch_step = worker.step
         self._epoch_drawn = 0  #: batches that the present iterator had given before this epoch's first
-        self._trained = self._resumed = self._broken = False
+        self._trained = self._resumed = self._broken = self._ran_out = False
         self._held: Snapshot | None = None
         self._epoch_at = 0.0
         self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
@@ -195,7 +195,7 @@ class Fit:
         iterator, worker = self.iterator, self.worker
         stop, clock, progress, saver = worker.stop, time.monotonic, worker.progress, worker.saver
         size = iterator.steps_per_execution
-        self.done = 0
+        self.done, self._ran_out = 0, False
         self._time_epoch()
         inner = original(iterator)
         position = self.position
@@ -220,6 +220,7 @@ class Fit:
             try:
                 item = next(inner)
             except StopIteration:
+                self._ran_out = True
                 return
             if position.iterators != iterators or self._steps_seen is not None:
                 iterators = position.iterators
@@ -472,6 +473,10 @@ class Fit:
             "train": left_behind(self.iterator, self.position),
             "validation": left_behind(self.validation.epochs, self.validation),
         }
+
+    def pulled(self) -> dict[str, int | None]:
+        """Return how many batches the fit has taken from its generators; None: all that one had."""
+        return self.makers.pulled(self.iterator, self.position, self.validation, ran_out=self._ran_out)
 
     def test_ended(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation is over; the callbacks follow."""

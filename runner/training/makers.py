@@ -161,12 +161,21 @@ class Makers:
             snapshot.arrays.update(arrays)
         return missed
 
-    def pulled(self, iterator: Any, position: Position, validation: Position) -> dict[str, int | None]:
-        """Return how many batches were taken from each generator; None: all it had."""
+    def pulled(
+        self, iterator: Any, position: Position, validation: Position, *, ran_out: bool
+    ) -> dict[str, int | None]:
+        """Return how many batches were taken from each generator; None: all it had.
+
+        Args:
+            iterator: Keras's over the training data.
+            position: in them.
+            validation: the same in the validation data.
+            ran_out: the last epoch ended with the training data, not by a number of steps or a callback.
+        """
         found: dict[str, int | None] = {}
         if "train" in self._known:
             drawn = sum(count or 0 for count in position.history) + position.drawn
-            found["train"] = max(_PEEKED, drawn) if iterator.steps_per_epoch else None
+            found["train"] = None if ran_out and not iterator.steps_per_epoch else max(_PEEKED, drawn)
         if "validation" in self._known:
             steps = self._validation_steps
             found["validation"] = _PEEKED + validation.iterators * max(0, steps - _PEEKED) if steps else None

@@ -51,16 +51,16 @@ main()
 def test_fits_of_less_usual_kinds(tmp_path: Path, nursery: Nursery) -> None:
     calm = Job(tmp_path / "undisturbed", "odd.py", nursery=nursery)
     undisturbed = calm.run_through().results
-    assert len(undisturbed) == 6
+    assert len(undisturbed) == 7
     # The callback stops the training after its second step; the next fit goes on counting from there.
     assert [line["step"] for line in calm.metrics() if line["fit"] in {2, 3}] == [24, 27, 30]
     job = Job(tmp_path / "killed", "odd.py", nursery=nursery)
-    kill = "taught/train:7 loaded/train:4 after/train:4 ragged/train:7 sparse/train:8"
+    kill = "taught/train:7 loaded/train:4 after/train:4 ended/train:5 ragged/train:7 sparse/train:8"
     killed = job.run_through(kill=kill, every=("steps", 1), dying_s=0.2)
     assert lost_or_gained(undisturbed, killed.results) == []
     assert job.metrics_without_time() == calm.metrics_without_time()
     resumed = job.facts_of("resumed")
-    assert len(resumed) == 5
+    assert len(resumed) == 6
     assert all(fact["exact"] for fact in resumed), resumed
     classified = {fact["fit"]: fact["reason"] for fact in calm.facts_of("classified")}
     assert classified[0] == "by replay: a Python generator makes the data"

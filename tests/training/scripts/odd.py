@@ -45,6 +45,23 @@ history = stopped.fit(x, y, epochs=3, batch_size=4, verbose=0, callbacks=[Enough
 say("stopped", stopped, history)
 say("after", stopped, stopped.fit(x, y, epochs=2, batch_size=8, verbose=0, callbacks=[Mortal("after")]))
 
+
+# An endless generator, of which only a callback knows when it is enough.
+def endless():
+    chance = np.random.default_rng(5)
+    while True:
+        batch = chance.random((6, 4), dtype="float32")
+        yield batch, batch[:, :1]
+
+
+class After(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = batch == 6
+
+
+ended = network()
+say("ended", ended, ended.fit(endless(), verbose=0, callbacks=[After(), Mortal("ended")]))
+
 # Ragged and sparse tensors in a dataset, and as they are.
 ragged = tf.RaggedTensor.from_row_lengths(tf.range(60.0), [4, 1] * 12)
 sparse = tf.sparse.from_dense(np.eye(24, 4, dtype="float32"))
