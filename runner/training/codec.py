@@ -83,6 +83,7 @@ class Encoder:
         self._alive: list[Any] = []
         self._aliases = 0
         self._containers = 0
+        self._flaws: dict[type, str] = {}
         self.nodes = 0
         #: Of what has been encoded: comes back only where the script makes one by itself.
         self.doubts: list[str] = []
@@ -227,14 +228,21 @@ class Encoder:
 
     def _look_at_class(self, kind: type) -> None:
         """Notice a class of the script's that is not found again."""
-        if not _is_scripts(kind) or made_again(full_name(kind)) is kind:
+        if kind not in self._flaws:
+            self._flaws[kind] = _flaw_of(kind)
+        if not self._flaws[kind]:
             return
-        why = (
-            "is made in a function" if "<locals>" in kind.__qualname__ else "cannot be made again by its name"
-        )
         if self._containers:
-            raise Uncapturable(f"a {full_name(kind)}, whose class {why}")
-        self.doubts.append(f"a {full_name(kind)}, whose class {why}")
+            raise Uncapturable(self._flaws[kind])
+        self.doubts.append(self._flaws[kind])
+
+
+def _flaw_of(kind: type) -> str:
+    """Say why a class of the script's is not found again; "" where it is, or is another's."""
+    if not _is_scripts(kind) or made_again(full_name(kind)) is kind:
+        return ""
+    why = "is made in a function" if "<locals>" in kind.__qualname__ else "cannot be made again by its name"
+    return f"a {full_name(kind)}, whose class {why}"
 
 
 def members_of(value: Any) -> list[tuple[str, Any]]:
