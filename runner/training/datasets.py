@@ -105,7 +105,12 @@ def begins_anew(dataset: Any) -> bool:
 
 def reshuffles(dataset: Any) -> bool:
     """Tell whether each iterator over a dataset has another order."""
-    return any(getattr(one, "_reshuffle_each_iteration", False) for one in walk(dataset))
+    return any(map(draws_order, walk(dataset)))
+
+
+def draws_order(dataset: Any) -> bool:
+    """Tell whether a dataset itself draws something for each iterator, from a source that outlives it."""
+    return any(getattr(dataset, name, None) for name in ("_reshuffle_each_iteration", "_rerandomize"))
 
 
 def opened_late(dataset: Any) -> list[Any]:
@@ -122,8 +127,7 @@ def _reshuffles_uncached(dataset: Any) -> bool:
     """Tell whether the order is another one each time even when the caches in a dataset are filled."""
     if "Cache" in type(dataset).__name__:
         return False
-    own = getattr(dataset, "_reshuffle_each_iteration", False)
-    return bool(own) or any(map(_reshuffles_uncached, dataset._inputs()))
+    return draws_order(dataset) or any(map(_reshuffles_uncached, dataset._inputs()))
 
 
 def make_unread(dataset: Any, iterators: int, reads: int) -> None:

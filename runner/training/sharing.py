@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.training.datasets import (
     begins_anew,
+    draws_order,
     is_ours,
     iterate,
     make_earlier,
@@ -199,7 +200,7 @@ def _walk(dataset: Any) -> Iterator[Any]:
 
 def _shuffles(dataset: Any) -> set[int]:
     """Return the ids of the shuffles in a dataset that give each iterator another order."""
-    return {id(one) for one in _walk(dataset) if getattr(one, "_reshuffle_each_iteration", False)}
+    return {id(one) for one in _walk(dataset) if draws_order(one)}
 
 
 @functools.cache

@@ -30,7 +30,9 @@ def test_those_that_are_not_exact_are_kept_apart() -> None:
         assert len({(one.script, one.seeded, bool(one.inexact)) for one in group}) == 1
 
 
-@pytest.mark.parametrize("names", ["csv-logger-appends tensorboard", "stream-endless"])
+@pytest.mark.parametrize(
+    "names", ["csv-logger-appends tensorboard", "stream-endless stream-shared-with-callback"]
+)
 def test_a_few(names: str, tmp_path: Path) -> None:
     for verdict in played(set(names.split()), Rules(tmp_path, seed=5, forked=True)):
         assert not verdict.faults, str(verdict)

@@ -199,6 +199,30 @@ def _(stage):
     stage.fit(mlp(), data.shuffle(52).batch(8))
 
 
+@variant("from-generator-shared")
+def _(stage):
+    chance = np.random.default_rng(5)
+
+    def rows():
+        for one in chance.permutation(52):
+            yield X[one], Y[one]
+
+    data = tf.data.Dataset.from_generator(rows, output_signature=SIGNATURE).shuffle(9)
+    stage.fit(mlp(), data.skip(12).batch(8), validation_data=data.take(12).batch(6))
+
+
+@variant("from-generator-shared-cached")
+def _(stage):
+    chance = np.random.default_rng(5)
+
+    def rows():
+        for one in chance.permutation(52):
+            yield X[one], Y[one]
+
+    data = tf.data.Dataset.from_generator(rows, output_signature=SIGNATURE).cache().shuffle(52)
+    stage.fit(mlp(), data.skip(12).batch(8), validation_data=data.take(12).batch(6))
+
+
 @variant("from-generator-validates")
 def _(stage):
     def rows():

@@ -170,6 +170,24 @@ def _(stage):
     stage.fit(mlp(), data, epochs=4, validation_data=data, validation_steps=3)
 
 
+@variant("stream-shared-augmented")
+def _(stage):
+    chance = tf.random.Generator.from_seed(5)
+    mixed = stream().shuffle(52)
+    noisy = mixed.skip(12).map(lambda a, b: (a + chance.normal((6,), stddev=0.1), b)).batch(8)
+    held = mixed.take(12).shuffle(12).batch(6).prefetch(1)
+    stage.fit(mlp(), noisy, validation_data=held, class_weight={0: 1.0, 1: 2.0})
+
+
+@variant("stream-random-anew")
+def _(stage):
+    seeds = tf.data.Dataset.random(seed=3, rerandomize_each_iteration=True)
+    rows = tf.data.Dataset.zip(stream(), seeds).map(
+        lambda pair, seed: (pair[0] + tf.random.stateless_normal((6,), [seed, 1], stddev=0.1), pair[1])
+    )
+    stage.fit(mlp(), rows.batch(8), validation_data=rows.take(12).batch(6))
+
+
 class Looking(keras.callbacks.Callback):
     """Looks at data while training goes on."""
 
