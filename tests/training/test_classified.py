@@ -52,3 +52,59 @@ def test_the_kind_of_each_fit_and_the_cost_of_replay(tmp_path: Path) -> None:
     assert [0.1 <= fact["replay_s"] < 5 for fact in job.facts_of("replayed", 3)] == [True]
     assert job.facts_of("replayed", 2) == []
     assert "runner: data were read again in" in lives[1].output
+
+
+SHARED = """
+import os, signal, time
+from pathlib import Path
+import keras, numpy as np, tensorflow as tf
+x = np.random.RandomState(1).rand(40, 2).astype("float32")
+rows = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).shuffle(40)
+data = rows.map(lambda a, b: (a, b)).shuffle(5).batch(8)
+held = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).shuffle(40).batch(8)
+@tf.function
+def total():
+    found = 0.0
+    for a, b in held:
+        found += tf.reduce_sum(a)
+    return found
+class Looking(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            self.look()
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.epoch == 3 and batch == 3 and not Path(self.name).exists():
+            time.sleep(0.3)  # the checkpoint before it becomes durable
+            Path(self.name).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+class Evaluating(Looking):
+    name = "evaluating"
+    def look(self):
+        self.model.evaluate(data, verbose=0)
+class Compiled(Looking):
+    name = "compiled"
+    def look(self):
+        total()
+for looking, of in ((Evaluating(), data), (Compiled(), held)):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(of, epochs=5, verbose=0, callbacks=[looking])
+"""
+
+
+def test_a_callback_that_reads_a_shuffle_in_a_way_that_cannot_be_repeated(tmp_path: Path) -> None:
+    job = Job(tmp_path, "train.py", text=SHARED)
+    lives = [job.run(every=("steps", 1)) for _ in range(3)]
+    assert [life.code for life in lives] == [-9, -9, 0], lives[-1].errors
+    reasons = [
+        "a shuffle that others read too is shuffled again: resumed at the epoch's start",
+        "a compiled function reads what the fit shuffles: resumed at the epoch's start",
+    ]
+    for fit, reason in enumerate(reasons):
+        told = [fact for fact in job.facts_of("classified", fit + 1) if fact["fit"] == fit]
+        assert [(fact["exact"], fact["reason"]) for fact in told] == [(True, ""), (False, reason)]
+        (resumed,) = job.facts_of("resumed", fit + 2)
+        assert (resumed["exact"], resumed["step"] % 5) == (False, 0)
+        assert reason in resumed["reason"]
