@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from runner.training.datasets import (
     is_distributed,
     is_unordered,
     operations,
-    operations_of,
     reshuffles,
     reshuffles_late,
     walk,
@@ -132,21 +131,17 @@ def _classify_code(dataset: Any, maker: Maker) -> Exactness:
     return Exactness(True, "by replay of the epoch: the dataset runs Python code", "pull")
 
 
-def flaw_of_step(step: Any) -> str:
+def flaw_of_step(operations: Iterable[Any]) -> str:
     """Say why a training step that Keras has traced is not the same after a resume; "" where it is.
 
     Operations like `tf.random.normal` keep a counter of their own, which nobody can read or set; Keras's
     layers use others.
 
     Args:
-        step: the tf.function; None where it is not known.
+        operations: of the step.
     """
-    for traced in getattr(step, "_list_all_concrete_functions", list)():
-        with contextlib.suppress(ValueError):  # a graph above 2 GiB cannot be looked at
-            drawn = next((op.op for op in operations_of(traced.graph) if op.op in _RANDOM_OPS), None)
-            if drawn is not None:
-                return f"the training step draws from {drawn}, whose state TensorFlow hides"
-    return ""
+    drawn = next((op.op for op in operations if op.op in _RANDOM_OPS), None)
+    return "" if drawn is None else f"the training step draws from {drawn}, whose state TensorFlow hides"
 
 
 def flaw_of_validation(iterator: Any, maker: Maker | None) -> str:

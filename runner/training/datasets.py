@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,19 @@ def operations_of(graph: Any) -> Iterator[Any]:
     yield from definition.node
     for inner in definition.library.function:
         yield from inner.node_def
+
+
+def operations_of_step(step: Any) -> list[Any]:
+    """Return the operations of a training step that Keras has traced; a graph above 2 GiB gives none.
+
+    Args:
+        step: the tf.function; None where it is not known.
+    """
+    found: list[Any] = []
+    for traced in getattr(step, "_list_all_concrete_functions", list)():
+        with contextlib.suppress(ValueError):
+            found += operations_of(traced.graph)
+    return found
 
 
 def is_unordered(dataset: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.storage.checkpoint import Snapshot
 from runner.training import variables
-from runner.training.pycode import Code
+from runner.training.pycode import code_of
 from runner.training.variables import ChangedScriptError
 
 #: What `fit` must take.
@@ -72,7 +72,7 @@ def _of_data(data: Any, steps_per_epoch: int | None) -> str:
     import tensorflow as tf
 
     if isinstance(data, tf.data.Dataset):
-        if Code(data):
+        if code_of(data):
             return "the dataset runs Python code, whose state is not kept"
         spread = steps_per_epoch and int(data.cardinality()) != tf.data.INFINITE_CARDINALITY
     elif data is not None and all(

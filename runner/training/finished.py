@@ -15,10 +15,11 @@ from typing import Any
 from runner.errors import BadCheckpointError
 from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, fingerprint, makers
+from runner.training import capture, fingerprint, makers, stepcode
 from runner.training.capture import traces_of
+from runner.training.datasets import operations_of_step
 from runner.training.quarantine import set_aside
-from runner.training.rebuild import has_own_step, rebuild
+from runner.training.rebuild import has_own_step, rebuild, traced_step
 from runner.training.report import now_text
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
@@ -129,11 +130,13 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
     makers.finish(snapshot, arguments, worker.entropy)
     traces = traces_of(snapshot)
     built = all(layer.built for layer in model._flatten_layers())
-    known = {} if built and not has_own_step(model) else traces
+    runs_python = any(one.get("owner") for one in snapshot.state["listeners"]["callbacks"])
+    known = {} if built and not has_own_step(model) and not runs_python else traces
     model.make_train_function()
     rebuild(model, _spec_value(done["element_spec"]), known, worker.entropy)
     try:
-        capture.restore(model, snapshot, listening.callbacks)
+        owners = stepcode.owners(model, operations_of_step(traced_step(model.train_function)))
+        capture.restore(model, snapshot, [*listening.callbacks, *owners])
         capture.restore_chance(snapshot, worker.entropy)
     except ChangedScriptError as reason:
         worker.refuse(f"fit {number}: {reason}")

@@ -20,9 +20,10 @@ from typing import Any
 
 from runner.core.exactness import Kind
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, cursor, fingerprint, finished, outputs, values
+from runner.training import capture, cursor, fingerprint, finished, outputs, stepcode, values
 from runner.training.capture import Camera, traces_of
 from runner.training.classify import Exactness, classify, flaw_of_step, flaw_of_validation
+from runner.training.datasets import operations_of_step
 from runner.training.makers import Makers, left_behind
 from runner.training.order import Order
 from runner.training.position import Position
@@ -73,14 +74,14 @@ class Fit:
         self.end_logs: Any = None  #: the same, for an epoch that was resumed after its last step
         self.exactness: Exactness | None = None
         self._camera = Camera(model, worker.entropy)
+        self._owners: list[stepcode.Owner] = []
         self._order: Order | None = None
         self._base_step = worker.step
         self._epoch_step = worker.step
-        self._epoch_drawn = 0  #: batches that the present iterator had given before this epoch's first
+        self._epoch_drawn = 0  #: batches of the present iterator before this epoch's first
         self._trained = self._resumed = self._broken = self._ran_out = False
         self._held: Snapshot | None = None
-        self._epoch_at = 0.0
-        self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
+        self._epoch_at, self._epoch_s = 0.0, math.inf  #: how long the last whole epoch took, validation and callbacks included
         self._holds = 0
         self._hold_s = math.inf  #: what it takes to hold an epoch's end, at best
         self._traces = Traces(worker, model)
@@ -184,7 +185,7 @@ class Fit:
     def _restore(self) -> None:
         assert self.saved is not None
         try:
-            capture.restore(self.model, self.saved, self.listeners.callbacks)
+            capture.restore(self.model, self.saved, self._listening())
         except ChangedScriptError as reason:
             self.worker.refuse(str(reason))
 
@@ -300,7 +301,7 @@ class Fit:
         snapshot = self._camera.take(
             step=self.worker.step,
             epoch=self.epoch,
-            callbacks=self.listeners.callbacks,
+            callbacks=self._listening(),
             logs=self.logs,
             state=self._state(),
             fleeting=fleeting,
@@ -311,6 +312,10 @@ class Fit:
             message = f"cannot be captured, stays as the script makes it at a resume: {missed}"
             self.worker.facts.warn(message, fit=self.number, missed=missed)
         return snapshot
+
+    def _listening(self) -> list[Any]:
+        """Return the callbacks, and what else the script's code in the fit can change."""
+        return [*self.listeners.callbacks, *self._owners]
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -434,8 +439,13 @@ class Fit:
             self.model.train_function = self._wrapped[0]
 
     def _look_at_step(self, function: Any) -> None:
-        """Notice that the step itself, which has been traced, cannot go on as it would have."""
-        flaw = flaw_of_step(traced_step(function))
+        """Notice Python code in the step, and that it cannot go on as it would have; it has been traced."""
+        with self._surviving(unless_resumed=True):
+            operations = operations_of_step(traced_step(function))
+            self._owners = stepcode.owners(self.model, operations)
+            self._judge_step(flaw_of_step(operations))
+
+    def _judge_step(self, flaw: str) -> None:
         if flaw and self.exactness is not None and self.exactness.exact:
             self.exactness = Exactness(False, flaw, self.exactness.method)
             self.worker.classify(self.number, Kind.NOT_EXACT, flaw)

@@ -245,7 +245,11 @@ def _patch_fit(worker: Worker) -> None:
         done = finished.load(worker, number)
         arguments = _arguments(signature, self, *args, **kwargs)
         if done is not None and finished.still_holds(worker, number, done, arguments):
-            return finished.restore(worker, self, number, done, arguments)
+            worker.restoring = True
+            try:
+                return finished.restore(worker, self, number, done, arguments)
+            finally:
+                worker.restoring = False
         saved = worker.saved
         mine = saved is not None and saved.state.get("kind") == "fit" and saved.state["fit"] == number
         kind: Any = Fit

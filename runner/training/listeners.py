@@ -2,7 +2,8 @@
 
 Captured are all attributes of each callback (History among them), the closure cells and the globals that the
 script's own callback functions use, and how far their files are (`outputs`). All is put back in place, so
-that the script's other names for the same list or dict keep seeing it.
+that the script's other names for the same list or dict keep seeing it. Objects whose Python code runs in the
+training step (`stepcode`) are looked at likewise, as if they were callbacks.
 
 What is reached is known by its name: globals that were made while training are made again, and what has no
 counterpart is named.
@@ -23,6 +24,7 @@ from typing import Any
 from runner.training import outputs, reach
 from runner.training.codec import SKIP, Encoder, Node, encode_members
 from runner.training.decode import Decoder
+from runner.training.stepcode import Owner
 
 #: What the script or Keras makes anew for each fit.
 _NEVER = {"model", "_model", "params", "_params", "validation_data"}
@@ -39,7 +41,7 @@ def capture(
 
     Args:
         encoder: takes the arrays.
-        callbacks: all of the fit's, in order.
+        callbacks: all of the fit's, in order, and the owners of Python code in its step.
         given_up: names of what could not be captured before and is not tried again; grows.
     """
     missed: list[str] = []
@@ -47,11 +49,12 @@ def capture(
     for callback in callbacks:
         doubtful: dict[str, str] = {}
         nodes, failed = encode_members(encoder, _members(callback), doubtful)
-        states.append({"class": type(callback).__name__, "members": nodes, "file": outputs.place(callback)})
-        missed += [
-            f"{type(callback).__name__}.{name} ({why})" for name, why in {**failed, **doubtful}.items()
-        ]
-    reached = reach.by_name(reach.reached(reach.functions_of(callbacks)))
+        kind = _class_of(callback)
+        states.append({"class": kind, "members": nodes, "file": outputs.place(callback)})
+        if isinstance(callback, Owner):
+            states[-1]["owner"] = True
+        missed += [f"{kind}.{name} ({why})" for name, why in {**failed, **doubtful}.items()]
+    reached = reach.by_name(reach.reached(_functions_of(callbacks)))
     names = list(reached)
     wanted = {name: place.value for name, place in reached.items()}
     absent = [name for name, value in wanted.items() if value is reach.ABSENT]
@@ -79,7 +82,12 @@ def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) 
         ValueError: the callbacks are not those that were captured.
     """
     saved = state["callbacks"]
-    present = [type(callback).__name__ for callback in callbacks]
+    owned = [one["class"] for one in saved if one.get("owner")]
+    if owned != [one.name for one in callbacks if isinstance(one, Owner)]:
+        # The step has not run yet, or runs otherwise: what its code had is named below.
+        saved = [one for one in saved if not one.get("owner")]
+        callbacks = [one for one in callbacks if not isinstance(one, Owner)]
+    present = [_class_of(callback) for callback in callbacks]
     if present != [one["class"] for one in saved]:
         raise ValueError(
             f"the script's callbacks are {', '.join(present)}; the checkpoint's {_names_of(saved)}"
@@ -88,10 +96,15 @@ def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) 
     for callback, one in zip(callbacks, saved, strict=True):
         never = _never(callback)
         for name, node in one["members"].items():
-            value = decoder.merge(getattr(callback, name, None), node)
+            value = decoder.merge(_present(callback, name), node)
             if value is not SKIP and name not in never:
-                setattr(callback, name, value)
+                _put(callback, name, value)
             lost += _lost(decoder, f"{one['class']}.{name}")
+    if len(saved) < len(state["callbacks"]):
+        lost += [
+            f"{one['class']} (its code does not run in the step now)"
+            for one in state["callbacks"][len(saved) :]
+        ]
     return lost + _restore_reached(decoder, callbacks, state)
 
 
@@ -101,7 +114,7 @@ def _restore_reached(decoder: Decoder, callbacks: Sequence[Any], state: dict[str
     names = reach.each_once(state["names"])
     left = {names[int(index)]: node for index, node in state["reached"].items()}
     while True:
-        places = reach.by_name(reach.reached(reach.functions_of(callbacks)))
+        places = reach.by_name(reach.reached(_functions_of(callbacks)))
         found = [name for name in left if name in places]
         if not found:
             break
@@ -133,7 +146,32 @@ def _never(callback: Any) -> set[str]:
     return _NEVER.union(*(_NEVER_OF.get(kind.__name__, ()) for kind in type(callback).__mro__))
 
 
+def _class_of(callback: Any) -> str:
+    return callback.name if isinstance(callback, Owner) else type(callback).__name__
+
+
+def _functions_of(callbacks: Iterable[Any]) -> Iterator[Any]:
+    for one in callbacks:
+        yield from one.functions() if isinstance(one, Owner) else reach.functions_of([one])
+
+
+def _present(callback: Any, name: str) -> Any:
+    if isinstance(callback, Owner):
+        return dict(callback.members()).get(name)
+    return getattr(callback, name, None)
+
+
+def _put(callback: Any, name: str, value: Any) -> None:
+    if isinstance(callback, Owner):
+        callback.put(name, value)
+    else:
+        setattr(callback, name, value)
+
+
 def _members(callback: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(callback, Owner):
+        yield from callback.members()
+        return
     if type(callback).__name__ == "ProgbarLogger":
         return
     never = _never(callback)

@@ -13,7 +13,7 @@ from runner.training.datasets import captured_variables, has_cache, make_unread,
 from runner.training.entropy import Entropy
 from runner.training.maker import Maker
 from runner.training.position import Position, bound
-from runner.training.pycode import Code
+from runner.training.pycode import code_of
 from runner.training.sharing import Sharing
 from runner.training.values import listed, unlisted
 
@@ -79,7 +79,7 @@ class Makers:
         role = "train" if training else "validation"
         if role not in self._known and type(iterator.data_adapter).__name__ == "TFDatasetAdapter":
             dataset = iterator._distributed_dataset
-            code = Code(dataset)
+            code = code_of(dataset)
             if code:
                 maker = self._known[role] = Maker(dataset, self._entropy, role, code)
                 if not training and has_cache(dataset):
@@ -228,7 +228,7 @@ def left_behind(iterator: Any, position: Position) -> dict[str, Any]:
 def _finish_dataset(
     dataset: Any, role: str, state: Trace | None, left: Mapping[str, Any], entropy: Entropy
 ) -> None:
-    code = Code(dataset) if state is not None else None
+    code = code_of(dataset) if state is not None else None
     maker = Maker(dataset, entropy, role, code) if code else None
     history = left.get("history")
     if maker is not None and state is not None:

@@ -33,7 +33,7 @@ def install(worker: Worker, wrap: Callable[[type, str, Callable[..., Any]], None
     from keras.src.optimizers.base_optimizer import BaseOptimizer
 
     def is_own() -> bool:
-        return worker.fit is None and not worker.attached
+        return worker.fit is None and not worker.attached and not worker.restoring
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # TensorFlow is not typed
     def apply(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:

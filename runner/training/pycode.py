@@ -1,4 +1,4 @@
-"""The script's Python code that runs inside a `tf.data` dataset: found, and its state looked at.
+"""The script's Python code that runs inside a `tf.data` dataset or a step: found, and its state looked at.
 
 `from_generator`, `py_function` and `numpy_function` leave operations in the dataset's graphs that name Python
 functions in a registry of TensorFlow's. From there the script's own functions are found, and what they reach
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from runner.training import reach
@@ -32,14 +32,19 @@ class Held:
 
 
 class Code:
-    """The script's Python code in one dataset."""
+    """The script's Python code in one dataset, or in another graph."""
 
-    def __init__(self, dataset: Any):
-        found = list(_operations(dataset))
-        self.parallel = any(parallel for _, parallel in found)
+    def __init__(self, found: Iterable[tuple[Any, bool]]):
+        """Look at it.
+
+        Args:
+            found: what TensorFlow has registered for each operation, and whether several of it run at once.
+        """
+        self.parallel = False
         self._callables: list[Any] = []
         self.foreign = ""  #: a callable whose state cannot be looked at, if there is one
-        for registered, _ in found:
+        for registered, parallel in found:
+            self.parallel = self.parallel or parallel
             self._add(registered)
 
     def __bool__(self) -> bool:
@@ -75,14 +80,38 @@ class Code:
                     for i, value in enumerate(values)
                     if not reach.is_settled(value)
                 )
-            owner = getattr(one, "__self__", None if isinstance(one, _FUNCTIONS) else one)
+            owner = _owner_of(one)
             if owner is not None:
                 yield Held(f"{index}: {_name_of(one)}", owner)
-        functions = [function for one in self._callables for function in reach.functions_in(one)]
-        yield from reach.reached(functions, big=True)
+        yield from reach.reached(self.functions(), big=True)
+
+    def functions(self) -> list[types.FunctionType]:
+        """Return the functions that run."""
+        return [function for one in self._callables for function in reach.functions_in(one)]
+
+    def owners(self) -> list[Any]:
+        """Return the objects whose methods run."""
+        return [owner for owner in map(_owner_of, self._callables) if owner is not None]
 
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, functools.partial)
+
+
+def _owner_of(value: Any) -> Any:
+    return getattr(value, "__self__", None if isinstance(value, _FUNCTIONS) else value)
+
+
+def code_of(dataset: Any) -> Code:
+    """Return the script's Python code in a dataset."""
+    return Code(_operations(dataset))
+
+
+def code_in(operations: Iterable[Any]) -> Code:
+    """Return the script's Python code in a graph's operations."""
+    from tensorflow.python.ops import script_ops
+
+    found = (op.attr["token"].s.decode() for op in operations if op.op in PYTHON_OPS)
+    return Code((script_ops._py_funcs.get(token), False) for token in found)
 
 
 def _operations(dataset: Any) -> Iterator[tuple[Any, bool]]:

@@ -170,6 +170,17 @@ def is_of_script_class(value: Any) -> bool:
     return bool(kinds) and all(file is not None and not is_installed(file) for file in files)
 
 
+def is_of_script(kind: type) -> bool:
+    """Tell whether a class is the script's own."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return kind is not object and file is not None and not is_installed(file)
+
+
+def is_of_keras(kind: type) -> bool:
+    """Tell whether a class is Keras's or TensorFlow's."""
+    return (kind.__module__ or "").split(".")[0] in {"keras", "tensorflow"}
+
+
 def _of_script(function: types.FunctionType) -> bool:
     return not is_installed(function.__code__.co_filename)
 

@@ -60,6 +60,7 @@ class Worker:
         self.fit: Fit | None = None  #: the call of fit that is running
         self.attached = False  #: the script called runner.attach
         self.looping = False  #: a loop of the script's own is running
+        self.restoring = False  #: a finished fit is being restored, its step perhaps traced
         self.searched = False  #: checkpoints were looked for
         self.own_loops_told = False  #: that the script trains by itself was reported
         self.seeded = False  #: the job's seed stands in for the operating system's entropy

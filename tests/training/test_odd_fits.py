@@ -98,3 +98,14 @@ def test_devices_have_names() -> None:
     import tensorflow  # noqa: F401 - what is asked
 
     assert fingerprint.accelerators("CPU") == ["CPU"]
+
+
+def test_python_code_in_a_step_goes_on_with_what_it_remembers(tmp_path: Path, nursery: Nursery) -> None:
+    undisturbed = Job(tmp_path / "undisturbed", "pythonic.py", nursery=nursery).run_through().results
+    assert len(undisturbed) == 3
+    job = Job(tmp_path / "killed", "pythonic.py", nursery=nursery)
+    kill = "eager/train:6 eager/end:2 compiled/train:5 last/train:2"
+    killed = job.run_through(kill=kill, every=("steps", 1), dying_s=0.2)
+    assert lost_or_gained(undisturbed, killed.results) == []
+    assert all(fact["exact"] for fact in job.facts_of("resumed"))
+    assert not job.facts_of("warning")
