@@ -40,6 +40,8 @@ _HOLD_SHARE = 0.01
 class Fit:
     """The runner's side of one call of `fit`."""
 
+    _wrapped: Any = None  #: the training function, and what stands before it for its first call
+
     def __init__(
         self,
         worker: Worker,
@@ -81,14 +83,14 @@ class Fit:
         self._epoch_drawn = 0  #: batches of the present iterator before this epoch's first
         self._trained = self._resumed = self._broken = self._ran_out = False
         self._held: Snapshot | None = None
-        self._epoch_at, self._epoch_s = 0.0, math.inf  #: how long the last whole epoch took, validation and callbacks included
+        self._epoch_at = 0.0
+        self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
         self._holds = 0
         self._hold_s = math.inf  #: what it takes to hold an epoch's end, at best
         self._traces = Traces(worker, model)
         self._initial_epoch: list[int | None] = []  #: of the model, where a resume changes it
         self._steps_seen: int | None = None
         self._fixed: dict[str, Any] = {}
-        self._wrapped: Any = None
         self._flaw: str | None = None  #: of validation, once it is known
 
     # -- called as the fit begins ---------------------------------------------------------------------------
