@@ -6,7 +6,7 @@ before the present training iterator is opened again before it, and the rest aft
 
 Limits: only what is opened at once, by one call, is counted. Where a shared shuffle is cached, opened while
 others are read (by repeat, concatenate, another shuffle) or read within a compiled function, the fit is not
-exact, and `Sharing.flaw` says why.
+exact, and `Sharing.flaw` says why. A function that was compiled before the fit is not noticed.
 """
 
 from __future__ import annotations

@@ -87,6 +87,11 @@ def _(stage):
     stage.fit(mlp(), stream().shuffle(52).batch(8).cache())
 
 
+@variant("stream-cache-remainder-dropped")
+def _(stage):
+    stage.fit(mlp(), stream().shuffle(52).cache().batch(8, drop_remainder=True), epochs=4)
+
+
 @variant("stream-batch-then-shuffle")
 def _(stage):
     stage.fit(mlp(), stream().batch(8).shuffle(7).map(lambda a, b: (a + 1, b)).prefetch(1))
