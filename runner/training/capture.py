@@ -195,9 +195,9 @@ def restore_chance(snapshot: Snapshot, entropy: Entropy, *, host: bool = True) -
     chance.restore(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, host=host)
 
 
-def restore_unused(snapshot: Snapshot, entropy: Entropy, before: Use) -> None:
-    """Put back those that are no variables and have not been used since `before`."""
-    chance.restore_unused(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, before)
+def restore_unused(snapshot: Snapshot, entropy: Entropy, used: Use) -> None:
+    """Put back those that are no variables and have not been used."""
+    chance.restore_unused(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, used)
 
 
 def restore(

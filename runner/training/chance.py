@@ -53,12 +53,11 @@ def restore_host(decoder: Decoder, state: dict[str, Node], entropy: Entropy) -> 
     _restore_python(decoder, state, entropy)
 
 
-def restore_unused(decoder: Decoder, state: dict[str, Node], entropy: Entropy, before: Use) -> None:
-    """Put back those of them that have not been used since `before`."""
-    now = use(entropy)
-    if now.ops == before.ops:
+def restore_unused(decoder: Decoder, state: dict[str, Node], entropy: Entropy, used: Use) -> None:
+    """Put back those of them that have not been used."""
+    if not used.ops:
         _restore_ops(decoder, state, entropy)
-    if now.python == before.python:
+    if not used.python:
         _restore_python(decoder, state, entropy)
 
 
@@ -78,17 +77,31 @@ def _restore_python(decoder: Decoder, state: dict[str, Node], entropy: Entropy) 
 
 
 class Use(NamedTuple):
-    """Something that differs whenever the generators have been used in between."""
+    """How far the generators that are no variables have been used; or, as truth values, whether they have."""
 
     python: Any  #: Python's and NumPy's shared generators, the entropy pool
     ops: Any  #: what TensorFlow's operations get their seeds from
 
+    def __or__(self, other: Any) -> Use:
+        """Combine: whether used here or there."""
+        return Use(self.python or other.python, self.ops or other.ops)
+
+
+#: None of them.
+UNUSED = Use(False, False)
+
 
 def use(entropy: Entropy) -> Use:
-    """Return how far the generators that are no variables have been used."""
+    """Return how far the generators that are no variables have been used: it differs after each use."""
     rng = getattr(_context(), "_rng", None)
     ops = (None if rng is None else rng.getstate(), entropy.op_draws)
     return Use((*shared(), entropy.pool_draws), ops)
+
+
+def used_since(before: Use, entropy: Entropy) -> Use:
+    """Return which of them have been used since `before`."""
+    now = use(entropy)
+    return Use(now.python != before.python, now.ops != before.ops)
 
 
 def shared() -> tuple[Any, ...]:

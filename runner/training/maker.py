@@ -117,6 +117,7 @@ class Maker:
         self._target: Trace | None = None
         self._drawing_from: chance.Use | None = None
         self._peeked: Trace | None = None
+        self._uses = chance.UNUSED  #: which shared generators the source is known to draw from
         self._source: _Source
         if code is not None:
             self._source = _Reached(code)
@@ -149,6 +150,14 @@ class Maker:
     @contextlib.contextmanager
     def peeking(self) -> Iterator[None]:
         """Stand around the making of a generator's adapter, which pulls two batches."""
+        before = chance.use(self._entropy)
+        with self._peeking():
+            yield
+        # Read again are these two first; and TensorFlow reads ahead of what is asked for, by chance.
+        self._uses = chance.used_since(before, self._entropy)
+
+    @contextlib.contextmanager
+    def _peeking(self) -> Iterator[None]:
         target, self._target = (self._target, None) if self._role == "validation" else (None, self._target)
         if target is None:
             if self._role == "validation":
@@ -252,7 +261,8 @@ class Maker:
     def settle(self, saved: Snapshot) -> None:
         """Put back, when the place in the data is reached again, what the data do not draw from."""
         before = self._drawing_from or chance.use(self._entropy)
-        capture.restore_unused(saved, self._entropy, before)
+        used = chance.used_since(before, self._entropy) | self._uses
+        capture.restore_unused(saved, self._entropy, used)
 
     @contextlib.contextmanager
     def pulling_again(self, drawn: int) -> Iterator[None]:

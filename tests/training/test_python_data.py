@@ -35,3 +35,43 @@ def test_data_that_python_code_makes_are_as_in_plain_python(tmp_path: Path, nurs
     alike = {"shared", "passes", "arrays", "threads", "processes", "finite"}
     losses = [{name: results[name].split()[1] for name in alike} for results in (plain, killed.results)]
     assert losses[0] == losses[1]
+
+
+AHEAD = """
+import os, time
+import keras, numpy as np
+from victim import Mortal, say
+
+keras.utils.set_random_seed(1)
+resumed = os.path.exists("lives.txt")
+
+
+def batches():
+    for number in range(100):
+        if resumed and number >= 2:
+            time.sleep(0.3)
+        batch = np.random.rand(4, 3).astype("float32")
+        yield batch, batch[:, :1]
+
+
+class Slow(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        time.sleep(0.0 if resumed else 0.2)
+
+
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+history = model.fit(
+    batches(), steps_per_epoch=4, epochs=2, verbose=0, callbacks=[Slow(), Mortal("ahead")]
+)
+say("ahead", model, history)
+"""
+
+
+def test_what_was_read_ahead_is_not_taken_for_drawn(tmp_path: Path, nursery: Nursery) -> None:
+    """A checkpoint after two batches, which Keras has taken beforehand, knows of draws for those behind."""
+    undisturbed = Job(tmp_path / "undisturbed", "ahead.py", text=AHEAD, nursery=nursery).run().results
+    job = Job(tmp_path / "killed", "ahead.py", text=AHEAD, nursery=nursery)
+    killed = job.run_through(kill="ahead/train:3@2", every=("steps", 2))
+    assert [fact["step"] for fact in job.facts_of("resumed")] == [2]
+    assert lost_or_gained(undisturbed, killed.results) == []
