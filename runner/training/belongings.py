@@ -54,6 +54,7 @@ class Belongings:
         self._tracked: list[Tracked] = []
         self._fingerprint = {**fingerprint.machine(), "source": fingerprint.source(here.entry)}
         self.doubts: list[str] = []
+        self._lost: list[str] = []  #: what the last resume could not put back
 
     def add(self, holder: Any, keeper: Tracked | None) -> None:
         """Take in what was tracked; without a keeper it is a holder of variables."""
@@ -188,6 +189,7 @@ class Belongings:
         for one, node in zip(self._tracked, snapshot.state["tracked"], strict=True):
             if isinstance(one, Value):
                 one.arrive(decoder, node)
+        self._lost = [f"what is tracked cannot be put back: {lost}" for lost in dict.fromkeys(decoder.lost)]
         self._fill(snapshot.state["user"])
         capture.restore_chance(snapshot, self._worker.entropy)
 
@@ -198,7 +200,7 @@ class Belongings:
     def differences(self, snapshot: Snapshot) -> list[str]:
         """Say why a resume from the snapshot is not exact; nothing where it is."""
         found = fingerprint.differences(snapshot.state["fingerprint"], self._fingerprint)
-        return list(dict.fromkeys([*found, *snapshot.state["doubts"], *self.doubts]))
+        return list(dict.fromkeys([*found, *snapshot.state["doubts"], *self.doubts, *self._lost]))
 
 
 def _is_early(one: Tracked) -> bool:

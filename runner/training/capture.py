@@ -223,10 +223,11 @@ def restore(
     except ValueError as reason:
         raise ChangedScriptError(str(reason)) from None
     for one in lost:
-        _tell_lost(one, snapshot.state.get("fit"))
+        tell_lost(one, snapshot.state.get("fit"))
 
 
-def _tell_lost(missed: str, fit: int | None) -> None:
+def tell_lost(missed: str, fit: int | None) -> None:
+    """Warn of something that a resume could not put back."""
     here = worker.current()
     if here is not None:
         message = f"could not be put back, stays as the script has made it: {missed}"

@@ -293,9 +293,10 @@ class Maker:
     def _now(self) -> Trace:
         node, arrays = capture_chance(self._entropy, f"{self._role}-data")
         encoder = Encoder(arrays, f"data/{self._role}", self._left_alone)
-        members, failed = encode_members(encoder, self._source.members())
+        doubtful: dict[str, str] = {}
+        members, failed = encode_members(encoder, self._source.members(), doubtful)
         owner = "" if self.code is not None else f"{type(self.source).__name__}."
-        self.missed = [f"{owner}{name} ({why})" for name, why in failed.items()]
+        self.missed = [f"{owner}{name} ({why})" for name, why in {**failed, **doubtful}.items()]
         return {"chance": node, "members": members}, arrays
 
     def _put(self, state: Trace) -> None:
@@ -309,6 +310,8 @@ class Maker:
             value = decoder.merge(present.get(name), member)
             if value is not SKIP:
                 self._source.put(name, value)
+        for lost in dict.fromkeys(decoder.lost):
+            capture.tell_lost(f"{lost}, of the data", None)
 
     def _left_alone(self, value: Any) -> Node:
         """Return the node of what stays as the script makes it: read-only, or big and unchanged."""

@@ -198,3 +198,36 @@ def test_a_jobs_command_can_attach_itself(tmp_path: Path) -> None:
     (resumed,) = job.facts_of("resumed", 3)
     assert resumed["step"] == 5, "the checkpoint that the script asked for counts its step as completed"
     assert json.loads(job.paths.progress.read_text())["step"] == 9
+
+
+OBJECTS = """
+import dataclasses, os, keras, numpy as np, runner
+
+
+@dataclasses.dataclass
+class Record:
+    step: int
+    value: float
+
+
+keras.utils.set_random_seed(1)
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+run = runner.attach(model, every="2 steps")
+records = run.track([])
+for step in run.steps(9):
+    model.layers[0].kernel.assign_add(np.random.normal(size=(2, 1)))
+    records.append(Record(step, float(np.random.rand())))
+    if step == 5 and os.environ.get("DIE"):
+        run.checkpoint()
+        os.kill(os.getpid(), 9)
+print("RESULT end", [dataclasses.astuple(one) for one in records])
+"""
+
+
+def test_objects_of_the_scripts_own_classes_are_tracked(tmp_path: Path, nursery: Nursery) -> None:
+    expected = Job(tmp_path / "undisturbed", "objects.py", text=OBJECTS, nursery=nursery).run().results
+    job = Job(tmp_path / "killed", "objects.py", text=OBJECTS, nursery=nursery)
+    assert job.run(env={"DIE": "1"}).code == -signal.SIGKILL
+    done = job.run()
+    assert (done.code, done.results) == (0, expected), done.errors
+    assert [fact["exact"] for fact in job.facts_of("resumed")] == [True]
