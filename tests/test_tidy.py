@@ -56,6 +56,7 @@ GUESTS = {
     "runner/training/fallback.py",
     "runner/training/fitting.py",
     "runner/training/saver.py",
+    "runner/training/sharing.py",
     "runner/training/stopping.py",
 }
 #: The only places that rename or sync.

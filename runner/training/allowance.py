@@ -4,7 +4,7 @@ Each end is a durable, verified file with the whole model. Ordinary scripts have
 thousands of times, for a few steps each, would spend most of its time and all of its disk on them.
 
 Promise: up to the fit that the warning names every end is kept, so a later attempt restores these and runs
-the others again; as every fit, exactly.
+the others again; as every fit, exactly. Time is counted by attempts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Allowance:
         self._worker = worker
         self._began = time.monotonic()
         self._spent_s = 0.0
-        self._bytes = 0
+        self._bytes: int | None = None
         self._last_bytes = 0
         self._over = False
 
@@ -48,7 +48,7 @@ class Allowance:
 
     def _spend(self, size: int) -> None:
         self._last_bytes = size
-        self._bytes += size
+        self._bytes = (self._bytes or 0) + size
 
     def allowed(self, number: int) -> bool:
         """Tell whether the end of fit `number` is to be kept; once it is not, no later one is."""
@@ -69,7 +69,10 @@ class Allowance:
         if self._spent_s > FREE_S + SHARE * lasted_s:
             return f"keeping the ends of fits has taken {self._spent_s:.0f} of {lasted_s:.0f} seconds"
         with contextlib.suppress(OSError):
-            free = shutil.disk_usage(self._worker.launch.paths.dir).free
+            paths = self._worker.launch.paths
+            if self._bytes is None:
+                self._bytes = sum(path.stat().st_size for _, path in paths.list_fits())
+            free = shutil.disk_usage(paths.dir).free
             if self._bytes + self._last_bytes > DISK_SHARE * (self._bytes + free):
                 gigabytes = self._bytes / 1e9
                 return f"the ends of fits take {gigabytes:.1f} GB, and the disk has {free / 1e9:.1f} left"

@@ -16,7 +16,7 @@ import numpy as np
 from runner.storage.checkpoint import Snapshot
 from runner.training import chance, listeners, variables, worker
 from runner.training.chance import Use
-from runner.training.codec import SKIP, Encoder, Node, Uncapturable, class_name
+from runner.training.codec import SKIP, Encoder, Node, class_name
 from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
 from runner.training.variables import ChangedScriptError, Reader
@@ -202,8 +202,8 @@ def restore_unused(snapshot: Snapshot, entropy: Entropy, used: Use) -> None:
 
 def restore(
     model: Any, snapshot: Snapshot, callbacks: Sequence[Any], tracked: Sequence[Any] | None = None
-) -> None:
-    """Put variables and callbacks back, and tell what could not be; chance is `restore_chance`'s.
+) -> list[str]:
+    """Put variables and callbacks back; tell, and return, what could not be. Chance is `restore_chance`'s.
 
     Args:
         model: that is trained.
@@ -224,6 +224,7 @@ def restore(
         raise ChangedScriptError(str(reason)) from None
     for one in lost:
         tell_lost(one, snapshot.state.get("fit"))
+    return lost
 
 
 def tell_lost(missed: str, fit: int | None) -> None:
@@ -256,7 +257,7 @@ class _KerasKinds:
             return self._holder(value, held)
         if module.startswith(("keras.", "tensorflow.")):
             if not _HIDING.isdisjoint(kind.__name__ for kind in type(value).__mro__):
-                raise Uncapturable(f"a {class_name(value)}")
+                return {"t": "skip", "doubt": f"a {class_name(value)}"}
             return {"t": "skip"}
         return None
 

@@ -77,37 +77,44 @@ def _restore_python(decoder: Decoder, state: dict[str, Node], entropy: Entropy) 
 
 
 class Use(NamedTuple):
-    """How far the generators that are no variables have been used; or, as truth values, whether they have."""
+    """How far the generators that are no variables have been used; or whether they have."""
 
     python: Any  #: Python's and NumPy's shared generators, the entropy pool
     ops: Any  #: what TensorFlow's operations get their seeds from
-
-    def __or__(self, other: Any) -> Use:
-        """Combine: whether used here or there."""
-        return Use(self.python or other.python, self.ops or other.ops)
 
 
 #: None of them.
 UNUSED = Use(False, False)
 
 
-def use(entropy: Entropy) -> Use:
-    """Return how far the generators that are no variables have been used: it differs after each use."""
-    rng = getattr(_context(), "_rng", None)
-    ops = (None if rng is None else rng.getstate(), entropy.op_draws)
-    return Use((*shared(), entropy.pool_draws), ops)
+def use(entropy: Entropy, known: Use = UNUSED) -> Use:
+    """Return how far the generators that are no variables have been used: it differs after each use.
+
+    Args:
+        entropy: the job's.
+        known: of which it is known that they are used: they are not looked at.
+    """
+    rng = None if known.ops else getattr(_context(), "_rng", None)
+    ops = known.ops or (None if rng is None else _mark(rng.getstate()), entropy.op_draws)
+    return Use(known.python or (*shared(), entropy.pool_draws), ops)
 
 
-def used_since(before: Use, entropy: Entropy) -> Use:
-    """Return which of them have been used since `before`."""
-    now = use(entropy)
-    return Use(now.python != before.python, now.ops != before.ops)
+def used_since(before: Use, entropy: Entropy, known: Use = UNUSED) -> Use:
+    """Return which of them are known to be used, or have been used since `before`."""
+    now = use(entropy, known)
+    return Use(known.python or now.python != before.python, known.ops or now.ops != before.ops)
 
 
 def shared() -> tuple[Any, ...]:
     """Return something that differs whenever Python's or NumPy's shared generator has been used."""
-    kind = np.random.get_state(legacy=False)
-    return (random.getstate(), kind["state"]["key"].tobytes(), kind["state"]["pos"], kind["gauss"])
+    _, key, position, has_gauss, gauss = np.random.get_state()
+    return (*_mark(random.getstate()), position, int(key[0]), has_gauss, gauss)
+
+
+def _mark(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a few of the words of a Mersenne Twister: its place, one that changes with the rest."""
+    _, words, gauss = state
+    return words[-1], words[0], gauss
 
 
 def keras_generator() -> Any:

@@ -82,7 +82,6 @@ class Encoder:
         self._memo: dict[int, dict[str, Any]] = {}
         self._alive: list[Any] = []
         self._aliases = 0
-        self._containers = 0
         self._flaws: dict[type, str] = {}
         self.nodes = 0
         #: Of what has been encoded: comes back only where the script makes one by itself.
@@ -110,11 +109,7 @@ class Encoder:
         container = _CONTAINERS.get(kind)
         if container is not None:
             node = self._remember(value, {"t": container})
-            self._containers += 1
-            try:
-                self._fill(node, value)
-            finally:
-                self._containers -= 1
+            self._fill(node, value)
             return node
         return self._special(value)
 
@@ -182,6 +177,7 @@ class Encoder:
         if self._known is not None:
             node = self._known(value)
             if node is not None:
+                self.doubts += [node.pop("doubt")] if "doubt" in node else []
                 return node
         if isinstance(value, np.ndarray):
             return self._remember(value, self.array(value))
@@ -230,11 +226,8 @@ class Encoder:
         """Notice a class of the script's that is not found again."""
         if kind not in self._flaws:
             self._flaws[kind] = _flaw_of(kind)
-        if not self._flaws[kind]:
-            return
-        if self._containers:
-            raise Uncapturable(self._flaws[kind])
-        self.doubts.append(self._flaws[kind])
+        if self._flaws[kind]:
+            self.doubts.append(self._flaws[kind])
 
 
 def _flaw_of(kind: type) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 #: Operations that run Python code.
@@ -139,9 +139,34 @@ def opened_late(dataset: Any) -> list[Any]:
 
 def _reshuffles_uncached(dataset: Any) -> bool:
     """Tell whether the order is another one each time even when the caches in a dataset are filled."""
-    if "Cache" in type(dataset).__name__:
-        return False
-    return draws_order(dataset) or any(map(_reshuffles_uncached, dataset._inputs()))
+    todo, seen = [dataset], set()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or "Cache" in type(one).__name__:
+            continue
+        if draws_order(one):
+            return True
+        seen.add(id(one))
+        todo += one._inputs()
+    return False
+
+
+def reshuffling(datasets: Iterable[Any]) -> set[int]:
+    """Return the ids of those of which each iterator has another order; all inputs are among them."""
+    above: dict[int, list[Any]] = {}
+    todo = []
+    for one in datasets:
+        for inner in one._inputs():
+            above.setdefault(id(inner), []).append(one)
+        if draws_order(one):
+            todo.append(one)
+    found: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if id(one) not in found:
+            found.add(id(one))
+            todo += above.get(id(one), [])
+    return found
 
 
 def make_unread(dataset: Any, iterators: int, reads: int) -> None:

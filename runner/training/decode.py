@@ -189,7 +189,7 @@ class Decoder:
         for name, item in node["v"]:
             value = self.merge(_attribute(present, name), item)
             if value is not SKIP:
-                _set_attribute(present, name, value)
+                set_attribute(present, name, value)
         return present
 
     def _make(self, node: Node) -> Any:
@@ -203,7 +203,7 @@ class Decoder:
             if value is SKIP:
                 self._aliases.pop(node.get("i", -1), None)
                 return self._lose(f"a {node['class']}, for its {name}")
-            _set_attribute(made, name, value)
+            set_attribute(made, name, value)
         return made
 
     def _enum(self, present: Any, node: Node) -> Any:
@@ -225,7 +225,7 @@ def _attribute(owner: Any, name: str) -> Any:
         return None
 
 
-def _set_attribute(owner: Any, name: str, value: Any) -> None:
+def set_attribute(owner: Any, name: str, value: Any) -> None:
     """Put a value into an object's slot or dict; no code of its class runs."""
     kind: Any = type(owner)
     slot = slots_of(kind).get(name)

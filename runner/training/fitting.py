@@ -14,7 +14,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ _HOLD_SHARE = 0.01
 class Fit:
     """The runner's side of one call of `fit`."""
 
+    _lost: Sequence[str] = ()  #: what the last resume could not put back
     _wrapped: Any = None  #: the training function, and what stands before it for its first call
 
     def __init__(
@@ -187,7 +188,7 @@ class Fit:
     def _restore(self) -> None:
         assert self.saved is not None
         try:
-            capture.restore(self.model, self.saved, self._listening())
+            self._lost = capture.restore(self.model, self.saved, self._listening())
         except ChangedScriptError as reason:
             self.worker.refuse(str(reason))
 
@@ -400,6 +401,7 @@ class Fit:
         self._flaw = saved.state.get("validation_flaw")
         if self._flaw and saved.state["cursor"]["validation_iterators"]:
             reasons.append(self._flaw)
+        reasons += [f"could not be put back: {lost}" for lost in self._lost]
         self.worker.tell_resumed(saved, reasons, self._replay_s())
 
     def _replay_s(self) -> float:

@@ -97,7 +97,7 @@ def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) 
         never = _never(callback)
         for name, node in one["members"].items():
             value = decoder.merge(_present(callback, name), node)
-            if value is not SKIP and name not in never:
+            if value is not SKIP and name not in never and not _is_code(callback, name):
                 _put(callback, name, value)
             lost += _lost(decoder, f"{one['class']}.{name}")
     if len(saved) < len(state["callbacks"]):
@@ -143,7 +143,15 @@ def _names_of(saved: Iterable[dict[str, Any]]) -> str:
 
 
 def _never(callback: Any) -> set[str]:
+    if isinstance(callback, Owner):
+        return set()
     return _NEVER.union(*(_NEVER_OF.get(kind.__name__, ()) for kind in type(callback).__mro__))
+
+
+def _is_code(callback: Any, name: str) -> bool:
+    """Tell whether an attribute is what runs, which no file may replace."""
+    kind = type(callback.value if isinstance(callback, Owner) else callback)
+    return name.startswith("__") or callable(getattr(kind, name, None))
 
 
 def _class_of(callback: Any) -> str:

@@ -32,6 +32,8 @@ from runner.training.entropy import Entropy
 from runner.training.pycode import Code
 
 _BIG_BYTES = 1 << 20
+#: So many batches of a generator are taken beforehand by Keras.
+PEEKED = 2
 #: What Keras keeps in a PyDataset for itself.
 _KERAS_OWN = {"_workers", "_use_multiprocessing", "_max_queue_size"}
 
@@ -117,7 +119,8 @@ class Maker:
         self._target: Trace | None = None
         self._drawing_from: chance.Use | None = None
         self._peeked: Trace | None = None
-        self._uses = chance.UNUSED  #: which shared generators the source is known to draw from
+        self._draws = chance.UNUSED  #: which shared generators a generator has drawn from
+        self._pulling: chance.Use | None = None  #: how far these were when the present pull began
         self._source: _Source
         if code is not None:
             self._source = _Reached(code)
@@ -150,14 +153,6 @@ class Maker:
     @contextlib.contextmanager
     def peeking(self) -> Iterator[None]:
         """Stand around the making of a generator's adapter, which pulls two batches."""
-        before = chance.use(self._entropy)
-        with self._peeking():
-            yield
-        # Read again are these two first; and TensorFlow reads ahead of what is asked for, by chance.
-        self._uses = chance.used_since(before, self._entropy)
-
-    @contextlib.contextmanager
-    def _peeking(self) -> Iterator[None]:
         target, self._target = (self._target, None) if self._role == "validation" else (None, self._target)
         if target is None:
             if self._role == "validation":
@@ -170,6 +165,31 @@ class Maker:
         yield
         self._peeked = self._now()
         self._put(now)
+
+    def noted(self, source: Iterator[Any]) -> Iterator[Any]:
+        """Yield what a generator gives, and note which shared generators it draws from behind its first two.
+
+        TensorFlow reads ahead of what is asked for, by chance: what a snapshot has of the shared generators
+        may be behind the place in the data, and reading again does not always tell that.
+        """
+        pulled = iter(source)
+        yield from itertools.islice(pulled, PEEKED)
+        while True:
+            self._pulling = chance.use(self._entropy, self._draws)
+            try:
+                batch = next(pulled)
+            except StopIteration:
+                return
+            finally:
+                self._draws = self.draws
+                self._pulling = None
+            yield batch
+
+    @property
+    def draws(self) -> chance.Use:
+        """From which shared generators a generator has drawn, one that is being pulled perhaps too."""
+        pulling, known = self._pulling, self._draws
+        return known if pulling is None else chance.used_since(pulling, self._entropy, known)
 
     def started(self) -> None:
         """Note that the first batch of an iterator is about to be made; put back what is to be put back."""
@@ -261,7 +281,9 @@ class Maker:
     def settle(self, saved: Snapshot) -> None:
         """Put back, when the place in the data is reached again, what the data do not draw from."""
         before = self._drawing_from or chance.use(self._entropy)
-        used = chance.used_since(before, self._entropy) | self._uses
+        used = chance.used_since(before, self._entropy)
+        if "draws" in saved.state:
+            self._draws = used = chance.Use(*saved.state["draws"])
         capture.restore_unused(saved, self._entropy, used)
 
     @contextlib.contextmanager
@@ -293,10 +315,9 @@ class Maker:
     def _now(self) -> Trace:
         node, arrays = capture_chance(self._entropy, f"{self._role}-data")
         encoder = Encoder(arrays, f"data/{self._role}", self._left_alone)
-        doubtful: dict[str, str] = {}
-        members, failed = encode_members(encoder, self._source.members(), doubtful)
+        members, failed = encode_members(encoder, self._source.members())
         owner = "" if self.code is not None else f"{type(self.source).__name__}."
-        self.missed = [f"{owner}{name} ({why})" for name, why in {**failed, **doubtful}.items()]
+        self.missed = [f"{owner}{name} ({why})" for name, why in failed.items()]
         return {"chance": node, "members": members}, arrays
 
     def _put(self, state: Trace) -> None:

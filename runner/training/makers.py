@@ -11,7 +11,7 @@ from runner.storage.checkpoint import Snapshot
 from runner.training.capture import Trace
 from runner.training.datasets import captured_variables, has_cache, make_unread, read_through, reshuffles_late
 from runner.training.entropy import Entropy
-from runner.training.maker import Maker
+from runner.training.maker import PEEKED, Maker
 from runner.training.position import Position, bound
 from runner.training.pycode import code_of
 from runner.training.sharing import Sharing
@@ -19,8 +19,6 @@ from runner.training.values import listed, unlisted
 
 #: By role: the argument of `fit` that may be one.
 ROLES = {"train": "x", "validation": "validation_data"}
-#: Keras looks at two batches of a generator beforehand, and begins each iterator with them.
-_PEEKED = 2
 
 
 class Makers:
@@ -159,6 +157,8 @@ class Makers:
             else:
                 continue
             snapshot.arrays.update(arrays)
+        if self.train is not None and self.train.is_generator:
+            snapshot.state["draws"] = list(self.train.draws)
         return missed
 
     def pulled(
@@ -175,10 +175,10 @@ class Makers:
         found: dict[str, int | None] = {}
         if "train" in self._known:
             drawn = sum(count or 0 for count in position.history) + position.drawn
-            found["train"] = None if ran_out and not iterator.steps_per_epoch else max(_PEEKED, drawn)
+            found["train"] = None if ran_out and not iterator.steps_per_epoch else max(PEEKED, drawn)
         if "validation" in self._known:
             steps = self._validation_steps
-            found["validation"] = _PEEKED + validation.iterators * max(0, steps - _PEEKED) if steps else None
+            found["validation"] = PEEKED + validation.iterators * max(0, steps - PEEKED) if steps else None
         return found
 
 

@@ -21,8 +21,6 @@ from runner.training.datasets import PYTHON_OPS, operations, walk
 class Held:
     """An object that a method is bound to, or a function's fixed argument: changed in place only."""
 
-    is_cell = False
-
     def __init__(self, name: str, value: Any):
         self.name = name
         self.value = value

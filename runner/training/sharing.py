@@ -24,8 +24,8 @@ from runner.training.datasets import (
     iterate,
     make_earlier,
     opened_late,
-    reshuffles,
     reshuffles_late,
+    reshuffling,
     walk,
 )
 
@@ -52,7 +52,8 @@ class Sharing:
         nodes = {id(one): one for one in (*_walk(self._train), *_walk(self._held))}
         self._nodes = list(nodes.values())
         #: The number of each dataset of which each iterator has another order.
-        self._numbers = {key: i for i, (key, one) in enumerate(nodes.items()) if reshuffles(one)}
+        shuffled = reshuffling(self._nodes)
+        self._numbers = {key: i for i, key in enumerate(nodes) if key in shuffled}
         self._in_steps = bool(arguments.get("steps_per_epoch"))
         common = _shuffles(self._train) & _shuffles(self._held)
         self._together = bool(common)  #: training's and validation's iterators take orders from one source
@@ -85,17 +86,20 @@ class Sharing:
         if not tops:
             return
         self._opened.update(tops)
-        common = _shuffles(dataset) & {id(one) for one in self._nodes}
-        flaw = self._why_not(common, dataset)
         if not at_once:
-            flaw = f"a compiled function reads what the fit shuffles: {_END}"
-        self.flaw = self.flaw or flaw
+            self.flaw = self.flaw or f"a compiled function reads what the fit shuffles: {_END}"
+            return
+        common = _shuffles(dataset) & {id(one) for one in self._nodes}
+        self.flaw = self.flaw or self._why_not(common, dataset)
 
     def _tops(self, dataset: Any) -> Iterator[int]:
         """Yield the numbers of the shuffled datasets that a dataset is made of; one in another not again."""
-        todo = [dataset]
+        todo, seen = [dataset], set()
         while todo:
             one = todo.pop()
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
             if id(one) in self._numbers:
                 yield self._numbers[id(one)]
             else:
@@ -177,7 +181,11 @@ class Sharing:
 
     def open_for_others(self, counts: Mapping[str, int]) -> None:
         """Open what others have opened, as often as they have; what they have in this process counts."""
+        known = set(self._numbers.values())
         for number, count in counts.items():
+            if int(number) not in known:
+                self.flaw = self.flaw or "the data are not what others have read before"
+                continue
             for _ in range(count - self._opened[int(number)]):
                 iterate(self._nodes[int(number)])
             self._opened[int(number)] = max(count, self._opened[int(number)])
@@ -214,7 +222,10 @@ def _install() -> None:
         @functools.wraps(original)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             for sharing in () if is_ours() else list(_watching):
-                sharing.opened(self, at_once=tf.executing_eagerly())
+                try:
+                    sharing.opened(self, at_once=tf.executing_eagerly())
+                except Exception as error:  # noqa: BLE001 - the script's own reading must not fail for it
+                    sharing.flaw = sharing.flaw or f"what else is read is not understood ({error}): {_END}"
             return original(self, *args, **kwargs)
 
         setattr(tf.data.Dataset, name, method)

@@ -1,23 +1,32 @@
 """Python code of the script's own in a training step: what it can change goes with the callbacks' state.
 
 A step that runs eagerly is Python, and so is what `tf.py_function` and `tf.numpy_function` run within a
-compiled one. Captured are the closure cells and globals that such code reaches, all attributes of plain
+compiled one. Captured are the closure cells and globals that such code reaches, the attributes of plain
 objects whose methods it is, and of the script's own models, layers, metrics and losses, which run eagerly,
-the random generators and the public attributes that are plain values, lists and dicts of them too.
+the random generators and those attributes that are plain values, lists and dicts of them too.
+
+Limits: an array above 1 MiB is taken for data; private attributes of a model and the like are looked at
+where its own methods assign them.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
 import random
+import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from runner.training import pycode, reach
+from runner.training.codec import members_of
+from runner.training.decode import set_attribute
 
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, type(None))
+_ARRAY_BYTES_MAX = 1 << 20
 #: Put back by others.
 _NEVER = {"stop_training"}
 
@@ -29,14 +38,17 @@ class Owner:
         self.value = value
         self.name = type(value).__name__
         self._whole = not any(reach.is_of_keras(kind) for kind in type(value).__mro__)
+        self._stored = frozenset[str]().union(*map(_stored_by, type(value).__mro__))
 
     def members(self) -> Iterator[tuple[str, Any]]:
         """Yield what of it is captured."""
-        for name, value in list(getattr(self.value, "__dict__", {}).items()):
-            public = not name.startswith("_") and name not in _NEVER
+        for name, value in members_of(self.value):
+            if isinstance(value, np.ndarray) and value.nbytes > _ARRAY_BYTES_MAX:
+                continue
+            own = name in self._stored or not name.startswith("_")
             if self._whole or isinstance(value, _GENERATORS):
                 yield name, value
-            elif public and _is_plain(value):
+            elif own and name not in _NEVER and _is_plain(value):
                 yield name, _untracked(value)
 
     def functions(self) -> list[Any]:
@@ -45,6 +57,9 @@ class Owner:
 
     def put(self, name: str, value: Any) -> None:
         """Give an attribute another value; Keras's stand-ins for lists and dicts are changed in place."""
+        if self._whole:
+            set_attribute(self.value, name, value)
+            return
         present = getattr(self.value, name, None)
         if type(present) in {list, dict, set} or not isinstance(present, list | dict | set):
             setattr(self.value, name, value)
@@ -58,6 +73,7 @@ class Functions(Owner):
 
     def __init__(self, functions: list[Any]):
         super().__init__(functions)
+        self.name = "functions"
 
     def members(self) -> Iterator[tuple[str, Any]]:
         """Yield nothing: what they reach is captured."""
@@ -89,6 +105,16 @@ def owners(model: Any, operations: Iterable[Any]) -> list[Owner]:
     return [*once.values(), *([Functions(functions)] if functions else [])]
 
 
+@functools.lru_cache(maxsize=1024)
+def _stored_by(kind: type) -> frozenset[str]:
+    """Return the names of the attributes that the methods of a class of the script's assign."""
+    if not reach.is_of_script(kind):
+        return frozenset()
+    codes = [one.__code__ for one in vars(kind).values() if isinstance(one, types.FunctionType)]
+    stores = (one for code in codes for one in dis.get_instructions(code) if one.opname == "STORE_ATTR")
+    return frozenset(str(one.argval) for one in stores)
+
+
 def _has_own_code(value: Any) -> bool:
     return any(reach.is_of_script(kind) for kind in type(value).__mro__)
 
@@ -103,7 +129,9 @@ def _is_plain(value: Any) -> bool:
 
 def _untracked(value: Any) -> Any:
     """Return a list, dict or set as Python's own kind; Keras has its own, for those that hold variables."""
-    for kind in (list, dict, set):
+    if isinstance(value, dict):
+        return {key: _untracked(one) for key, one in value.items()}
+    for kind in (list, set, tuple):
         if isinstance(value, kind):
-            return kind(value)
+            return kind(map(_untracked, value))
     return value

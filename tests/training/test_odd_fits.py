@@ -37,6 +37,25 @@ for number in range(12):
     model.fit(x, x[:, :1], batch_size=4, verbose=0)
 print("RESULT end", model.layers[0].kernel.numpy().tolist())
 """
+PROBED = """
+import keras, numpy as np, tensorflow as tf
+x = np.random.rand(16, 2).astype("float32")
+data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).shuffle(16).batch(4)
+
+
+class Probe(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.sum()
+
+    @tf.function
+    def sum(self):
+        return data.reduce(0.0, lambda total, batch: total + tf.reduce_sum(batch[0]))
+
+
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+model.fit(data, validation_data=data.repeat(2), epochs=2, verbose=0, callbacks=[Probe()])
+"""
 #: The bootstrap with next to nothing allowed for keeping the ends of fits.
 MEAN = """
 source = open(BOOTSTRAP).read().replace('    main()\\n', '')
@@ -92,6 +111,15 @@ def test_fits_without_number_are_not_all_kept(tmp_path: Path, nursery: Nursery) 
     second = job.run()
     assert second.results == first.results, "the fits are run again"
     assert len({json.dumps(line) for line in job.metrics_without_time()}) == 12
+
+
+def test_a_compiled_function_that_reads_the_data_is_told_and_not_disturbed(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    job = Job(tmp_path, "probed.py", text=PROBED, nursery=nursery)
+    done = job.run()
+    assert done.code == 0, done.errors
+    assert not job.facts_of("classified")[-1]["exact"]
 
 
 def test_devices_have_names() -> None:

@@ -75,3 +75,41 @@ def test_what_was_read_ahead_is_not_taken_for_drawn(tmp_path: Path, nursery: Nur
     killed = job.run_through(kill="ahead/train:3@2", every=("steps", 2))
     assert [fact["step"] for fact in job.facts_of("resumed")] == [2]
     assert lost_or_gained(undisturbed, killed.results) == []
+
+
+ONCE = """
+import os
+import keras, numpy as np
+from victim import Mortal, say
+
+keras.utils.set_random_seed(1)
+
+
+def batches():
+    order = np.random.permutation(12)
+    while True:
+        for row in order:
+            batch = np.full((4, 3), row / 12, "float32")
+            yield batch, batch[:, :1]
+
+
+class Jitter(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = 0.1 * np.random.rand()
+
+
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+history = model.fit(
+    batches(), steps_per_epoch=4, epochs=5, verbose=0, callbacks=[Jitter(), Mortal("once")]
+)
+say("once", model, history)
+"""
+
+
+def test_a_generator_that_draws_once_leaves_the_rest_to_callbacks(tmp_path: Path, nursery: Nursery) -> None:
+    undisturbed = Job(tmp_path / "undisturbed", "once.py", text=ONCE, nursery=nursery).run().results
+    job = Job(tmp_path / "killed", "once.py", text=ONCE, nursery=nursery)
+    killed = job.run_through(kill="once/train:11@10 once/train:18@17", every=("steps", 1))
+    assert [fact["step"] for fact in job.facts_of("resumed")] == [10, 17]
+    assert lost_or_gained(undisturbed, killed.results) == []

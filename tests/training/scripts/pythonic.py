@@ -1,5 +1,7 @@
 """Training steps in which Python code of the script's own runs, and remembers things."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -23,9 +25,9 @@ class Counting(keras.Model):
     def __init__(self):
         super().__init__()
         self.noisy, self.dense = Noisy(), keras.layers.Dense(1)
-        self.count = 0
+        self.count = self._private = 0
         self.losses_seen = []
-        self.notes = {}
+        self.notes = {"inner": {}, "rows": []}
 
     def call(self, inputs, training=False):
         return self.dense(self.noisy(inputs, training=training))
@@ -33,10 +35,13 @@ class Counting(keras.Model):
     def train_step(self, data):
         self.count += 1
         self.losses_seen.append(self.count * 2.0)
+        self._private += 2
         self.notes["last"] = self.count
+        self.notes["inner"][str(self.count)] = self._private
+        self.notes["rows"].append([self.count, self._private])
         seen["batches"] += 1
         logs = super().train_step(data)
-        return {**logs, "count": float(self.count)}
+        return {**logs, "count": float(self.count + self._private)}
 
 
 class Weighing:
@@ -50,7 +55,17 @@ class Weighing:
         return np.float32(value * (1 + self.turn % 5))
 
 
-weighing, calls = Weighing(), []
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    by: float
+    seen: list
+
+    def apply(self, value):
+        self.seen.append(1)
+        return np.float32(value * self.by)
+
+
+weighing, calls, scale = Weighing(), [], Scale(0.5, [])
 
 
 def noted(value):
@@ -61,6 +76,7 @@ def noted(value):
 def weighed(true, predicted):
     loss = tf.reduce_mean(tf.square(true - predicted))
     factor = tf.numpy_function(weighing.weigh, [1.0], tf.float32)
+    factor = tf.numpy_function(scale.apply, [factor], tf.float32)
     tf.numpy_function(noted, [loss], tf.float32)
     return loss * tf.ensure_shape(factor, ())
 
@@ -68,13 +84,15 @@ def weighed(true, predicted):
 eager = Counting()
 eager.compile("adam", "mse", run_eagerly=True)
 history = eager.fit(x, y, epochs=3, batch_size=6, verbose=0, callbacks=[Mortal("eager")])
-remembered = (eager.count, list(eager.losses_seen), dict(eager.notes), seen, eager.noisy._chance.random())
+notes = {**eager.notes, "inner": dict(eager.notes["inner"]), "rows": list(map(list, eager.notes["rows"]))}
+remembered = (eager.count, eager._private, list(eager.losses_seen), notes, seen)
+remembered += (eager.noisy._chance.random(),)
 say("eager", eager, history, remembered)
 
 compiled = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
 compiled.compile("adam", weighed)
 history = compiled.fit(x, y, epochs=3, batch_size=6, verbose=0, callbacks=[Mortal("compiled")])
-say("compiled", compiled, history, weighing.turn, calls)
+say("compiled", compiled, history, weighing.turn, calls, len(scale.seen))
 
 last = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
 last.compile("adam", "mse")
