@@ -83,26 +83,17 @@ class Use(NamedTuple):
     ops: Any  #: what TensorFlow's operations get their seeds from
 
 
-#: None of them.
-UNUSED = Use(False, False)
+def use(entropy: Entropy) -> Use:
+    """Return how far the job's generators that are no variables have been used: it differs after each use."""
+    rng = getattr(_context(), "_rng", None)
+    ops = (None if rng is None else _mark(rng.getstate()), entropy.op_draws)
+    return Use((*shared(), entropy.pool_draws), ops)
 
 
-def use(entropy: Entropy, known: Use = UNUSED) -> Use:
-    """Return how far the generators that are no variables have been used: it differs after each use.
-
-    Args:
-        entropy: the job's.
-        known: of which it is known that they are used: they are not looked at.
-    """
-    rng = None if known.ops else getattr(_context(), "_rng", None)
-    ops = known.ops or (None if rng is None else _mark(rng.getstate()), entropy.op_draws)
-    return Use(known.python or (*shared(), entropy.pool_draws), ops)
-
-
-def used_since(before: Use, entropy: Entropy, known: Use = UNUSED) -> Use:
-    """Return which of them are known to be used, or have been used since `before`."""
-    now = use(entropy, known)
-    return Use(known.python or now.python != before.python, known.ops or now.ops != before.ops)
+def used_since(before: Use, entropy: Entropy) -> Use:
+    """Return which of them have been used since `before`."""
+    now = use(entropy)
+    return Use(now.python != before.python, now.ops != before.ops)
 
 
 def shared() -> tuple[Any, ...]:

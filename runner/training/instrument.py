@@ -157,7 +157,7 @@ def _patch_makers(worker: Worker) -> None:
         if maker is None:
             return original(self, generator)
         with maker.peeking():
-            original(self, maker.noted(generator))
+            original(self, maker.read_ahead(generator))
         self.generator = maker.watched(self.generator)
         return None
 

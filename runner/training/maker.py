@@ -25,6 +25,7 @@ import numpy as np
 
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture, chance, reach, worker
+from runner.training.ahead import ReadAhead
 from runner.training.capture import Trace, capture_chance
 from runner.training.codec import SKIP, Encoder, Node, encode_members
 from runner.training.decode import Decoder
@@ -119,8 +120,7 @@ class Maker:
         self._target: Trace | None = None
         self._drawing_from: chance.Use | None = None
         self._peeked: Trace | None = None
-        self._draws = chance.UNUSED  #: which shared generators a generator has drawn from
-        self._pulling: chance.Use | None = None  #: how far these were when the present pull began
+        self._ahead: ReadAhead | None = None  #: of a generator
         self._source: _Source
         if code is not None:
             self._source = _Reached(code)
@@ -166,30 +166,15 @@ class Maker:
         self._peeked = self._now()
         self._put(now)
 
-    def noted(self, source: Iterator[Any]) -> Iterator[Any]:
-        """Yield what a generator gives, and note which shared generators it draws from behind its first two.
-
-        TensorFlow reads ahead of what is asked for, by chance: what a snapshot has of the shared generators
-        may be behind the place in the data, and reading again does not always tell that.
-        """
-        pulled = iter(source)
-        yield from itertools.islice(pulled, PEEKED)
-        while True:
-            self._pulling = chance.use(self._entropy, self._draws)
-            try:
-                batch = next(pulled)
-            except StopIteration:
-                return
-            finally:
-                self._draws = self.draws
-                self._pulling = None
-            yield batch
+    def read_ahead(self, source: Iterator[Any]) -> ReadAhead:
+        """Return what Keras shall read in a generator's place."""
+        self._ahead = ReadAhead(source)
+        return self._ahead
 
     @property
-    def draws(self) -> chance.Use:
-        """From which shared generators a generator has drawn, one that is being pulled perhaps too."""
-        pulling, known = self._pulling, self._draws
-        return known if pulling is None else chance.used_since(pulling, self._entropy, known)
+    def asked(self) -> int | None:
+        """How many batches have been asked of a generator, with what was read ahead; None of other data."""
+        return None if self._ahead is None else self._ahead.asked
 
     def started(self) -> None:
         """Note that the first batch of an iterator is about to be made; put back what is to be put back."""
@@ -279,12 +264,16 @@ class Maker:
         return ""
 
     def settle(self, saved: Snapshot) -> None:
-        """Put back, when the place in the data is reached again, what the data do not draw from."""
-        before = self._drawing_from or chance.use(self._entropy)
-        used = chance.used_since(before, self._entropy)
-        if "draws" in saved.state:
-            self._draws = used = chance.Use(*saved.state["draws"])
-        capture.restore_unused(saved, self._entropy, used)
+        """Put back, when the place in the data is reached again, what the data do not draw from.
+
+        A snapshot may know of draws for what had been read ahead of it: a generator is read as far again, and
+        stands still meanwhile.
+        """
+        with contextlib.nullcontext() if self._ahead is None else self._ahead.lock:
+            before = self._drawing_from or chance.use(self._entropy)
+            if self._ahead is not None and saved.state.get("asked"):
+                self._ahead.reach(saved.state["asked"])
+            capture.restore_unused(saved, self._entropy, chance.used_since(before, self._entropy))
 
     @contextlib.contextmanager
     def pulling_again(self, drawn: int) -> Iterator[None]:

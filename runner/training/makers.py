@@ -157,8 +157,8 @@ class Makers:
             else:
                 continue
             snapshot.arrays.update(arrays)
-        if self.train is not None and self.train.is_generator:
-            snapshot.state["draws"] = list(self.train.draws)
+        if self.train is not None:
+            snapshot.state["asked"] = self.train.asked  # after what is known of chance, which it covers so
         return missed
 
     def pulled(

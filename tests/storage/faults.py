@@ -6,10 +6,13 @@ when it believes that all went well, with 3 when it was told of an error.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +36,22 @@ class Point:
 
 
 def command(scenario: str, folder: Path) -> list[str]:
-    return [sys.executable, "-I", "-S", "-B", str(VICTIM), str(ROOT), scenario, str(folder)]
+    return _python("-B", "-X", f"pycache_prefix={_bytecode()}", scenario=scenario, folder=folder)
+
+
+def _python(*options: str, scenario: str, folder: Path) -> list[str]:
+    return [sys.executable, "-I", "-S", *options, str(VICTIM), str(ROOT), scenario, str(folder)]
+
+
+@functools.cache
+def _bytecode() -> Path:
+    """Return where the victim finds its bytecode: nobody adds to it, so the calls before the marks stay."""
+    own = Path(tempfile.mkdtemp(prefix="runner-bytecode-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    (folder := own / "folder").mkdir()
+    learning = _python("-X", f"pycache_prefix={own}", scenario="write", folder=folder)
+    subprocess.run(learning, timeout=60, check=True)
+    return own
 
 
 def strace(*options: str) -> list[str]:

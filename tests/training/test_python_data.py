@@ -78,7 +78,7 @@ def test_what_was_read_ahead_is_not_taken_for_drawn(tmp_path: Path, nursery: Nur
 
 
 ONCE = """
-import os
+import time
 import keras, numpy as np
 from victim import Mortal, say
 
@@ -89,6 +89,7 @@ def batches():
     order = np.random.permutation(12)
     while True:
         for row in order:
+            time.sleep(0.02)  # a callback draws meanwhile
             batch = np.full((4, 3), row / 12, "float32")
             yield batch, batch[:, :1]
 
