@@ -1,13 +1,14 @@
 """Steps per second under the runner, as a share of the plain script's: pairs within one process, medians.
 
-    python benchmarks/bench_step_overhead.py [--pairs 10] [--script digits|half-ms|20-ms ...]
+    python benchmarks/bench_step_overhead.py [--pairs 10] [--script digits|half-ms|20-ms ...] [--control]
 
 "digits" is the job that is shipped, as it is; "half-ms" and "20-ms" are dense models with steps of about that
 length. The script runs in the worker; its `fit` is called again and again, by turns past the instrumentation
 and through it (default cadence, best model kept afresh each time), and the time from the second epoch's
 beginning to the last's is taken, less the first step of each epoch: there TensorFlow starts its reading
 threads, and waits a tenth of a second or does not. Two processes with the same work differ by a tenth in
-speed, for as long as they live; within one, and by turns, what is left is the runner's own.
+speed, for as long as they live; within one, and by turns, what is left is the runner's own. With `--control`
+both are plain: what comes out then is what the machine makes of equals.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def fit(self, *args, **kwargs):
         self.set_weights(start)
         shutil.rmtree(here.launch.paths.best, ignore_errors=True)
         here._best = here._fit_best = None
-        here.looping = number % 2 == 0  # a fit inside a loop of the API's is left alone
+        here.looping = CONTROL or number % 2 == 0  # a fit inside a loop of the API's is left alone
         epochs.clear(), first_steps.clear()
         history = instrumented(self, *args, **kwargs)
         print("TOOK", epochs[-1] - epochs[1] - sum(first_steps[1:-1]), flush=True)
@@ -91,7 +92,7 @@ SCRIPTS: dict[str, tuple[str | None, list[str]]] = {
 _LINE = re.compile(r"^TOOK (.+)$", re.MULTILINE)
 
 
-def durations_s(root: Path, name: str, pairs: int) -> list[float]:
+def durations_s(root: Path, name: str, pairs: int, *, control: bool) -> list[float]:
     """Return how long each fit took from its second epoch to its last, plain and instrumented by turns."""
     text, args = SCRIPTS[name]
     job, state = root / "jobs" / "j", root / "state" / "j"
@@ -99,7 +100,7 @@ def durations_s(root: Path, name: str, pairs: int) -> list[float]:
     for folder in (job, attempt):
         folder.mkdir(parents=True)
     (job / "script.py").write_text(text or (ROOT / "jobs" / name / "train.py").read_text())
-    (job / "train.py").write_text(DRIVER.replace("PAIRS", str(pairs)))
+    (job / "train.py").write_text(DRIVER.replace("PAIRS", str(pairs)).replace("CONTROL", str(control)))
     launch = {
         "version": 1, "job": "j", "attempt": 1, "state": str(state), "cwd": str(job), "grace_s": 30.0,
         "seed": 1, "threads": 1, "entry": "train.py", "args": args, "from": None,
@@ -121,13 +122,13 @@ def durations_s(root: Path, name: str, pairs: int) -> list[float]:
     return [float(took) for took in _LINE.findall(done.stdout)[2:]]  # the first two trace
 
 
-def measure(name: str, pairs: int) -> None:
+def measure(name: str, pairs: int, *, control: bool) -> None:
     """Print the median of one script."""
     with tempfile.TemporaryDirectory() as root:
-        took = durations_s(Path(root), name, pairs)
+        took = durations_s(Path(root), name, pairs, control=control)
     ratios = sorted(plain / ours for plain, ours in zip(took[::2], took[1::2], strict=True))
     print(
-        f"{name}: {statistics.median(ratios):.3f} of plain"
+        f"{name}{' (plain against plain)' if control else ''}: {statistics.median(ratios):.3f} of plain"
         f" (median of {pairs} pairs, {ratios[0]:.3f} to {ratios[-1]:.3f})",
         flush=True,
     )
@@ -137,9 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--script", nargs="*", choices=sorted(SCRIPTS), default=list(SCRIPTS))
+    parser.add_argument("--control", action="store_true", help="compare the plain script with itself")
     options = parser.parse_args()
     for name in options.script:
-        measure(name, options.pairs)
+        measure(name, options.pairs, control=options.control)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
+
+# A shell has its background jobs ignore SIGINT, and so would whatever the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Folders whose files take minutes: begun first, so that no worker is left alone with one at the end
 #: (`--no-loadscope-reorder` leaves the order to this).

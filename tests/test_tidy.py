@@ -55,6 +55,7 @@ GUESTS = {
     "runner/training/ahead.py",
     "runner/training/epochwise.py",
     "runner/training/fallback.py",
+    "runner/training/fitlog.py",
     "runner/training/fitting.py",
     "runner/training/saver.py",
     "runner/training/sharing.py",

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from runner.storage.checkpoint import Snapshot
-from runner.training import chance, listeners, variables, worker
+from runner.training import chance, listeners, variables
 from runner.training.chance import Use
 from runner.training.codec import SKIP, Encoder, Node, class_name
 from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
+from runner.training.holders import Holder
+from runner.training.listeners import Listener
 from runner.training.variables import ChangedScriptError, Reader
 
 VERSION = 1
@@ -55,6 +57,7 @@ class Camera:
         step: int,
         epoch: int,
         callbacks: Sequence[Any],
+        owners: Sequence[Holder] = (),
         logs: Any,
         state: Mapping[str, Any],
         fleeting: bool = False,
@@ -65,6 +68,7 @@ class Camera:
             step: completed steps, over all fits.
             epoch: Keras's index of the present epoch.
             callbacks: all of the fit's, in order.
+            owners: of the script's own code in the step.
             logs: what the last step returned.
             state: what else belongs to it: JSON.
             fleeting: it is dropped before the next step, so the variables need not be copied.
@@ -73,7 +77,9 @@ class Camera:
         values = film.reader.view() if fleeting else film.reader.read()
         arrays = dict(zip(film.names, values, strict=True))
         encoder = Encoder(arrays, "state", _KerasKinds(film.keys, arrays).node)
-        listening, self.missed = listeners.capture(encoder, callbacks, self._given_up)
+        listening, self.missed = listeners.capture(
+            encoder, [*map(Listener, callbacks), *owners], self._given_up
+        )
         links, attributes = self._keras_layout(film, arrays)
         return Snapshot(
             step=step,
@@ -201,14 +207,19 @@ def restore_unused(snapshot: Snapshot, entropy: Entropy, used: Use) -> None:
 
 
 def restore(
-    model: Any, snapshot: Snapshot, callbacks: Sequence[Any], tracked: Sequence[Any] | None = None
+    model: Any,
+    snapshot: Snapshot,
+    callbacks: Sequence[Any],
+    owners: Sequence[Holder] = (),
+    tracked: Sequence[Any] | None = None,
 ) -> list[str]:
-    """Put variables and callbacks back; tell, and return, what could not be. Chance is `restore_chance`'s.
+    """Put variables and callbacks back; return what could not be. Chance is `restore_chance`'s.
 
     Args:
         model: that is trained.
         snapshot: of it.
         callbacks: all of the fit's, in order.
+        owners: of the script's own code in the step.
         tracked: the variables, by default all that `fit` trains.
 
     Raises:
@@ -219,20 +230,10 @@ def restore(
     known = functools.partial(_restore_keras_kind, snapshot.arrays, unmade)
     decoder = Decoder(snapshot.arrays, known, unmade)
     try:
-        lost = listeners.restore(decoder, callbacks, snapshot.state["listeners"])
+        holders = [*map(Listener, callbacks), *owners]
+        return listeners.restore(decoder, holders, snapshot.state["listeners"])
     except ValueError as reason:
         raise ChangedScriptError(str(reason)) from None
-    for one in lost:
-        tell_lost(one, snapshot.state.get("fit"))
-    return lost
-
-
-def tell_lost(missed: str, fit: int | None) -> None:
-    """Warn of something that a resume could not put back."""
-    here = worker.current()
-    if here is not None:
-        message = f"could not be put back, stays as the script has made it: {missed}"
-        here.facts.warn(message, fit=fit, missed=missed)
 
 
 class _KerasKinds:

@@ -17,20 +17,19 @@ lost by any stop. Metrics are not kept: each epoch begins them anew. One copy of
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from runner.core.exactness import Kind
 from runner.errors import StorageError
 from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, doubts, fingerprint, finished, outputs, values, variables
+from runner.training import capture, doubts, fingerprint, finished, values, variables
 from runner.training.capture import Camera
+from runner.training.fitlog import FitLog
 from runner.training.report import now_text
 from runner.training.stopping import leave
 from runner.training.variables import ChangedScriptError
@@ -99,7 +98,7 @@ class EpochFit:
         self._epoch = 0
         self._batches = 0  #: that the present epoch has done
         self._last: Any = None  #: our callback behind the script's
-        self._broken = False
+        self._log = FitLog(script.worker, number, self._camera)
         self._trained = False
         self._fixed: dict[str, Any] = {}
 
@@ -145,21 +144,10 @@ class EpochFit:
     def _approach(self) -> None:
         """Decide where the fit begins, and let Keras begin there."""
         worker, saved = self._worker, self._worker.saved
-        epochs, given = self._arguments["epochs"], self._arguments["initial_epoch"]
-        self._fixed = {
-            "kind": KIND,
-            "fit": self._number,
-            "base_step": self._base_step,
-            "initial_epoch": given,
-            "traces": {},
-            "fingerprint": {
-                **fingerprint.machine(),
-                "source": fingerprint.source(worker.entry),
-                "data": fingerprint.data(self._arguments),
-            },
-        }
-        worker.facts("fit-started", fit=self._number, epochs=epochs, steps_per_epoch=None)
-        worker.progress.set(fit=self._number, epochs=epochs, steps_per_epoch=None)
+        given = self._arguments["initial_epoch"]
+        fixed = self._log.fixed(KIND, self._arguments, base_step=self._base_step, initial_epoch=given)
+        self._fixed = {**fixed, "traces": {}}
+        self._log.begin(self._arguments["epochs"], None)
         if saved is not None and saved.state["fit"] == self._number:
             doubt = self._doubt or self._doubt_of(saved)
             if doubt:
@@ -199,15 +187,7 @@ class EpochFit:
 
     def _cut_files(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Cut the callbacks' files back."""
-        worker = self._worker
-        record = worker.launch.paths.begun(self._number)
-        if self._saved is None:
-            complaints = outputs.begin(record, self._callbacks)
-        else:
-            states = self._saved.state["listeners"]["callbacks"]
-            self._switched, complaints = outputs.resume(record, self._callbacks, states)
-        for complaint in complaints:
-            worker.facts.warn(complaint)
+        self._switched = self._log.cut_files(self._saved, self._callbacks)
 
     def _train_began(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         for callback in self._switched:
@@ -229,23 +209,26 @@ class EpochFit:
     def _arrive(self, saved: Snapshot) -> None:
         """Put everything back: the epoch after the snapshot's is about to begin."""
         worker = self._worker
-        self._put_back(saved)
+        lost = self._put_back(saved)
         self.model.reset_metrics()
         worker.metrics.cut(int(saved.state["metrics_size"]))
         worker.saved = self._saved = None
         reasons = fingerprint.differences(saved.state["fingerprint"], self._fixed["fingerprint"])
-        worker.tell_resumed(saved, [*reasons, f"{self._script.why}: {_DATA}"])
+        worker.tell_resumed(saved, [*reasons, f"{self._script.why}: {_DATA}", *lost])
 
-    def _put_back(self, saved: Snapshot) -> None:
+    def _put_back(self, saved: Snapshot) -> list[str]:
+        """Put everything back; return the reasons why what follows is not exact, beyond those known."""
         worker, tracked = self._worker, self._variables()
+        lost: list[str] = []
         try:
-            capture.restore(self.model, saved, self._callbacks, tracked)
+            lost = capture.restore(self.model, saved, self._callbacks, tracked=tracked)
         except ChangedScriptError as reason:
             worker.refuse(f"fit {self._number}: {reason}")
         if not variables.hold(tracked, [saved.arrays[f"variables/{i:05d}"] for i in range(len(tracked))]):
             raise RuntimeError("the model's variables do not take the values of the checkpoint")
         capture.restore_chance(saved, worker.entropy)
         worker.step = saved.step
+        return worker.tell_lost(self._number, lost)
 
     def _make_sure(self) -> None:
         """Let nothing go on that was to be resumed and was not."""
@@ -271,27 +254,11 @@ class EpochFit:
     def _epoch_ended(self, epoch: int, logs: Any = None) -> None:
         """Note the metrics when the script's callbacks have seen the epoch's end; take a snapshot."""
         self._make_sure()
-        worker = self._worker
-        metrics = values.of_epoch(self.model, logs)
-        line = {"epoch": epoch, "step": worker.step, "fit": self._number, "time": now_text(), **metrics}
-        try:
-            worker.metrics.append(line)
-        except OSError as error:
-            worker.facts.warn(f"metrics.jsonl misses lines: {error}")
-        worker.progress.set(step=worker.step, epoch=epoch, metrics=metrics)
-        worker.progress.write_if_due()
-        if not self._broken:
-            with self._surviving():
-                worker.say(
-                    worker.fit_best.consider(epoch, worker.step, metrics, self._portrait, self._save_whole)
-                )
+        metrics = self._log.end_epoch(epoch, logs)
+        if not self._log.broken:
+            with self._log.surviving():
+                self._log.consider(epoch, metrics)
                 self._save(epoch)
-
-    def _portrait(self) -> Snapshot:
-        return self._camera.portrait(step=self._worker.step, epoch=self._epoch)
-
-    def _save_whole(self, path: Path) -> None:
-        self.model.save(str(path))
 
     # -- snapshots ------------------------------------------------------------------------------------------
 
@@ -324,48 +291,30 @@ class EpochFit:
         snapshot = self._camera.take(
             step=self._worker.step, epoch=epoch, callbacks=self._callbacks, logs=None, state=state
         )
-        for missed in self._camera.missed:
-            message = f"cannot be captured, stays as the script makes it at a resume: {missed}"
-            self._worker.facts.warn(message, fit=self._number, missed=missed)
+        self._log.tell_missed()
         return snapshot
-
-    @contextlib.contextmanager
-    def _surviving(self) -> Iterator[None]:
-        """Report a failure of the block, which is ours, and let the training go on without checkpoints."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - whatever fails in here, the script's training must not
-            self._broken = True
-            reason = f"{type(error).__name__}: {error}"
-            self._worker.facts.warn(f"no more checkpoints in fit {self._number}, something failed: {reason}")
 
     # -- the end --------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
         """Save what the fit left behind, so that no later attempt runs it again."""
-        worker = self._worker
-        worker.phase("save")
-        worker.flush_best()
-        if self._doubt or self._broken:
-            self._script.lost = self._script.lost or f"fit {self._number}, before it, is not kept"
-        else:
-            self._save_finished()
-        worker.facts("fit-finished", fit=self._number)
-        worker.progress.set(step=worker.step)
-        worker.phase("after", tell=True)
-        worker.progress.write()
-        worker.keep_nothing()
+        kept = self._log.finish(None if self._doubt or self._log.broken else self._save_finished)
+        if not kept:
+            self._lose()
 
-    def _save_finished(self) -> None:
+    def _lose(self) -> None:
+        self._script.lost = self._script.lost or f"fit {self._number}, before it, is not kept"
+
+    def _save_finished(self, spend: Callable[[int], None]) -> None:
         worker = self._worker
         self._fixed["finished"] = {"params": {}}
         try:
             worker.saver.flush()
             path = finished.path_of(worker, self._number)
             path.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write(path, self._take(self._arguments["epochs"]), created=now_text())
+            spend(checkpoint.write(path, self._take(self._arguments["epochs"]), created=now_text()))
         except (OSError, StorageError, ValueError) as error:
-            self._script.lost = self._script.lost or f"fit {self._number}, before it, is not kept"
+            self._lose()
             worker.facts("save-failed", path=finished.name(worker, self._number), reason=str(error))
 
     def _restore_finished(self) -> Any:
@@ -387,8 +336,7 @@ class EpochFit:
         self._put_back(done)
         model.history = self._history
         model.stop_training = done.state["stop_training"]
-        if worker.saved is None or worker.saved.state["fit"] <= self._number:
-            worker.metrics.cut(int(done.state["metrics_size"]))
+        finished.go_on_from(worker, self._number, done)
         return model.history
 
 

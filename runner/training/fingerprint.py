@@ -95,6 +95,16 @@ def _op_determinism() -> bool | None:
     return None if ask is None else bool(ask())
 
 
+def of(entry: Path | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that one call of `fit` rests on.
+
+    Args:
+        entry: the script.
+        arguments: of the call, by name.
+    """
+    return {**machine(), "source": source(entry), "data": data(arguments)}
+
+
 def source(path: Path | None) -> str | None:
     """Return the digest of the entry script."""
     try:

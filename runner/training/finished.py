@@ -127,31 +127,36 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
             model=model,
             **done["params"],
         )
-    makers.finish(snapshot, arguments, worker.entropy)
+    lost = makers.finish(snapshot, arguments, worker.entropy)
     traces = traces_of(snapshot)
     built = all(layer.built for layer in model._flatten_layers())
-    runs_python = any(one.get("owner") for one in snapshot.state["listeners"]["callbacks"])
+    runs_python = any(one.get("of_step") for one in snapshot.state["listeners"]["callbacks"])
     known = {} if built and not has_own_step(model) and not runs_python else traces
     model.make_train_function()
     rebuild(model, _spec_value(done["element_spec"]), known, worker.entropy)
     try:
         owners = stepcode.owners(model, operations_of_step(traced_step(model.train_function)))
-        capture.restore(model, snapshot, [*listening.callbacks, *owners])
+        lost += capture.restore(model, snapshot, listening.callbacks, owners)
         capture.restore_chance(snapshot, worker.entropy)
     except ChangedScriptError as reason:
         worker.refuse(f"fit {number}: {reason}")
+    worker.tell_lost(number, lost)
     worker.traces[model] = traces
     worker.untraced[model] = set(traces) - ({"train"} if known else set())
     if "test" in traces:
         model.make_test_function()
     model.stop_training = snapshot.state["stop_training"]
     model._initial_epoch = snapshot.state["initial_epoch"]
+    go_on_from(worker, number, snapshot)
+    return model.history
+
+
+def go_on_from(worker: Worker, number: int, snapshot: Snapshot) -> None:
+    """Count on from the end of fit `number`; where what comes next begins anew, what was told of it goes."""
     worker.step = snapshot.step
     if worker.saved is None or worker.saved.state["fit"] <= number:
-        # What comes next begins anew: what an earlier attempt told of it goes.
         worker.saved = None
         worker.metrics.cut(int(snapshot.state["metrics_size"]))
-    return model.history
 
 
 def _spec_node(spec: Any) -> Any:

@@ -10,38 +10,32 @@ resuming ends the attempt, because going on would be wrong.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from runner.core.exactness import Kind
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, cursor, fingerprint, finished, outputs, stepcode, values
+from runner.training import capture, cursor, fingerprint, finished, stepcode, values
 from runner.training.capture import Camera, traces_of
 from runner.training.classify import Exactness, classify, flaw_of_step, flaw_of_validation
 from runner.training.datasets import operations_of_step
+from runner.training.fitlog import FitLog
+from runner.training.holding import Holding
 from runner.training.makers import Makers, left_behind
 from runner.training.order import Order
 from runner.training.position import Position
 from runner.training.rebuild import rebuild, traced_step
-from runner.training.report import now_text
 from runner.training.tracing import Traces
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
-
-#: The state at an epoch's end is held in memory when that costs at most this part of an epoch's time.
-_HOLD_SHARE = 0.01
 
 
 class Fit:
     """The runner's side of one call of `fit`."""
 
     _lost: Sequence[str] = ()  #: what the last resume could not put back
-    _wrapped: Any = None  #: the training function, and what stands before it for its first call
 
     def __init__(
         self,
@@ -82,12 +76,9 @@ class Fit:
         self._base_step = worker.step
         self._epoch_step = worker.step
         self._epoch_drawn = 0  #: batches of the present iterator before this epoch's first
-        self._trained = self._resumed = self._broken = self._ran_out = False
-        self._held: Snapshot | None = None
-        self._epoch_at = 0.0
-        self._epoch_s = math.inf  #: how long the last whole epoch took, validation and callbacks included
-        self._holds = 0
-        self._hold_s = math.inf  #: what it takes to hold an epoch's end, at best
+        self._trained = self._resumed = self._ran_out = False
+        self._log = FitLog(worker, number, self._camera)
+        self._holding = Holding(worker, self._take_fleeting)
         self._traces = Traces(worker, model)
         self._initial_epoch: list[int | None] = []  #: of the model, where a resume changes it
         self._steps_seen: int | None = None
@@ -102,22 +93,36 @@ class Fit:
             self.makers.adapted(getattr(iterator.data_adapter, "py_dataset", None))
             return
         self.iterator = iterator
-        with self._surviving(unless_resumed=True):
+        with self._log.surviving(unless=self.saved is not None):
             self._classify(iterator)
         if self.exactness is None:
-            self.exactness = Exactness(False, "its data could not be looked at", "epoch")
-            self.worker.classify(self.number, self.exactness.kind, self.exactness.reason)
+            self._classified(Exactness(False, "its data could not be looked at", "epoch"))
 
     def _classify(self, iterator: Any) -> None:
         distributed = getattr(self.model, "_distribute_strategy", None) is not None
         maker = self.makers.look_into(iterator, training=True)
         dataset, flaw = iterator._distributed_dataset, self.makers.flaw()
-        self.exactness = classify(iterator.data_adapter, dataset, distributed, maker, flaw)
+        exactness = classify(iterator.data_adapter, dataset, distributed, maker, flaw)
         stateless = type(iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
-        self.position = Position(self.exactness.method, stateless=stateless)
+        self.position = Position(exactness.method, stateless=stateless)
         self.position.order = self._order
         self.makers.adopt_training(iterator, self.position)
-        self.worker.classify(self.number, self.exactness.kind, self.exactness.reason)
+        self._classified(exactness)
+
+    def _classified(self, exactness: Exactness) -> None:
+        """Tell how the fit can be resumed, from now on."""
+        self.exactness = exactness
+        self.worker.classify(self.number, exactness.kind, exactness.reason)
+
+    def _doubt(self, reason: str, method: str | None = None) -> None:
+        """Note that the fit cannot be resumed exactly, where `reason` says why.
+
+        Args:
+            reason: in words; "" where there is none.
+            method: how to skip from now on; None: as before.
+        """
+        if reason and self.exactness is not None and self.exactness.exact:
+            self._classified(Exactness(False, reason, method or self.exactness.method))
 
     def shuffle_arrays(self, tensorflow: Any, *, within_batches: bool) -> Callable[..., Any]:
         """Return the stand-in for `tf.random.shuffle` while Keras makes a dataset of unseeded arrays."""
@@ -127,36 +132,19 @@ class Fit:
     def before_train_begin(self, callback_list: Any) -> list[Any]:
         """Cut the callbacks' files back; return those whose `append` was switched on for it."""
         self.listeners = callback_list
-        record = self.worker.launch.paths.begun(self.number)
-        switched: list[Any] = []
-        if self.saved is None:
-            complaints = outputs.begin(record, callback_list.callbacks)
-        else:
-            states = self.saved.state["listeners"]["callbacks"]
-            switched, complaints = outputs.resume(record, callback_list.callbacks, states)
-        for complaint in complaints:
-            self.worker.facts.warn(complaint)
-        return switched
+        return self._log.cut_files(self.saved, callback_list.callbacks)
 
     def after_train_begin(self) -> None:
         """All callbacks have begun: say what comes, and build and fill a model that is resumed."""
-        worker, iterator = self.worker, self.iterator
-        steps = iterator.num_batches
-        epochs = self.listeners.params.get("epochs")
-        worker.facts("fit-started", fit=self.number, epochs=epochs, steps_per_epoch=steps)
-        worker.progress.set(fit=self.number, epochs=epochs, steps_per_epoch=steps)
-        with self._surviving(unless_resumed=True):
-            self._fixed = {
-                "kind": "fit",
-                "fit": self.number,
-                "base_step": self._base_step,
-                "initial_epoch": self.model._initial_epoch,
-                "fingerprint": {
-                    **fingerprint.machine(),
-                    "source": fingerprint.source(worker.entry),
-                    "data": fingerprint.data(self._arguments),
-                },
-            }
+        worker = self.worker
+        self._log.begin(self.listeners.params.get("epochs"), self.iterator.num_batches)
+        with self._log.surviving(unless=self.saved is not None):
+            self._fixed = self._log.fixed(
+                "fit",
+                self._arguments,
+                base_step=self._base_step,
+                initial_epoch=self.model._initial_epoch,
+            )
         if self.saved is not None:
             self._fixed["initial_epoch"] = self.saved.state["initial_epoch"]
             self._initial_epoch = [self.saved.state["initial_epoch"]]
@@ -164,7 +152,7 @@ class Fit:
         elif worker.launch.start_from is not None and self.number == 0:
             self.build()
             self.model.load_weights(str(worker.launch.start_from))
-        self._wrap_train_function()
+        self._traces.wrap_train_function(self._first_step, lambda: self._resumed, self._trace_is_exact)
 
     def build(self) -> None:
         """Make all variables of model, optimizer and metrics, as the first step would."""
@@ -188,7 +176,7 @@ class Fit:
     def _restore(self) -> None:
         assert self.saved is not None
         try:
-            self._lost = capture.restore(self.model, self.saved, self._listening())
+            self._lost = capture.restore(self.model, self.saved, self.listeners.callbacks, self._owners)
         except ChangedScriptError as reason:
             self.worker.refuse(str(reason))
 
@@ -200,7 +188,8 @@ class Fit:
         stop, clock, progress, saver = worker.stop, time.monotonic, worker.progress, worker.saver
         size = iterator.steps_per_execution
         self.done, self._ran_out = 0, False
-        self._time_epoch()
+        holding = self._holding
+        holding.begin_epoch()
         inner = original(iterator)
         position = self.position
         done = self._arrive(inner) if self.saved is not None else 0
@@ -219,8 +208,8 @@ class Fit:
                 self._tell(now)
             if stop.requested or saver.due(step, iterator.num_batches, done == total or done == 0 < step):
                 self._save(done)
-            if done == total:
-                self._hold()
+            if done == total and self._may_save(done):
+                holding.hold()
             try:
                 item = next(inner)
             except StopIteration:
@@ -231,8 +220,8 @@ class Fit:
                 base = self._epoch_drawn = position.drawn - done * size
                 self._count_on(size)
                 self._tell_replayed()
-            if self._held is not None:
-                self._let_go()
+            if holding.held:
+                holding.let_go()
             yield item
             done += 1
 
@@ -267,7 +256,7 @@ class Fit:
 
     def _may_save(self, done: int) -> bool:
         """Tell whether the present safe point is one that a resume can start from."""
-        if self._broken or not self._trained:
+        if self._log.broken or not self._trained:
             return False
         self._look_again()
         return self._is_exact() or done == 0
@@ -275,10 +264,9 @@ class Fit:
     def _look_again(self) -> None:
         """Notice that the data are not what they were taken for."""
         assert self.exactness is not None
-        flaw = self.makers.flaw() if self.exactness.exact else ""
-        if flaw:
-            self.exactness = Exactness(False, flaw, "epoch")
-            self.worker.classify(self.number, Kind.NOT_EXACT, flaw)
+        if self.exactness.exact:
+            self._doubt(self.makers.flaw(), "epoch")
+        self._doubt("; ".join(self.worker.tell_lost(self.number, self.makers.lost())))
 
     def _may_leave(self) -> bool:
         return self._trained and self.worker.stop.may_leave
@@ -290,7 +278,7 @@ class Fit:
         snapshot: Snapshot | None = None
         wanted = stopping or not self.worker.stop.requested
         if wanted and self._may_save(done):
-            with self._surviving():
+            with self._log.surviving():
                 snapshot = self.take()
         if stopping:
             self.worker.leave_with(snapshot)
@@ -304,21 +292,21 @@ class Fit:
         snapshot = self._camera.take(
             step=self.worker.step,
             epoch=self.epoch,
-            callbacks=self._listening(),
+            callbacks=self.listeners.callbacks,
+            owners=self._owners,
             logs=self.logs,
             state=self._state(),
             fleeting=fleeting,
         )
         snapshot.arrays.update(self._traces.arrays())
         self._camera.missed += self.makers.add_to(snapshot)
-        for missed in self._camera.missed:
-            message = f"cannot be captured, stays as the script makes it at a resume: {missed}"
-            self.worker.facts.warn(message, fit=self.number, missed=missed)
+        self._log.tell_missed()
         return snapshot
 
-    def _listening(self) -> list[Any]:
-        """Return the callbacks, and what else the script's code in the fit can change."""
-        return [*self.listeners.callbacks, *self._owners]
+    def _take_fleeting(self) -> Snapshot | None:
+        with self._log.surviving():
+            return self.take(fleeting=True)
+        return None
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -328,46 +316,6 @@ class Fit:
             "validation_flaw": self._flaw,
             "metrics_size": self.worker.metrics.size(),
         }
-
-    @contextlib.contextmanager
-    def _surviving(self, *, unless_resumed: bool = False) -> Iterator[None]:
-        """Report a failure of the block, which is ours, and let the training go on without checkpoints.
-
-        Raises:
-            Exception: that failure, where the fit is to be resumed and `unless_resumed`.
-        """
-        try:
-            yield
-        except Exception as error:
-            if unless_resumed and self.saved is not None:
-                raise
-            self._broken = True
-            reason = f"{type(error).__name__}: {error}"
-            self.worker.facts.warn(f"no more checkpoints in fit {self.number}, something failed: {reason}")
-
-    def _hold(self) -> None:
-        """At an epoch's end: keep the state in memory, for validation and callbacks may take long."""
-        if self._held is not None or not self._may_save(self.done):
-            return
-        # The first is dear: it finds out what is always the same.
-        if self._holds < 2 or self._hold_s <= _HOLD_SHARE * self._epoch_s:
-            began = time.monotonic()
-            with self._surviving():
-                self._held = self.take(fleeting=True)
-                self.worker.hold(self._held)
-            self._holds += 1
-            self._hold_s = min(self._hold_s, time.monotonic() - began)
-
-    def _let_go(self) -> None:
-        self._held = None
-        self.worker.release()
-
-    def _time_epoch(self) -> None:
-        """Learn how long the last epoch took: a new one begins."""
-        now = time.monotonic()
-        if self._epoch_at:
-            self._epoch_s = now - self._epoch_at
-        self._epoch_at = now
 
     # -- resuming -------------------------------------------------------------------------------------------
 
@@ -401,7 +349,7 @@ class Fit:
         self._flaw = saved.state.get("validation_flaw")
         if self._flaw and saved.state["cursor"]["validation_iterators"]:
             reasons.append(self._flaw)
-        reasons += [f"could not be put back: {lost}" for lost in self._lost]
+        reasons += self.worker.tell_lost(self.number, self._lost)
         self.worker.tell_resumed(saved, reasons, self._replay_s())
 
     def _replay_s(self) -> float:
@@ -417,42 +365,19 @@ class Fit:
 
     # -- the training function ------------------------------------------------------------------------------
 
-    def _wrap_train_function(self) -> None:
-        """Put a shell around the training function for its first call: it cares for the trace."""
-        function = self.model.train_function
-
-        @functools.wraps(function)
-        def first(iterator: Any) -> Any:
-            if not self._resumed:
-                self.worker.phase("trace", tell=True)
-            exact = self._trace_is_exact()
-            with self._traces.tracing("train", resumed=self._resumed, exact=exact):
-                logs = function(iterator)
-            self._unwrap_train_function()
-            self._look_at_step(function)
-            self._trained = True
-            self.worker.release()
-            self.worker.phase("train", tell=True)
-            return logs
-
-        self._wrapped = function, first
-        self.model.train_function = first
-
-    def _unwrap_train_function(self) -> None:
-        if self._wrapped is not None and self.model.train_function is self._wrapped[1]:
-            self.model.train_function = self._wrapped[0]
+    def _first_step(self, function: Any) -> None:
+        """Note that the training function has been traced, and has run."""
+        self._look_at_step(function)
+        self._trained = True
+        self.worker.release()
+        self.worker.phase("train", tell=True)
 
     def _look_at_step(self, function: Any) -> None:
         """Notice Python code in the step, and that it cannot go on as it would have; it has been traced."""
-        with self._surviving(unless_resumed=True):
+        with self._log.surviving(unless=self.saved is not None):
             operations = operations_of_step(traced_step(function))
             self._owners = stepcode.owners(self.model, operations)
-            self._judge_step(flaw_of_step(operations))
-
-    def _judge_step(self, flaw: str) -> None:
-        if flaw and self.exactness is not None and self.exactness.exact:
-            self.exactness = Exactness(False, flaw, self.exactness.method)
-            self.worker.classify(self.number, Kind.NOT_EXACT, flaw)
+            self._doubt(flaw_of_step(operations))
 
     def _trace_is_exact(self) -> bool:
         return self._is_exact() and not self.makers
@@ -506,26 +431,11 @@ class Fit:
         """Note the epoch's metrics when all callbacks have seen its end; keep the model if it is the best."""
         worker = self.worker
         worker.step = self._epoch_step + self._completed()
-        metrics = values.of_epoch(self.model, logs)
-        line = {"epoch": epoch, "step": worker.step, "fit": self.number, "time": now_text(), **metrics}
-        try:
-            worker.metrics.append(line)
-        except OSError as error:
-            worker.facts.warn(f"metrics.jsonl misses lines: {error}")
-        worker.progress.set(step=worker.step, epoch=epoch, metrics=metrics)
-        worker.progress.write_if_due()
-        if self._broken or not self._trained:
+        metrics = self._log.end_epoch(epoch, logs)
+        if self._log.broken or not self._trained:
             return
-        with self._surviving():
-            worker.say(
-                worker.fit_best.consider(epoch, worker.step, metrics, self._portrait, self._save_whole)
-            )
-
-    def _portrait(self) -> Snapshot:
-        return self._camera.portrait(step=self.worker.step, epoch=self.epoch)
-
-    def _save_whole(self, path: Path) -> None:
-        self.model.save(str(path))
+        with self._log.surviving():
+            self._log.consider(epoch, metrics)
 
     def _completed(self) -> int:
         size = self.iterator.steps_per_execution
@@ -539,24 +449,12 @@ class Fit:
         """Undo what was put on the model; call however the fit ended."""
         for epoch in self._initial_epoch:
             self.model._initial_epoch = epoch
-        self._unwrap_train_function()
+        self._traces.unwrap_train_function()
 
     def finish(self) -> None:
         """Save what the fit left behind, so that no later attempt runs it again."""
         self.close()
-        worker = self.worker
-        self._held = None
-        worker.phase("save")
-        if worker.ends.allowed(self.number):
-            with worker.ends.spending() as spend:
-                worker.flush_best()
-                if self._trained and not self._broken:
-                    self._save_finished(spend)
-        worker.facts("fit-finished", fit=self.number)
-        worker.progress.set(step=worker.step, epoch=self.epoch)
-        worker.phase("after", tell=True)
-        worker.progress.write()
-        worker.keep_nothing()
+        self._log.finish(self._save_finished if self._trained and not self._log.broken else None)
 
     def _save_finished(self, spend: Callable[[int], None]) -> None:
         worker = self.worker

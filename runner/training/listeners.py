@@ -24,7 +24,7 @@ from typing import Any
 from runner.training import outputs, reach
 from runner.training.codec import SKIP, Encoder, Node, encode_members
 from runner.training.decode import Decoder
-from runner.training.stepcode import Owner
+from runner.training.holders import Holder
 
 #: What the script or Keras makes anew for each fit.
 _NEVER = {"model", "_model", "params", "_params", "validation_data"}
@@ -34,40 +34,53 @@ _NEVER_OF = {
 }
 
 
+class Listener(Holder):
+    """A callback."""
+
+    def __init__(self, value: Any):
+        super().__init__(value)
+        self._never = _NEVER.union(*(_NEVER_OF.get(kind.__name__, ()) for kind in type(value).__mro__))
+
+    def members(self) -> Iterable[tuple[str, Any]]:
+        """Return the attributes that are captured, by name."""
+        if self.name == "ProgbarLogger":
+            return []
+        return [(name, value) for name, value in vars(self.value).items() if name not in self._never]
+
+    def place(self) -> Node:
+        """Return how far its files are; None where it has none."""
+        return outputs.place(self.value)
+
+    def _put(self, name: str, value: Any) -> None:
+        if name not in self._never:
+            setattr(self.value, name, value)
+
+
 def capture(
-    encoder: Encoder, callbacks: Sequence[Any], given_up: set[str]
+    encoder: Encoder, holders: Sequence[Holder], given_up: set[str]
 ) -> tuple[dict[str, Node], list[str]]:
     """Return the state of the callbacks and of what their code reaches; and what could not be captured.
 
     Args:
         encoder: takes the arrays.
-        callbacks: all of the fit's, in order, and the owners of Python code in its step.
+        holders: all of the fit's callbacks, in order, and the owners of Python code in its step.
         given_up: names of what could not be captured before and is not tried again; grows.
     """
     missed: list[str] = []
     states = []
-    for callback in callbacks:
+    for holder in holders:
         doubtful: dict[str, str] = {}
-        nodes, failed = encode_members(encoder, _members(callback), doubtful)
-        kind = _class_of(callback)
-        states.append({"class": kind, "members": nodes, "file": outputs.place(callback)})
-        if isinstance(callback, Owner):
-            states[-1]["owner"] = True
-        missed += [f"{kind}.{name} ({why})" for name, why in {**failed, **doubtful}.items()]
-    reached = reach.by_name(reach.reached(_functions_of(callbacks)))
-    names = list(reached)
+        nodes, failed = encode_members(encoder, holder.members(), doubtful)
+        states.append(
+            {"class": holder.name, "members": nodes, "file": holder.place(), "of_step": holder.of_step}
+        )
+        missed += [f"{holder.name}.{name} ({why})" for name, why in {**failed, **doubtful}.items()]
+    reached, names = _reached(holders)
     wanted = {name: place.value for name, place in reached.items()}
     absent = [name for name, value in wanted.items() if value is reach.ABSENT]
+    tried = [(name, value) for name, value in wanted.items() if name not in {*given_up, *absent}]
     doubtful = {}
-    nodes, failed = encode_members(
-        encoder,
-        [
-            (name, value)
-            for name, value in wanted.items()
-            if name not in given_up and value is not reach.ABSENT
-        ],
-        doubtful,
-    )
+    nodes, failed = encode_members(encoder, tried, doubtful)
     given_up.update(failed)
     missed += [f"{name} ({why})" for name, why in failed.items() if _is_state(reached[name])]
     missed += [f"{name} ({why})" for name, why in doubtful.items()]
@@ -75,46 +88,42 @@ def capture(
     return {"callbacks": states, "reached": indexed, "names": names, "absent": absent}, missed
 
 
-def restore(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) -> list[str]:
+def restore(decoder: Decoder, holders: Sequence[Holder], state: dict[str, Node]) -> list[str]:
     """Put callbacks and what their code reaches back, in place; return what could not be put back.
 
     Raises:
         ValueError: the callbacks are not those that were captured.
     """
-    saved = state["callbacks"]
-    owned = [one["class"] for one in saved if one.get("owner")]
-    if owned != [one.name for one in callbacks if isinstance(one, Owner)]:
-        # The step has not run yet, or runs otherwise: what its code had is named below.
-        saved = [one for one in saved if not one.get("owner")]
-        callbacks = [one for one in callbacks if not isinstance(one, Owner)]
-    present = [_class_of(callback) for callback in callbacks]
-    if present != [one["class"] for one in saved]:
+    saved, left_out = state["callbacks"], []
+    steps_own = [one["class"] for one in saved if one.get("of_step")]
+    if steps_own != [one.name for one in holders if one.of_step]:
+        # The step has not run yet, or runs otherwise.
+        left_out = [f"{name} (its code does not run in the step now)" for name in steps_own]
+        saved = [one for one in saved if not one.get("of_step")]
+        holders = [one for one in holders if not one.of_step]
+    before, present = [one["class"] for one in saved], [one.name for one in holders]
+    if present != before:
         raise ValueError(
-            f"the script's callbacks are {', '.join(present)}; the checkpoint's {_names_of(saved)}"
+            f"the script's callbacks are {', '.join(present)}; the checkpoint's {', '.join(before)}"
         )
     lost: list[str] = []
-    for callback, one in zip(callbacks, saved, strict=True):
-        never = _never(callback)
+    for holder, one in zip(holders, saved, strict=True):
+        members = dict(holder.members())
         for name, node in one["members"].items():
-            value = decoder.merge(_present(callback, name), node)
-            if value is not SKIP and name not in never and not _is_code(callback, name):
-                _put(callback, name, value)
-            lost += _lost(decoder, f"{one['class']}.{name}")
-    if len(saved) < len(state["callbacks"]):
-        lost += [
-            f"{one['class']} (its code does not run in the step now)"
-            for one in state["callbacks"][len(saved) :]
-        ]
-    return lost + _restore_reached(decoder, callbacks, state)
+            value = decoder.merge(members.get(name), node)
+            if value is not SKIP:
+                holder.put(name, value)
+            lost += _lost(decoder, f"{holder.name}.{name}")
+    return lost + left_out + _restore_reached(decoder, holders, state)
 
 
-def _restore_reached(decoder: Decoder, callbacks: Sequence[Any], state: dict[str, Node]) -> list[str]:
+def _restore_reached(decoder: Decoder, holders: Sequence[Holder], state: dict[str, Node]) -> list[str]:
     """Put back what the callbacks' code reaches; what is put back may let it reach more."""
     lost: list[str] = []
     names = reach.each_once(state["names"])
     left = {names[int(index)]: node for index, node in state["reached"].items()}
     while True:
-        places = reach.by_name(reach.reached(_functions_of(callbacks)))
+        places, _ = _reached(holders)
         found = [name for name in left if name in places]
         if not found:
             break
@@ -131,61 +140,19 @@ def _restore_reached(decoder: Decoder, callbacks: Sequence[Any], state: dict[str
     return lost + [f"{name} (the checkpoint does not have it)" for name in new]
 
 
+def _reached(holders: Iterable[Holder]) -> tuple[dict[str, reach.Place], list[str]]:
+    """Return the places that the code of these can change by their names, and the names in order."""
+    functions = [function for one in holders for function in one.functions()]
+    classes = [kind for one in holders for kind in one.classes()]
+    places = reach.by_name(reach.reached(functions, classes))
+    return places, list(places)
+
+
 def _lost(decoder: Decoder, name: str) -> list[str]:
     """Return what the decoder could not put back of one named value, and let it forget that."""
     lost = list(dict.fromkeys(decoder.lost))
     decoder.lost.clear()
     return [f"{name} ({', '.join(lost)})"] if lost else []
-
-
-def _names_of(saved: Iterable[dict[str, Any]]) -> str:
-    return ", ".join(one["class"] for one in saved)
-
-
-def _never(callback: Any) -> set[str]:
-    if isinstance(callback, Owner):
-        return set()
-    return _NEVER.union(*(_NEVER_OF.get(kind.__name__, ()) for kind in type(callback).__mro__))
-
-
-def _is_code(callback: Any, name: str) -> bool:
-    """Tell whether an attribute is what runs, which no file may replace."""
-    kind = type(callback.value if isinstance(callback, Owner) else callback)
-    return name.startswith("__") or callable(getattr(kind, name, None))
-
-
-def _class_of(callback: Any) -> str:
-    return callback.name if isinstance(callback, Owner) else type(callback).__name__
-
-
-def _functions_of(callbacks: Iterable[Any]) -> Iterator[Any]:
-    for one in callbacks:
-        yield from one.functions() if isinstance(one, Owner) else reach.functions_of([one])
-
-
-def _present(callback: Any, name: str) -> Any:
-    if isinstance(callback, Owner):
-        return dict(callback.members()).get(name)
-    return getattr(callback, name, None)
-
-
-def _put(callback: Any, name: str, value: Any) -> None:
-    if isinstance(callback, Owner):
-        callback.put(name, value)
-    else:
-        setattr(callback, name, value)
-
-
-def _members(callback: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(callback, Owner):
-        yield from callback.members()
-        return
-    if type(callback).__name__ == "ProgbarLogger":
-        return
-    never = _never(callback)
-    for name, value in list(vars(callback).items()):
-        if name not in never:
-            yield name, value
 
 
 def _is_state(place: reach.Place) -> bool:

@@ -18,13 +18,13 @@ import contextlib
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, chance, reach, worker
+from runner.training import capture, chance, reach
 from runner.training.ahead import ReadAhead
 from runner.training.capture import Trace, capture_chance
 from runner.training.codec import SKIP, Encoder, Node, encode_members
@@ -45,8 +45,8 @@ class _Source(Protocol):
     def members(self) -> list[tuple[str, Any]]:
         """Return the parts of its state by name."""
 
-    def put(self, name: str, value: Any) -> None:
-        """Put one part back."""
+    def put(self, parts: Mapping[str, Any]) -> list[str]:
+        """Put parts back; return the names of those that have no place."""
 
 
 class _Opaque:
@@ -55,8 +55,8 @@ class _Opaque:
     def members(self) -> list[tuple[str, Any]]:
         return []
 
-    def put(self, name: str, value: Any) -> None:
-        raise AssertionError(f"there is no {name} to put {value} into")
+    def put(self, parts: Mapping[str, Any]) -> list[str]:
+        return list(parts)
 
 
 class _Attributes:
@@ -68,8 +68,9 @@ class _Attributes:
     def members(self) -> list[tuple[str, Any]]:
         return [(name, value) for name, value in vars(self._owner).items() if name not in _KERAS_OWN]
 
-    def put(self, name: str, value: Any) -> None:
-        vars(self._owner)[name] = value
+    def put(self, parts: Mapping[str, Any]) -> list[str]:
+        vars(self._owner).update(parts)
+        return []
 
 
 class _Reached:
@@ -85,14 +86,12 @@ class _Reached:
         values = [(name, place.value) for name, place in self._places().items()]
         return [(name, value) for name, value in values if value is not reach.ABSENT]
 
-    def put(self, name: str, value: Any) -> None:
-        place = self._places().get(name)
-        if place is not None:
-            place.put(value)
-        elif (here := worker.current()) is not None:
-            here.facts.warn(
-                f"could not be put back, the data may differ: {name} (the script does not use it now)"
-            )
+    def put(self, parts: Mapping[str, Any]) -> list[str]:
+        left = dict(parts)
+        while found := {name: place for name, place in self._places().items() if name in left}:
+            for name, place in found.items():  # what is put there may let the code reach more
+                place.put(left.pop(name))
+        return list(left)
 
 
 class Maker:
@@ -111,7 +110,8 @@ class Maker:
         self.code = code
         self.is_generator = code is None and not hasattr(source, "__getitem__")
         self.threaded = False  #: Keras's own threads or processes make the batches, from an epoch's begin on
-        self.missed: list[str] = []
+        self.missed: list[str] = []  #: what of its state could not be captured just now
+        self.lost: list[str] = []  #: what of it could not be put back
         self._entropy = entropy
         self._role = role
         self._sums: dict[int, int] = {}
@@ -316,12 +316,10 @@ class Maker:
     def _put_members(self, state: Trace) -> None:
         node, arrays = state
         decoder, present = Decoder(arrays), dict(self._source.members())
-        for name, member in node["members"].items():
-            value = decoder.merge(present.get(name), member)
-            if value is not SKIP:
-                self._source.put(name, value)
-        for lost in dict.fromkeys(decoder.lost):
-            capture.tell_lost(f"{lost}, of the data", None)
+        merged = {name: decoder.merge(present.get(name), one) for name, one in node["members"].items()}
+        left = self._source.put({name: value for name, value in merged.items() if value is not SKIP})
+        self.lost += dict.fromkeys(decoder.lost)
+        self.lost += [f"{name} (the script does not use it now)" for name in left]
 
     def _left_alone(self, value: Any) -> Node:
         """Return the node of what stays as the script makes it: read-only, or big and unchanged."""

@@ -133,6 +133,13 @@ class Makers:
         """Say why the training data are not reproducible after all; "" as long as they seem to be."""
         return self._sharing.flaw or (self.train.disturbed() if self.train is not None else "")
 
+    def lost(self) -> list[str]:
+        """Return what of the data's state could not be put back since this was asked last."""
+        found = [f"{one}, of the data" for maker in self._known.values() for one in maker.lost]
+        for maker in self._known.values():
+            maker.lost.clear()
+        return found
+
     def aim(self, saved: Snapshot, position: Position) -> None:
         """Prepare the maker of the training data for being pulled again as far as a snapshot was."""
         maker, fresh = self.train, bool(saved.state["cursor"]["fresh"])
@@ -192,17 +199,25 @@ def _drawn_in_steps(iterator: Any) -> int:
     return math.ceil(int(iterator.steps_per_epoch) / size) * size
 
 
-def finish(snapshot: Snapshot, arguments: Mapping[str, Any], entropy: Entropy) -> None:
-    """Leave generators and PyDatasets as a finished fit did; the shared generators are put back by others."""
+def finish(snapshot: Snapshot, arguments: Mapping[str, Any], entropy: Entropy) -> list[str]:
+    """Leave generators and PyDatasets as a finished fit did; the shared generators are put back by others.
+
+    Returns:
+        What of their state could not be put back.
+    """
     done = snapshot.state["finished"]
     states, pulled = states_of(snapshot), done.get("pulled", {})
+    lost: list[str] = []
     for role, argument in ROLES.items():
         source, state = arguments.get(argument), states.get(role)
         if hasattr(source, "element_spec"):
-            _finish_dataset(source, role, state, done["datasets"][role], entropy)
+            lost += _finish_dataset(source, role, state, done["datasets"][role], entropy)
         elif source is not None and state is not None:
-            Maker(source, entropy, role).finish(state, pulled.get(role))
+            maker = Maker(source, entropy, role)
+            maker.finish(state, pulled.get(role))
+            lost += maker.lost
     Sharing(arguments).open_for_others(done["datasets"].get("train", {}).get("others", {}))
+    return [f"{one}, of the data" for one in lost]
 
 
 def left_behind(iterator: Any, position: Position) -> dict[str, Any]:
@@ -227,7 +242,7 @@ def left_behind(iterator: Any, position: Position) -> dict[str, Any]:
 
 def _finish_dataset(
     dataset: Any, role: str, state: Trace | None, left: Mapping[str, Any], entropy: Entropy
-) -> None:
+) -> list[str]:
     code = code_of(dataset) if state is not None else None
     maker = Maker(dataset, entropy, role, code) if code else None
     history = left.get("history")
@@ -241,6 +256,7 @@ def _finish_dataset(
         read_through(dataset, history)
     for variable, value in zip(captured_variables(dataset), left.get("variables", []), strict=False):
         variable.assign(unlisted(value))
+    return maker.lost if maker is not None else []
 
 
 def states_of(snapshot: Snapshot) -> dict[str, Trace]:

@@ -81,7 +81,7 @@ class Code:
             owner = _owner_of(one)
             if owner is not None:
                 yield Held(f"{index}: {_name_of(one)}", owner)
-        yield from reach.reached(self.functions(), big=True)
+        yield from reach.reached(self.functions(), [type(one) for one in self.owners()], big=True)
 
     def functions(self) -> list[types.FunctionType]:
         """Return the functions that run."""

@@ -54,9 +54,7 @@ class Rehearsal(Fit):
 
     def _look_closer(self, item: Any) -> None:
         assert self.exactness is not None
-        with self._surviving():
-            self.take(fleeting=True)
-        if self._broken:
+        if self._take_fleeting() is None:
             self.worker.classify(self.number, Kind.NOT_EXACT, _CANNOT_SAVE)
         if self.exactness.kind is Kind.BY_REPLAY:
             self._replay = self._measure(item)

@@ -11,10 +11,7 @@ where its own methods assign them.
 
 from __future__ import annotations
 
-import dis
-import functools
 import random
-import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,6 +20,7 @@ import numpy as np
 from runner.training import pycode, reach
 from runner.training.codec import members_of
 from runner.training.decode import set_attribute
+from runner.training.holders import Holder
 
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, type(None))
@@ -31,31 +29,28 @@ _ARRAY_BYTES_MAX = 1 << 20
 _NEVER = {"stop_training"}
 
 
-class Owner:
+class Owner(Holder):
     """An object whose code runs in a step."""
 
+    of_step = True
+
     def __init__(self, value: Any):
-        self.value = value
-        self.name = type(value).__name__
+        super().__init__(value)
         self._whole = not any(reach.is_of_keras(kind) for kind in type(value).__mro__)
-        self._stored = frozenset[str]().union(*map(_stored_by, type(value).__mro__))
+        self._assigned = frozenset[str]().union(*map(reach.assigned_by, type(value).__mro__))
 
     def members(self) -> Iterator[tuple[str, Any]]:
         """Yield what of it is captured."""
         for name, value in members_of(self.value):
             if isinstance(value, np.ndarray) and value.nbytes > _ARRAY_BYTES_MAX:
                 continue
-            own = name in self._stored or not name.startswith("_")
+            own = name in self._assigned or not name.startswith("_")
             if self._whole or isinstance(value, _GENERATORS):
                 yield name, value
             elif own and name not in _NEVER and _is_plain(value):
                 yield name, _untracked(value)
 
-    def functions(self) -> list[Any]:
-        """Return the functions that it is made with, and those among its attributes."""
-        return list(reach.functions_of([self.value]))
-
-    def put(self, name: str, value: Any) -> None:
+    def _put(self, name: str, value: Any) -> None:
         """Give an attribute another value; Keras's stand-ins for lists and dicts are changed in place."""
         if self._whole:
             set_attribute(self.value, name, value)
@@ -79,9 +74,9 @@ class Functions(Owner):
         """Yield nothing: what they reach is captured."""
         yield from ()
 
-    def functions(self) -> list[Any]:
-        """Return them."""
-        return list(self.value)
+    def functions(self) -> Iterator[Any]:
+        """Yield them."""
+        yield from self.value
 
 
 def owners(model: Any, operations: Iterable[Any]) -> list[Owner]:
@@ -103,16 +98,6 @@ def owners(model: Any, operations: Iterable[Any]) -> list[Owner]:
     functions += code.functions()
     once = {id(one): Owner(one) for one in found if not reach.is_settled(one)}
     return [*once.values(), *([Functions(functions)] if functions else [])]
-
-
-@functools.lru_cache(maxsize=1024)
-def _stored_by(kind: type) -> frozenset[str]:
-    """Return the names of the attributes that the methods of a class of the script's assign."""
-    if not reach.is_of_script(kind):
-        return frozenset()
-    codes = [one.__code__ for one in vars(kind).values() if isinstance(one, types.FunctionType)]
-    stores = (one for code in codes for one in dis.get_instructions(code) if one.opname == "STORE_ATTR")
-    return frozenset(str(one.argval) for one in stores)
 
 
 def _has_own_code(value: Any) -> bool:

@@ -9,6 +9,7 @@ then all is left as it comes.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ class Traces:
     def __init__(self, worker: Worker, model: Any):
         self._worker = worker
         self._model = model
+        #: The training function, and what stands before it for its first call.
+        self._wrapped: tuple[Any, Callable[[Any], Any]] | None = None
         before = worker.traces.get(model, {})
         #: By function: the node and the arrays of the chance that its first trace found.
         self.known = {name: before[name] for name in before if _function(model, name) is not None}
@@ -51,6 +54,35 @@ class Traces:
                 yield
             return
         yield
+
+    def wrap_train_function(
+        self, ran: Callable[[Any], None], resumed: Callable[[], bool], exact: Callable[[], bool]
+    ) -> None:
+        """Care for the first call of the training function, in which it is traced.
+
+        Args:
+            ran: called after it, with the function.
+            resumed: tells whether the fit has been resumed.
+            exact: tells whether the trace can be made again as it was.
+        """
+        function = self._model.train_function
+
+        def first(iterator: Any) -> Any:
+            if not resumed():
+                self._worker.phase("trace", tell=True)
+            with self.tracing("train", resumed=resumed(), exact=exact()):
+                logs = function(iterator)
+            self.unwrap_train_function()
+            ran(function)
+            return logs
+
+        self._wrapped = function, functools.wraps(function)(first)
+        self._model.train_function = self._wrapped[1]
+
+    def unwrap_train_function(self) -> None:
+        """Give the model its own function back, where it still has the other."""
+        if self._wrapped is not None and self._model.train_function is self._wrapped[1]:
+            self._model.train_function = self._wrapped[0]
 
     def wrap_test_function(self, *, resumed: bool, exact: Callable[[], bool]) -> None:
         """Care for the first trace of the test function, once."""

@@ -12,6 +12,7 @@ import faulthandler
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -218,6 +219,15 @@ class Worker:
             **({"replay_s": round(replay_s, 3)} if replay_s else {}),
         )
         self._say_replayed(replay_s)
+
+    def tell_lost(self, fit: int, lost: Iterable[str]) -> list[str]:
+        """Warn of what a resume could not put back; return the reasons why it is not exact, therefore."""
+        reasons = []
+        for one in lost:
+            message = f"could not be put back, stays as the script has made it: {one}"
+            self.facts.warn(message, fit=fit, missed=one)
+            reasons.append(f"could not be put back: {one}")
+        return reasons
 
     def tell_replayed(self, fit: int, replay_s: float) -> None:
         """Report what reading data again has taken, where a resumed fit came to it only after a while."""

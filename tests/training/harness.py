@@ -125,14 +125,14 @@ class Job:
         attempt.output, attempt.errors = output.read_text(), errors.read_text()
         return attempt
 
-    def run_through(self, *args: str, kill: str = "", dying_s: float = 0.0, **more: Any) -> Attempt:
+    def run_through(self, *args: str, kill: str = "", saved: bool = False, **more: Any) -> Attempt:
         """Run attempt after attempt until one is not killed: one more than KILL names.
 
-        A death that takes `dying_s` lets the checkpoint before it become durable.
+        With `saved`, each death waits for a checkpoint that its fit has taken.
         """
         (self.folder / "lives.txt").unlink(missing_ok=True)
         for _ in range(len(kill.split()) + 1):
-            attempt = self.run(*args, env={"KILL": kill, "DYING_S": str(dying_s)}, **more)
+            attempt = self.run(*args, env={"KILL": kill, **({"KILL_SAVED": "1"} if saved else {})}, **more)
             if attempt.code != -signal.SIGKILL:
                 break
         assert attempt.code == 0, attempt.errors

@@ -116,5 +116,5 @@ def test_a_resume_that_forgets_its_place_in_the_data_is_noticed(tmp_path: Path, 
         "main()\n".replace("BOOTSTRAP", repr(str(job.bootstrap)))
     )
     job.bootstrap = bootstrap
-    killed = job.run_through("--seeded", kill="shuffled/train:5", dying_s=0.5).results
+    killed = job.run_through("--seeded", kill="shuffled/train:5", saved=True).results
     assert "shuffled" in lost_or_gained(undisturbed, killed)

@@ -72,7 +72,7 @@ def test_stopped_and_killed_it_goes_on_at_the_beginning_of_an_epoch(
     first = job.start(env={**unknown, "SLOW": "0.3"}, every=("epochs", 99))
     first.until(lambda: path.exists() and "first begin 2" in path.read_text())
     assert first.send(signal.SIGTERM).wait(30).code == 75, first.errors
-    killed = job.run(env={**unknown, "KILL": "second/train:10", "DYING_S": "0.5"}, every=("epochs", 1))
+    killed = job.run(env={**unknown, "KILL": "second/train:10@28"}, every=("epochs", 1))
     assert killed.code == -signal.SIGKILL, killed.errors
     # The Keras that is installed now is as expected; the job goes on as it was begun.
     last = job.run(every=("epochs", 1))
@@ -101,7 +101,7 @@ def test_control_without_it_a_fit_begins_with_its_first_epoch(
     tmp_path: Path, unknown: dict[str, str]
 ) -> None:
     job = Job(tmp_path / "job", "epochs.py")
-    with_it = job.run(env={**unknown, "KILL": "first/train:14", "DYING_S": "0.5"}, every=("epochs", 1))
+    with_it = job.run(env={**unknown, "KILL": "first/train:14", "KILL_SAVED": "1"}, every=("epochs", 1))
     assert with_it.code == -signal.SIGKILL, with_it.errors
     assert job.facts_of("checkpoint")
     job.bootstrap = tmp_path / "without.py"
@@ -118,7 +118,7 @@ def test_a_model_that_cannot_be_built_beforehand_is_trained_from_its_beginning(
 ) -> None:
     job = Job(tmp_path, "epochs.py")
     args = {"args": ["--eager"], "every": ("epochs", 1)}
-    killed = job.run(env={**unknown, "KILL": "eager/train:14", "DYING_S": "0.5"}, **args)
+    killed = job.run(env={**unknown, "KILL": "eager/train:14", "KILL_SAVED": "1"}, **args)
     assert killed.code == -signal.SIGKILL, killed.errors
     saved = {fact["path"] for fact in job.facts_of("checkpoint", 1)}
     last = job.run(env=unknown, **args)
@@ -133,7 +133,7 @@ def test_a_model_that_cannot_be_built_beforehand_is_trained_from_its_beginning(
 
 def test_a_checkpoint_for_an_exact_resume_is_left_alone(tmp_path: Path, unknown: dict[str, str]) -> None:
     job = Job(tmp_path, "epochs.py")
-    exact = job.run(env={"KILL": "first/train:14", "DYING_S": "0.5"})
+    exact = job.run(env={"KILL": "first/train:14", "KILL_SAVED": "1"})
     assert exact.code == -signal.SIGKILL, exact.errors
     saved = job.paths.list_checkpoints()
     assert job.run(env=unknown).code == 78

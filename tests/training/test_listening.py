@@ -16,6 +16,7 @@ import numpy as np
 from runner.training import listeners
 from runner.training.codec import Encoder
 from runner.training.decode import Decoder
+from runner.training.listeners import Listener
 from tests.training.harness import Job
 from tests.training.nursery import Nursery
 from tests.training.test_exact_resume import lost_or_gained
@@ -23,16 +24,16 @@ from tests.training.test_exact_resume import lost_or_gained
 
 def test_state_that_comes_into_being_while_training(tmp_path: Path, nursery: Nursery) -> None:
     undisturbed = Job(tmp_path / "undisturbed", "listening.py", nursery=nursery).run_through().results
-    assert len(undisturbed) == 6
+    assert len(undisturbed) == 7
     job = Job(tmp_path / "killed", "listening.py", nursery=nursery)
     kill = (
-        "objects/train:7@6 objects/end:2@11 globals/train:6@5 globals/begin:3@8 closure/train:7@6"
-        " lazy-data/train:7@6 generators/train:7@6"
+        "objects/train:7@6 objects/end:2@11 globals/train:6@21 globals/begin:4@28 closure/train:7@38"
+        " lazy-data/train:7@54 generators/train:7@70 classes/train:7@86 classes/end:2@91"
     )
     found = job.run_through(kill=kill, every=("steps", 1)).results
     assert lost_or_gained(undisturbed, found) == []
     assert [fact["message"] for fact in job.facts_of("warning")] == []
-    assert len(job.facts_of("resumed")) == 7
+    assert len(job.facts_of("resumed")) == 9
 
 
 def a_life(text: str, tmp_path: Path) -> Any:
@@ -54,18 +55,18 @@ lists = []
     first = a_life(text, tmp_path)
     first.on_epoch_end()
     arrays: dict[str, np.ndarray] = {}
-    state, missed = listeners.capture(Encoder(arrays, "a"), [first], set())
+    state, missed = listeners.capture(Encoder(arrays, "a"), [Listener(first)], set())
     assert missed == []
     state = json.loads(json.dumps(state))
     same, changed = a_life(text, tmp_path), a_life(text.replace("second", "third"), tmp_path)
-    assert listeners.restore(Decoder(arrays), [same], state) == []
+    assert listeners.restore(Decoder(arrays), [Listener(same)], state) == []
     seen = same.on_epoch_end.__globals__
     assert (seen["first"], seen["second"], seen["lists"]) == (1, 1, [1])
-    lost = listeners.restore(Decoder(arrays), [changed], state)
+    lost = listeners.restore(Decoder(arrays), [Listener(changed)], state)
     assert lost == ["script.second (the script does not use it now)"]
     assert changed.on_epoch_end.__globals__["first"] == 1
     changed.on_epoch_end()
-    lost = listeners.restore(Decoder(arrays), [changed], state)
+    lost = listeners.restore(Decoder(arrays), [Listener(changed)], state)
     assert lost[1:] == ["script.third (the checkpoint does not have it)"]
 
 

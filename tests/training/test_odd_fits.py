@@ -75,7 +75,7 @@ def test_fits_of_less_usual_kinds(tmp_path: Path, nursery: Nursery) -> None:
     assert [line["step"] for line in calm.metrics() if line["fit"] in {2, 3}] == [24, 27, 30]
     job = Job(tmp_path / "killed", "odd.py", nursery=nursery)
     kill = "taught/train:7 loaded/train:4 after/train:4 ended/train:5 ragged/train:7 sparse/train:8"
-    killed = job.run_through(kill=kill, every=("steps", 1), dying_s=0.2)
+    killed = job.run_through(kill=kill, every=("steps", 1), saved=True)
     assert lost_or_gained(undisturbed, killed.results) == []
     assert job.metrics_without_time() == calm.metrics_without_time()
     resumed = job.facts_of("resumed")
@@ -133,7 +133,7 @@ def test_python_code_in_a_step_goes_on_with_what_it_remembers(tmp_path: Path, nu
     assert len(undisturbed) == 3
     job = Job(tmp_path / "killed", "pythonic.py", nursery=nursery)
     kill = "eager/train:6 eager/end:2 compiled/train:5 last/train:2"
-    killed = job.run_through(kill=kill, every=("steps", 1), dying_s=0.2)
+    killed = job.run_through(kill=kill, every=("steps", 1), saved=True)
     assert lost_or_gained(undisturbed, killed.results) == []
     assert all(fact["exact"] for fact in job.facts_of("resumed"))
     assert not job.facts_of("warning")

@@ -15,7 +15,7 @@ def killed_and_compared(tmp_path: Path, nursery: Nursery, data: str, count: int,
     )
     assert len(undisturbed) == count
     job = Job(tmp_path / "killed", "python_streams.py", nursery=nursery)
-    killed = job.run_through(data, kill=kill, every=("steps", 1), dying_s=0.1)
+    killed = job.run_through(data, kill=kill, every=("steps", 1), saved=True)
     assert lost_or_gained(undisturbed, killed.results) == []
     assert all(fact["exact"] for fact in job.facts_of("resumed"))
     return job

@@ -182,6 +182,38 @@ model, history = draw()
 say("generators", model, history, drawing.drawn, drawing.more.layers[-1].kernel.numpy().tolist())
 
 
+class Ledger:
+    """Keeps accounts for all its objects together."""
+
+    entries = {}  # noqa: RUF012 - shared by intention
+
+    def enter(self, epoch, loss):
+        Ledger.entries[epoch] = loss
+        Ledger.last = loss
+
+
+class Counting(keras.callbacks.Callback):
+    """Has what it counts at its class, partly from the beginning."""
+
+    losses = []  # noqa: RUF012 - shared by intention
+    steps = 0
+
+    def __init__(self):
+        super().__init__()
+        self.ledger = Ledger()
+
+    def on_train_batch_end(self, batch, logs=None):
+        Counting.steps += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses.append(logs["loss"])
+        self.ledger.enter(epoch, logs["loss"])
+
+
+model, history = variant("classes", Counting())
+say("classes", model, history, Counting.losses, Counting.steps, Ledger.entries, Ledger.last)
+
+
 class Ordered(dict):
     pass
 

@@ -16,18 +16,22 @@ import numpy as np
 def moments():
     """Return where each life ends, as KILL says: "a/train:5 b/test:2" is the n-th such moment of a fit.
 
-    "a/train:5@4" waits until the checkpoint of step 4 is on the disk, so that the next life resumes from it.
+    "a/train:5@4" waits until the checkpoint of step 4 is on the disk, so that the next life resumes from it
+    (steps count on from fit to fit); with KILL_SAVED, each waits until there is one that its fit has taken.
     """
     return os.environ.get("KILL", "").split()
 
 
+def saved_step():
+    """Return of which step the newest checkpoint on the disk is; -1 where there is none."""
+    folder = Path(os.environ.get("RUNNER_STATE", "."), "checkpoints")
+    return max((int(path.name[5:17]) for path in folder.glob("step-*.weights.h5")), default=-1)
+
+
 def until_saved(step):
     """Wait until a checkpoint of `step` or later is on the disk, where that is to be expected."""
-    folder, deadline = Path(os.environ["RUNNER_STATE"], "checkpoints"), time.monotonic() + 5
-    while time.monotonic() < deadline:
-        saved = [int(path.name[5:17]) for path in folder.glob("step-*.weights.h5")]
-        if max(saved, default=-1) >= step or step < 0:
-            return
+    deadline = time.monotonic() + 5
+    while saved_step() < step and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
@@ -47,12 +51,13 @@ class Mortal(keras.callbacks.Callback):
         plan = moments()
         moment, _, saved = plan[lived].partition("@") if lived < len(plan) else ("", "", "")
         if moment == f"{self.name}/{kind}:{self.counts[kind]}":
-            until_saved(int(saved or -1))
+            newer = self.saved + 1 if "KILL_SAVED" in os.environ else -1
+            until_saved(int(saved or newer))
             self.lives.write_text(str(lived + 1))
-            time.sleep(float(os.environ.get("DYING_S", "0")))
             os.kill(os.getpid(), 9)
 
     def on_train_begin(self, logs=None):
+        self.saved = saved_step()
         self.reach("start")
 
     def on_epoch_begin(self, epoch, logs=None):
