@@ -6,10 +6,17 @@ again, alone, as far as it had been read: of two threads that draw at the same t
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
+
+#: A generator that has given nothing for so long waits for what only training can bring.
+STUCK_S = 30.0
+#: A snapshot waits no longer for a batch that is being made.
+_STILL_S = 0.05
 
 
 class ReadAhead:
@@ -23,8 +30,9 @@ class ReadAhead:
         """
         self._source = iter(source)
         self._waiting: deque[tuple[Any, Exception | None]] = deque()
-        #: Held while the generator's code runs.
-        self.lock = threading.RLock()
+        self._making = threading.Lock()  # held while the generator's code runs
+        self._limit = math.inf
+        self._go_on = threading.Event()
         #: How many batches have been asked of the generator, the one that it may be making included.
         self.asked = 0
 
@@ -32,16 +40,61 @@ class ReadAhead:
         return self
 
     def __next__(self) -> Any:
-        with self.lock:
-            batch, error = self._waiting.popleft() if self._waiting else self._read()
+        if not self._waiting and self.asked >= self._limit:
+            self._go_on.wait()
+        if not self._waiting:  # nobody but `reach` adds to it
+            with self._making:
+                if not self._waiting:
+                    self._waiting.append(self._read())
+        batch, error = self._waiting.popleft()
         if error is not None:
             raise error
         return batch
 
-    def reach(self, asked: int) -> None:
-        """Read until so many batches have been asked for, or there are no more; keep what is new."""
-        with self.lock:
-            while self.asked < asked and (not self._waiting or self._waiting[-1][1] is None):
+    @contextlib.contextmanager
+    def still(self) -> Iterator[bool]:
+        """Let the generator make nothing during the block; tell whether it does not: it may be long at it."""
+        held = self._making.acquire(timeout=_STILL_S)
+        try:
+            yield held
+        finally:
+            if held:
+                self._making.release()
+
+    @contextlib.contextmanager
+    def limited(self, asked: int) -> Iterator[None]:
+        """Let TensorFlow read no further during the block than that so many batches have been asked for."""
+        self._go_on.clear()
+        self._limit = asked
+        try:
+            yield
+        finally:
+            self._limit = math.inf
+            self._go_on.set()
+
+    def reach(self, asked: int, stuck_s: float = STUCK_S) -> bool:
+        """Read until so many batches have been asked for, or there are no more; keep what is new.
+
+        Args:
+            asked: how many.
+            stuck_s: how long to wait for one batch.
+
+        Returns:
+            Whether it came so far. If not, the reading goes on in a thread.
+        """
+        reader = threading.Thread(target=self._reach, args=(asked,), daemon=True)
+        reader.start()
+        before = -1
+        while reader.is_alive() and before < self.asked:
+            before = self.asked
+            reader.join(stuck_s)
+        return not reader.is_alive()
+
+    def _reach(self, asked: int) -> None:
+        while True:
+            with self._making:
+                if self.asked >= asked or (self._waiting and self._waiting[-1][1] is not None):
+                    return
                 self._waiting.append(self._read())
 
     def _read(self) -> tuple[Any, Exception | None]:

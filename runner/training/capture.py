@@ -201,6 +201,11 @@ def restore_chance(snapshot: Snapshot, entropy: Entropy, *, host: bool = True) -
     chance.restore(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, host=host)
 
 
+def chance_differs(snapshot: Snapshot, entropy: Entropy, which: Use) -> bool:
+    """Tell whether one of these that are no variables is not as the snapshot has it."""
+    return chance.differs(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, which)
+
+
 def restore_unused(snapshot: Snapshot, entropy: Entropy, used: Use) -> None:
     """Put back those that are no variables and have not been used."""
     chance.restore_unused(Decoder(snapshot.arrays), snapshot.state["chance"], entropy, used)

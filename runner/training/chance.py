@@ -96,6 +96,21 @@ def used_since(before: Use, entropy: Entropy) -> Use:
     return Use(now.python != before.python, now.ops != before.ops)
 
 
+def differs(decoder: Decoder, state: dict[str, Node], entropy: Entropy, which: Use) -> bool:
+    """Tell whether one of these is not as in `state`."""
+    rng, numpy = getattr(_context(), "_rng", None), np.random.get_state(legacy=False)
+    wanted = decoder.merge(None, state["numpy"])
+    python = (
+        random.getstate() == _unpack(decoder, state["python"])
+        and np.array_equal(numpy["state"].pop("key"), wanted["state"].pop("key"))
+        and numpy == wanted
+        and entropy.pool_draws == state["pool_draws"]
+    )
+    same_rng = rng is None or state["eager"] is None or rng.getstate() == _unpack(decoder, state["eager"])
+    ops = same_rng and entropy.op_draws == state["op_draws"]
+    return (which.python and not python) or (which.ops and not ops)
+
+
 def shared() -> tuple[Any, ...]:
     """Return something that differs whenever Python's or NumPy's shared generator has been used."""
     _, key, position, has_gauss, gauss = np.random.get_state()

@@ -352,7 +352,7 @@ def encode_members(
         encoder.doubts.clear()
         try:
             nodes[name] = encoder.encode(value)
-        except (Uncapturable, RecursionError) as reason:
+        except (Uncapturable, RuntimeError) as reason:  # too deep, or it changes meanwhile
             encoder.forget(mark)
             missed[name] = str(reason)
         else:

@@ -29,7 +29,7 @@ class Holder:
 
     def classes(self) -> list[type]:
         """Return its class, and those of the objects that it has."""
-        return [type(self.value), *(type(value) for _, value in self.members())]
+        return [reach.class_of(self.value), *(reach.class_of(value) for _, value in self.members())]
 
     def place(self) -> Node:
         """Return how far its files are; None where it has none."""

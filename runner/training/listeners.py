@@ -15,10 +15,7 @@ that are only read, no more than iterators, containers, files and objects of the
 
 from __future__ import annotations
 
-import collections
-import io
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from runner.training import outputs, reach
@@ -75,17 +72,17 @@ def capture(
             {"class": holder.name, "members": nodes, "file": holder.place(), "of_step": holder.of_step}
         )
         missed += [f"{holder.name}.{name} ({why})" for name, why in {**failed, **doubtful}.items()]
-    reached, names = _reached(holders)
+    reached = _reached(holders)
     wanted = {name: place.value for name, place in reached.items()}
     absent = [name for name, value in wanted.items() if value is reach.ABSENT]
-    tried = [(name, value) for name, value in wanted.items() if name not in {*given_up, *absent}]
-    doubtful = {}
+    left_out, doubtful = {*given_up, *absent}, {}
+    tried = [(name, value) for name, value in wanted.items() if name not in left_out]
     nodes, failed = encode_members(encoder, tried, doubtful)
     given_up.update(failed)
-    missed += [f"{name} ({why})" for name, why in failed.items() if _is_state(reached[name])]
+    missed += [f"{name} ({why})" for name, why in failed.items() if reach.is_state(reached[name])]
     missed += [f"{name} ({why})" for name, why in doubtful.items()]
-    indexed = {str(names.index(name)): node for name, node in nodes.items()}
-    return {"callbacks": states, "reached": indexed, "names": names, "absent": absent}, missed
+    indexed = {str(index): nodes[name] for index, name in enumerate(reached) if name in nodes}
+    return {"callbacks": states, "reached": indexed, "names": list(reached), "absent": absent}, missed
 
 
 def restore(decoder: Decoder, holders: Sequence[Holder], state: dict[str, Node]) -> list[str]:
@@ -123,15 +120,18 @@ def _restore_reached(decoder: Decoder, holders: Sequence[Holder], state: dict[st
     names = reach.each_once(state["names"])
     left = {names[int(index)]: node for index, node in state["reached"].items()}
     while True:
-        places, _ = _reached(holders)
+        places = _reached(holders)
         found = [name for name in left if name in places]
         if not found:
             break
         for name in found:
             value = decoder.merge(places[name].value, left.pop(name))
-            if value is not SKIP:
-                places[name].put(value)
             lost += _lost(decoder, name)
+            if value is not SKIP:
+                try:
+                    places[name].put(value)
+                except (AttributeError, TypeError) as reason:  # a class may refuse it
+                    lost.append(f"{name} ({reason})")
     for name in state.get("absent", ()):
         if name in places:
             places[name].clear()
@@ -140,12 +140,11 @@ def _restore_reached(decoder: Decoder, holders: Sequence[Holder], state: dict[st
     return lost + [f"{name} (the checkpoint does not have it)" for name in new]
 
 
-def _reached(holders: Iterable[Holder]) -> tuple[dict[str, reach.Place], list[str]]:
-    """Return the places that the code of these can change by their names, and the names in order."""
+def _reached(holders: Iterable[Holder]) -> dict[str, reach.Place]:
+    """Return the places that the code of these can change by their names."""
     functions = [function for one in holders for function in one.functions()]
     classes = [kind for one in holders for kind in one.classes()]
-    places = reach.by_name(reach.reached(functions, classes))
-    return places, list(places)
+    return reach.by_name(reach.reached(functions, classes))
 
 
 def _lost(decoder: Decoder, name: str) -> list[str]:
@@ -153,16 +152,3 @@ def _lost(decoder: Decoder, name: str) -> list[str]:
     lost = list(dict.fromkeys(decoder.lost))
     decoder.lost.clear()
     return [f"{name} ({', '.join(lost)})"] if lost else []
-
-
-def _is_state(place: reach.Place) -> bool:
-    """Tell whether code is likely to change what cannot be captured: not a lock, a logger, a parser."""
-    value = place.value
-    if isinstance(value, io.IOBase):
-        return not value.closed and value.writable() and value not in (sys.__stdout__, sys.__stderr__)
-    return (
-        place.is_bound
-        or isinstance(value, (Iterator, dict, list, set, collections.deque))
-        or type(value).__module__.startswith(("keras.", "tensorflow."))
-        or reach.is_of_script_class(value)
-    )

@@ -35,6 +35,8 @@ from runner.training.pycode import Code
 _BIG_BYTES = 1 << 20
 #: So many batches of a generator are taken beforehand by Keras.
 PEEKED = 2
+#: Stands before the names of a PyDataset's attributes.
+_SELF = "self."
 #: What Keras keeps in a PyDataset for itself.
 _KERAS_OWN = {"_workers", "_use_multiprocessing", "_max_queue_size"}
 
@@ -48,6 +50,9 @@ class _Source(Protocol):
     def put(self, parts: Mapping[str, Any]) -> list[str]:
         """Put parts back; return the names of those that have no place."""
 
+    def is_state(self, name: str) -> bool:
+        """Tell whether a part that cannot be captured is likely to change."""
+
 
 class _Opaque:
     """A generator: nothing can be looked at."""
@@ -58,19 +63,8 @@ class _Opaque:
     def put(self, parts: Mapping[str, Any]) -> list[str]:
         return list(parts)
 
-
-class _Attributes:
-    """A PyDataset's attributes."""
-
-    def __init__(self, owner: Any):
-        self._owner = owner
-
-    def members(self) -> list[tuple[str, Any]]:
-        return [(name, value) for name, value in vars(self._owner).items() if name not in _KERAS_OWN]
-
-    def put(self, parts: Mapping[str, Any]) -> list[str]:
-        vars(self._owner).update(parts)
-        return []
+    def is_state(self, name: str) -> bool:  # noqa: ARG002 - there are none
+        return True
 
 
 class _Reached:
@@ -92,6 +86,32 @@ class _Reached:
             for name, place in found.items():  # what is put there may let the code reach more
                 place.put(left.pop(name))
         return list(left)
+
+    def is_state(self, name: str) -> bool:  # noqa: ARG002 - whatever a dataset's code reaches may be
+        return True
+
+
+class _Object(_Reached):
+    """A PyDataset: its attributes, and what its code reaches."""
+
+    def __init__(self, owner: Any):
+        self._owner = owner
+
+    def _places(self) -> dict[str, Any]:
+        classes = [type(self._owner), *map(reach.class_of, vars(self._owner).values())]
+        return reach.by_name(reach.reached(reach.functions_of([self._owner]), classes, big=True))
+
+    def members(self) -> list[tuple[str, Any]]:
+        own = [(name, value) for name, value in vars(self._owner).items() if name not in _KERAS_OWN]
+        return [*((f"{_SELF}{name}", value) for name, value in own), *super().members()]
+
+    def put(self, parts: Mapping[str, Any]) -> list[str]:
+        own = {name.removeprefix(_SELF): one for name, one in parts.items() if name.startswith(_SELF)}
+        vars(self._owner).update(own)
+        return super().put({name: one for name, one in parts.items() if not name.startswith(_SELF)})
+
+    def is_state(self, name: str) -> bool:
+        return name.startswith(_SELF) or reach.is_state(self._places()[name])
 
 
 class Maker:
@@ -125,7 +145,7 @@ class Maker:
         if code is not None:
             self._source = _Reached(code)
         else:
-            self._source = _Opaque() if self.is_generator else _Attributes(source)
+            self._source = _Opaque() if self.is_generator else _Object(source)
         self._learning = True
         self._now()
         self._learning = False
@@ -263,17 +283,40 @@ class Maker:
             return "Python code in a parallel map changes its state: not reproducible, even undisturbed"
         return ""
 
-    def settle(self, saved: Snapshot) -> None:
-        """Put back, when the place in the data is reached again, what the data do not draw from.
+    @contextlib.contextmanager
+    def still(self) -> Iterator[bool]:
+        """Let a generator draw nothing during the block; tell whether it does not."""
+        if self._ahead is None:
+            yield True
+            return
+        with self._ahead.still() as is_still:
+            yield is_still
 
-        A snapshot may know of draws for what had been read ahead of it: a generator is read as far again, and
-        stands still meanwhile.
+    @contextlib.contextmanager
+    def replaying(self, saved: Snapshot) -> Iterator[None]:
+        """Let the block reach the place in the data again; put back then what the data do not draw from.
+
+        A snapshot may know of draws for what had been read ahead of it: a generator is read as far again, no
+        further. Where other code draws from the same generators, how their draws followed each other is lost.
         """
-        with contextlib.nullcontext() if self._ahead is None else self._ahead.lock:
-            before = self._drawing_from or chance.use(self._entropy)
-            if self._ahead is not None and saved.state.get("asked"):
-                self._ahead.reach(saved.state["asked"])
-            capture.restore_unused(saved, self._entropy, chance.used_since(before, self._entropy))
+        ahead = saved.state.get("ahead")
+        if self._ahead is None or ahead is None:
+            yield
+            self._put_back_unused(saved)
+            return
+        with self._ahead.limited(ahead["asked"]):
+            yield
+            if not self._ahead.reach(ahead["asked"]):
+                self.lost.append("how far it was read ahead, for it waits for the training")
+            used = self._put_back_unused(saved)
+            if ahead["still"] and capture.chance_differs(saved, self._entropy, used):
+                self.lost.append("the order of random draws, for other code draws as well")
+
+    def _put_back_unused(self, saved: Snapshot) -> chance.Use:
+        """Put back the shared generators that have not been used for the data; return which have."""
+        used = chance.used_since(self._drawing_from or chance.use(self._entropy), self._entropy)
+        capture.restore_unused(saved, self._entropy, used)
+        return used
 
     @contextlib.contextmanager
     def pulling_again(self, drawn: int) -> Iterator[None]:
@@ -305,8 +348,12 @@ class Maker:
         node, arrays = capture_chance(self._entropy, f"{self._role}-data")
         encoder = Encoder(arrays, f"data/{self._role}", self._left_alone)
         members, failed = encode_members(encoder, self._source.members())
-        owner = "" if self.code is not None else f"{type(self.source).__name__}."
-        self.missed = [f"{owner}{name} ({why})" for name, why in failed.items()]
+        owner = f"{type(self.source).__name__}."
+        self.missed = [
+            f"{name.replace(_SELF, owner, 1)} ({why})"
+            for name, why in failed.items()
+            if self._source.is_state(name)
+        ]
         return {"chance": node, "members": members}, arrays
 
     def _put(self, state: Trace) -> None:

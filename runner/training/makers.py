@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runner.storage.checkpoint import Snapshot
@@ -36,6 +37,7 @@ class Makers:
         self._entropy = entropy
         self._saved = {} if saved is None else states_of(saved)
         self._known: dict[str, Maker] = {}
+        self._is_still = True  # a generator draws nothing just now
         self._validation_steps: int | None = None
         self._sharing = Sharing(arguments)
         self._sharing.watch()
@@ -146,7 +148,7 @@ class Makers:
         if maker is None or "train" not in self._saved:
             return
         maker.aim(self._saved["train"], at_once=fresh)
-        position.settle = functools.partial(maker.settle, saved)
+        position.replaying = functools.partial(maker.replaying, saved)
         if maker.threaded and not fresh:
             maker.started()
 
@@ -164,9 +166,16 @@ class Makers:
             else:
                 continue
             snapshot.arrays.update(arrays)
-        if self.train is not None:
-            snapshot.state["asked"] = self.train.asked  # after what is known of chance, which it covers so
+        if self.train is not None and self.train.asked is not None:
+            # What is known of chance is known by now: it knows no draws for what is asked for later.
+            snapshot.state["ahead"] = {"asked": self.train.asked, "still": self._is_still}
         return missed
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Let a generator draw nothing during the block, in which a snapshot is taken; where it can wait."""
+        with self.train.still() if self.train is not None else contextlib.nullcontext(True) as self._is_still:
+            yield
 
     def pulled(
         self, iterator: Any, position: Position, validation: Position, *, ran_out: bool

@@ -54,7 +54,8 @@ class Position:
         self.epochs: Any = None  #: Keras's iterator over validation data
         self.known_batches: int | None = None  #: how many these hold, as Keras found out before a resume
         self.maker: Maker | None = None  #: the Python code that makes the data, where it does
-        self.settle: Callable[[], None] = lambda: None  #: called once the place is reached again
+        #: Stands around reaching the place again.
+        self.replaying: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         self.order: Order | None = None  #: of unseeded arrays
         self.sharing: Sharing | None = None  #: of the training data's shuffles with others
         self.caught_up = False  #: the iterators before the one that is opened again have been opened already
@@ -170,12 +171,12 @@ class Position:
             if late:
                 next(iterator)  # perhaps nobody else reads from it
             return iterator
-        iterator = iterate(dataset)
         # The read that finds the end completes a cache; TensorFlow made it when it read ahead.
         last = filling and self.drawn == int(dataset.cardinality())
-        for _ in itertools.islice(iterator, self.drawn + last):
-            pass
-        self.settle()
+        with self.replaying():
+            iterator = iterate(dataset)
+            for _ in itertools.islice(iterator, self.drawn + last):
+                pass
         return iterator
 
     def _make_earlier(self, dataset: Any) -> None:

@@ -81,7 +81,8 @@ class Code:
             owner = _owner_of(one)
             if owner is not None:
                 yield Held(f"{index}: {_name_of(one)}", owner)
-        yield from reach.reached(self.functions(), [type(one) for one in self.owners()], big=True)
+        classes = [reach.class_of(one) for one in self.owners()]
+        yield from reach.reached(self.functions(), classes, big=True)
 
     def functions(self) -> list[types.FunctionType]:
         """Return the functions that run."""

@@ -1,19 +1,22 @@
 """What a script's own functions can reach and so change: closure cells, globals, attributes of classes.
 
 Functions of installed packages are not looked into. What a function calls is followed as long as it is the
-script's own, and so are the methods of the script's own objects and classes that it reaches, and what these
-classes hold. Globals that a function binds are among them while they do not exist, and cells while they are
-empty: their value is `ABSENT`.
+script's own, and so are the methods of the script's own objects that it reaches, and those methods and
+attributes of the script's own classes whose names it mentions. Globals that a function binds are among them
+while they do not exist, attributes that it gives to a class likewise, and cells while they are empty: their
+value is `ABSENT`.
 
-Limits: a global array above 1 MiB that no function binds is taken for data, not for state.
+Limits: a global array above 1 MiB that no function binds is taken for data, not for state. What is reached
+by `setattr`, `globals()`, a metaclass, or from within a list or dict alone, is not seen.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import dis
 import enum
 import functools
+import io
 import itertools
 import sys
 import sysconfig
@@ -23,6 +26,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from runner.training import bytecode
 
 _GLOBAL_ARRAY_BYTES_MAX = 1 << 20
 #: The value of a place where there is none.
@@ -83,10 +88,9 @@ class Global:
 class ClassAttribute:
     """An attribute of a class of the script's, which all its objects share."""
 
-    is_bound = False
-
-    def __init__(self, name: str, kind: type, key: str):
+    def __init__(self, name: str, kind: type, key: str, *, is_bound: bool):
         self.name = name
+        self.is_bound = is_bound  #: by code that gives it to this very class
         self._kind = kind
         self._key = key
 
@@ -132,7 +136,10 @@ class _Search:
         self._big = big
         self._seen: set[Any] = set()
         self._found: list[type] = []
-        self._assigned: set[str] = set()
+        self._mentioned: set[str] = set()
+        self._waiting: dict[str, list[Any]] = {}  # what classes hold under names that nobody mentions yet
+        self._owners: dict[int, list[type]] = {}  # the classes that have a function as a method, by its id
+        self._looked_into: list[types.FunctionType] = []
 
     def places(self) -> Iterator[Place]:
         """Yield what is found."""
@@ -141,8 +148,9 @@ class _Search:
                 self._look_into_class(self._kinds.pop(0))
             else:
                 yield from self._look_into(self._functions.pop(0))
+        assigned, perhaps = self._assigned()
         for kind in self._found:
-            yield from _attributes_of(kind, self._assigned, self._big)
+            yield from self._attributes_of(kind, assigned[kind], perhaps)
 
     def _is_new(self, key: Any) -> bool:
         found = key not in self._seen
@@ -152,28 +160,38 @@ class _Search:
     def _follow(self, value: Any) -> None:
         """Look into what code that has the value can run and change."""
         self._functions += functions_in(value)
-        self._kinds.append(value if isinstance(value, type) else type(value))
+        self._kinds.append(class_of(value))
 
     def _look_into_class(self, kind: type) -> None:
         if not self._is_new(id(kind)):
             return
         self._kinds += kind.__mro__
-        if is_of_script(kind):
-            self._found.append(kind)
-            for value in list(vars(kind).values()):
+        if not is_of_script(kind) or issubclass(kind, enum.Enum):
+            return
+        self._found.append(kind)
+        for name, value in list(vars(kind).items()):
+            for function in _plain_functions_in(value):
+                self._owners.setdefault(id(function), []).append(kind)
+            if name in self._mentioned or (name.startswith("__") and _plain_functions_in(value)):
                 self._follow(value)
+            else:
+                self._waiting.setdefault(name, []).append(value)
 
     def _look_into(self, function: types.FunctionType) -> Iterator[Place]:
         if not _of_script(function) or not self._is_new(id(function)):
             return
-        self._assigned |= _assigned_in(function.__code__, own=False)
+        self._looked_into.append(function)
+        for name in bytecode.attributes_in(function.__code__).mentioned - self._mentioned:
+            self._mentioned.add(name)
+            for value in self._waiting.pop(name, ()):
+                self._follow(value)
         where = f"{function.__module__}.{function.__qualname__}"
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        for name, cell in _cells_of(function):
             place: Place = Cell(f"{where}: {name}", cell)
             if not is_settled(place.value) and self._is_new(id(cell)):
                 yield place
             self._follow(place.value)
-        read, written = _global_names(function.__code__)
+        read, written = bytecode.global_names(function.__code__)
         for name in read:
             if name not in function.__globals__ and name not in written:
                 continue
@@ -184,19 +202,62 @@ class _Search:
             if may_change and self._is_new((id(function.__globals__), name)):
                 yield place
 
+    def _assigned(self) -> tuple[dict[type, set[str]], set[str]]:
+        """Return the names that the code gives to each class, and those that it gives to what is unknown."""
+        certain: dict[type, set[str]] = {kind: set() for kind in self._found}
+        perhaps: set[str] = set()
+        for function in self._looked_into:
+            for receiver, name in bytecode.attributes_in(function.__code__).assigned:
+                if receiver is bytecode.ITS_CLASS or (
+                    receiver is bytecode.FIRST and id(function) in self._owners
+                ):
+                    kinds = self._classes_bound_to(function, receiver)
+                elif isinstance(receiver, str):
+                    value = dict(_cells_of(function)).get(receiver)
+                    value = Cell("", value).value if value is not None else function.__globals__.get(receiver)
+                    kinds = [value] if isinstance(value, type) else []
+                else:
+                    perhaps.add(name)
+                    continue
+                for kind in kinds:
+                    if kind in certain:
+                        certain[kind].add(name)
+        return certain, perhaps
 
-def _attributes_of(kind: type, assigned: Set[str], big: bool) -> Iterator[ClassAttribute]:
-    """Yield what a class holds that can change in place, and what may be assigned, there yet or not."""
-    if issubclass(kind, enum.Enum):
-        return
-    for name in sorted({*vars(kind), *assigned}):
-        place = ClassAttribute(f"{kind.__module__}.{kind.__qualname__}.{name}", kind, name)
-        value = place.value
-        is_code = is_settled(value) or hasattr(type(value), "__get__")
-        if name.startswith(("__", "_abc_")) or is_code:
-            continue
-        if _may_change(value, name in assigned, big):
-            yield place
+    def _classes_bound_to(self, function: types.FunctionType, receiver: object) -> list[type]:
+        """Return the classes that a method may give an attribute to, as `cls` or as the class of `self`."""
+        owners = self._owners.get(id(function), [])
+        if receiver is bytecode.FIRST and not any(_is_classmethod(kind, function) for kind in owners):
+            return []
+        return [kind for kind in self._found if any(issubclass(kind, owner) for owner in owners)]
+
+    def _attributes_of(self, kind: type, assigned: Set[str], perhaps: Set[str]) -> Iterator[ClassAttribute]:
+        """Yield what a class holds that can change in place, and what it is given, there yet or not."""
+        for name in sorted(({*vars(kind)} & self._mentioned) | assigned):
+            is_bound = name in assigned
+            place = ClassAttribute(
+                f"{kind.__module__}.{kind.__qualname__}.{name}", kind, name, is_bound=is_bound
+            )
+            value = place.value
+            if name.startswith("__") or is_settled(value) or hasattr(type(value), "__get__"):
+                continue
+            given = is_bound or (name in perhaps and isinstance(value, _IMMUTABLE))
+            if _may_change(value, given, self._big):
+                yield place
+
+
+def class_of(value: Any) -> type:
+    """Return the class whose attributes code that has the value can change: it may be the value itself."""
+    return value if isinstance(value, type) else type(value)
+
+
+def _cells_of(function: types.FunctionType) -> list[tuple[str, Any]]:
+    return list(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+
+def _is_classmethod(kind: type, function: types.FunctionType) -> bool:
+    found = vars(kind).get(function.__name__)
+    return isinstance(found, classmethod) and found.__func__ is function
 
 
 @functools.lru_cache(maxsize=1024)
@@ -205,27 +266,7 @@ def assigned_by(kind: type) -> frozenset[str]:
     if not is_of_script(kind):
         return frozenset()
     codes = [one.__code__ for value in vars(kind).values() for one in _plain_functions_in(value)]
-    return frozenset[str]().union(*(_assigned_in(code, own=True) for code in codes))
-
-
-@functools.lru_cache(maxsize=4096)
-def _assigned_in(code: types.CodeType, *, own: bool) -> frozenset[str]:
-    """Return the names of the attributes that code assigns or deletes, of whatever object.
-
-    Args:
-        code: of a function.
-        own: those too that it assigns to its first argument, which is no class.
-    """
-    first = next(iter(code.co_varnames[: code.co_argcount]), "")
-    found, of_first = set(), False
-    for one in dis.get_instructions(code):
-        if one.opname in {"STORE_ATTR", "DELETE_ATTR"} and (own or not of_first or first == "cls"):
-            found.add(str(one.argval))
-        # From Python 3.13 on one instruction may load two variables.
-        last = one.argval[-1:] if isinstance(one.argval, tuple) else (one.argval,)
-        of_first = one.opname.startswith("LOAD_FAST") and last == (first,)
-    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
-    return frozenset(found).union(*(_assigned_in(one, own=own) for one in inner))
+    return frozenset(name for code in codes for _, name in bytecode.attributes_in(code).assigned)
 
 
 def by_name(places: Iterable[Named]) -> dict[str, Named]:
@@ -309,25 +350,6 @@ def _library_folders() -> tuple[str, ...]:
     return tuple({*paths, *extra, ours, "<frozen"})
 
 
-@functools.lru_cache(maxsize=4096)
-def _global_names(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the global names that a function's code reads (nested code too), and those that it rebinds."""
-    read: dict[str, None] = {}
-    written: set[str] = set()
-    for one in dis.get_instructions(code):
-        if one.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
-            read[str(one.argval)] = None
-        elif one.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}:
-            read[str(one.argval)] = None
-            written.add(str(one.argval))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            inner_read, inner_written = _global_names(constant)
-            read.update(dict.fromkeys(inner_read))
-            written |= inner_written
-    return tuple(read), frozenset(written)
-
-
 def is_settled(value: Any) -> bool:
     """Tell whether the value is code: made anew by the script, and never changed."""
     return isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.ModuleType | type)
@@ -337,3 +359,16 @@ def _may_change(value: Any, rebound: bool, big: bool) -> bool:
     if rebound or isinstance(value, _IMMUTABLE):
         return rebound
     return big or not (isinstance(value, np.ndarray) and value.nbytes > _GLOBAL_ARRAY_BYTES_MAX)
+
+
+def is_state(place: Place) -> bool:
+    """Tell whether code is likely to change what cannot be captured: not a lock, a logger, a parser."""
+    value = place.value
+    if isinstance(value, io.IOBase):
+        return not value.closed and value.writable() and value not in (sys.__stdout__, sys.__stderr__)
+    return (
+        place.is_bound
+        or isinstance(value, (Iterator, dict, list, set, collections.deque))
+        or type(value).__module__.startswith(("keras.", "tensorflow."))
+        or is_of_script_class(value)
+    )
