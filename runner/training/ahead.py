@@ -7,10 +7,11 @@ again, alone, as far as it had been read: of two threads that draw at the same t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 #: A generator that has given nothing for so long waits for what only training can bring.
@@ -82,13 +83,7 @@ class ReadAhead:
         Returns:
             Whether it came so far. If not, the reading goes on in a thread.
         """
-        reader = threading.Thread(target=self._reach, args=(asked,), daemon=True)
-        reader.start()
-        before = -1
-        while reader.is_alive() and before < self.asked:
-            before = self.asked
-            reader.join(stuck_s)
-        return not reader.is_alive()
+        return _patiently(lambda: self._reach(asked), lambda: self.asked, stuck_s)
 
     def _reach(self, asked: int) -> None:
         while True:
@@ -104,3 +99,49 @@ class ReadAhead:
             return next(self._source), None
         except Exception as error:  # noqa: BLE001 - it is raised where this batch is asked for
             return None, error
+
+
+def consume(source: Iterator[Any], count: int | None, stuck_s: float = STUCK_S) -> bool:
+    """Take batches from a generator, and forget them.
+
+    Args:
+        source: the generator.
+        count: how many; None: all.
+        stuck_s: how long to wait for one.
+
+    Returns:
+        Whether it came so far. If not, that goes on in a thread.
+    """
+    taken = 0
+
+    def take() -> None:
+        nonlocal taken
+        for _ in itertools.islice(source, count):
+            taken += 1
+
+    return _patiently(take, lambda: taken, stuck_s)
+
+
+def _patiently(work: Callable[[], None], done: Callable[[], int], stuck_s: float) -> bool:
+    """Do work in a thread; return whether it ended before it did not get on for a while.
+
+    Raises:
+        Exception: as the work did.
+    """
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - it is raised again where the work was asked for
+            failed.append(error)
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    before = -1
+    while worker.is_alive() and before < done():
+        before = done()
+        worker.join(stuck_s)
+    if failed:
+        raise failed[0]
+    return not worker.is_alive()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,7 @@ def restore(
     callbacks: Sequence[Any],
     owners: Sequence[Holder] = (),
     tracked: Sequence[Any] | None = None,
+    leave: Set[str] = frozenset(),
 ) -> list[str]:
     """Put variables and callbacks back; return what could not be. Chance is `restore_chance`'s.
 
@@ -226,6 +227,7 @@ def restore(
         callbacks: all of the fit's, in order.
         owners: of the script's own code in the step.
         tracked: the variables, by default all that `fit` trains.
+        leave: names of what callbacks have that is left as it is (`listeners.values`).
 
     Raises:
         ChangedScriptError: the script's model or callbacks are not those of the snapshot.
@@ -236,7 +238,7 @@ def restore(
     decoder = Decoder(snapshot.arrays, known, unmade)
     try:
         holders = [*map(Listener, callbacks), *owners]
-        return listeners.restore(decoder, holders, snapshot.state["listeners"])
+        return listeners.restore(decoder, holders, snapshot.state["listeners"], leave)
     except ValueError as reason:
         raise ChangedScriptError(str(reason)) from None
 

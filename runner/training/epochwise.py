@@ -298,9 +298,10 @@ class EpochFit:
 
     def _finish(self) -> None:
         """Save what the fit left behind, so that no later attempt runs it again."""
-        kept = self._log.finish(None if self._doubt or self._log.broken else self._save_finished)
+        kept = not self._doubt and not self._log.broken
         if not kept:
             self._lose()
+        self._log.finish(self._save_finished if kept else None, needed=True)
 
     def _lose(self) -> None:
         self._script.lost = self._script.lost or f"fit {self._number}, before it, is not kept"

@@ -127,7 +127,6 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
             model=model,
             **done["params"],
         )
-    lost = makers.finish(snapshot, arguments, worker.entropy)
     traces = traces_of(snapshot)
     built = all(layer.built for layer in model._flatten_layers())
     runs_python = any(one.get("of_step") for one in snapshot.state["listeners"]["callbacks"])
@@ -136,6 +135,9 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
     rebuild(model, _spec_value(done["element_spec"]), known, worker.entropy)
     try:
         owners = stepcode.owners(model, operations_of_step(traced_step(model.train_function)))
+        capture.restore(model, snapshot, listening.callbacks, owners)
+        lost = makers.finish(snapshot, arguments, worker.entropy)
+        # Data that are read to where the fit left them may change what callbacks have, too.
         lost += capture.restore(model, snapshot, listening.callbacks, owners)
         capture.restore_chance(snapshot, worker.entropy)
     except ChangedScriptError as reason:

@@ -123,17 +123,17 @@ class FitLog:
 
         worker.say(worker.fit_best.consider(epoch, worker.step, metrics, portrait, save_whole))
 
-    def finish(self, keep: Callable[[Callable[[int], None]], None] | None) -> bool:
-        """Say that the fit is over; return whether its end was to be kept.
+    def finish(self, keep: Callable[[Callable[[int], None]], None] | None, *, needed: bool = False) -> None:
+        """Say that the fit is over.
 
         Args:
             keep: saves the end, and tells the function that it is given how many bytes that took; None where
                 there is nothing to keep.
+            needed: later fits can be resumed only where this one's end is kept, whatever that takes.
         """
         worker = self._worker
         worker.phase("save")
-        allowed = worker.ends.allowed(self._number)
-        if allowed:
+        if needed or worker.ends.allowed(self._number):
             with worker.ends.spending() as spend:
                 worker.flush_best()
                 if keep is not None:
@@ -143,4 +143,3 @@ class FitLog:
         worker.phase("after", tell=True)
         worker.progress.write()
         worker.keep_nothing()
-        return allowed and keep is not None

@@ -10,9 +10,10 @@ resuming ends the attempt, because going on would be wrong.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from runner.core.exactness import Kind
@@ -21,8 +22,10 @@ from runner.training import capture, cursor, fingerprint, finished, stepcode, va
 from runner.training.capture import Camera, traces_of
 from runner.training.classify import Exactness, classify, flaw_of_step, flaw_of_validation
 from runner.training.datasets import operations_of_step
+from runner.training.entangled import Entangled
 from runner.training.fitlog import FitLog
 from runner.training.holding import Holding
+from runner.training.listeners import Listener
 from runner.training.makers import Makers, left_behind
 from runner.training.order import Order
 from runner.training.position import Position
@@ -72,6 +75,7 @@ class Fit:
         self.exactness: Exactness | None = None
         self._camera = Camera(model, worker.entropy)
         self._owners: list[stepcode.Owner] = []
+        self._entangled: Entangled | None = None  #: what callbacks and data share, before a resume
         self._order: Order | None = None
         self._base_step = worker.step
         self._epoch_step = worker.step
@@ -170,13 +174,16 @@ class Fit:
         self._traces.known.update(traces_of(self.saved))
         self.build()
         self._look_at_step(self.model.train_function)
+        if self.makers.train is not None:
+            self._entangled = Entangled([*map(Listener, self.listeners.callbacks), *self._owners])
         self._restore()
         self.model._initial_epoch = self.saved.state["cursor"]["epoch"]
 
-    def _restore(self) -> None:
+    def _restore(self, leave: Set[str] = frozenset()) -> None:
         assert self.saved is not None
+        callbacks, owners = self.listeners.callbacks, self._owners
         try:
-            self._lost = capture.restore(self.model, self.saved, self.listeners.callbacks, self._owners)
+            self._lost = capture.restore(self.model, self.saved, callbacks, owners, leave=leave)
         except ChangedScriptError as reason:
             self.worker.refuse(str(reason))
 
@@ -258,8 +265,9 @@ class Fit:
         """Tell whether the present safe point is one that a resume can start from."""
         if self._log.broken or not self._trained:
             return False
-        self._look_again()
-        return self._is_exact() or done == 0
+        with self._log.surviving():
+            self._look_again()
+        return not self._log.broken and (self._is_exact() or done == 0)
 
     def _look_again(self) -> None:
         """Notice that the data are not what they were taken for."""
@@ -289,17 +297,18 @@ class Fit:
         """Return a snapshot of this safe point; a fleeting one is dropped before the next step."""
         for future in self.listeners._futures:
             future.result()
-        snapshot = self._camera.take(
-            step=self.worker.step,
-            epoch=self.epoch,
-            callbacks=self.listeners.callbacks,
-            owners=self._owners,
-            logs=self.logs,
-            state=self._state(),
-            fleeting=fleeting,
-        )
-        snapshot.arrays.update(self._traces.arrays())
-        self._camera.missed += self.makers.add_to(snapshot)
+        with self.makers.still():
+            snapshot = self._camera.take(
+                step=self.worker.step,
+                epoch=self.epoch,
+                callbacks=self.listeners.callbacks,
+                owners=self._owners,
+                logs=self.logs,
+                state=self._state(),
+                fleeting=fleeting,
+            )
+            snapshot.arrays.update(self._traces.arrays())
+            self._camera.missed += self.makers.add_to(snapshot)
         self._log.tell_missed()
         return snapshot
 
@@ -324,12 +333,14 @@ class Fit:
         saved = self.saved
         assert saved is not None
         place = saved.state["cursor"]
-        self.makers.aim(saved, self.position)
-        done = cursor.go_to(place, self.iterator, self.position, self.validation, inner)
+        with self._reading_again(saved) as changed:
+            done = cursor.go_to(place, self.iterator, self.position, self.validation, inner)
+            replayed = self.makers.train is not None and (done > 0 or self.position.reopens)
+            if replayed and done == 0:
+                self.position.open_early(self.iterator._distributed_dataset)
         if done == 0 and not place["fresh"]:
             self._steps_seen = self.iterator._steps_seen = int(place["steps_seen"])
-        self._restore()
-        replayed = self.makers.train is not None and done > 0
+        self._restore(changed)
         capture.restore_chance(saved, self.worker.entropy, host=not replayed)
         self.logs = self.end_logs = capture.decode_logs(saved)
         self.worker.step = saved.step
@@ -340,6 +351,23 @@ class Fit:
         self._look_again()
         self._tell_resumed(saved)
         return done
+
+    @contextlib.contextmanager
+    def _reading_again(self, saved: Snapshot) -> Iterator[set[str]]:
+        """Let the block read data again; yield what takes the names of what it changes of the callbacks'."""
+        changed: set[str] = set()
+        entangled, maker = self._entangled, self.makers.train
+        if entangled is None or maker is None:
+            self.makers.aim(saved, self.position)
+            yield changed
+            return
+        entangled.put_back()
+        self.makers.aim(saved, self.position)
+        maker.prepare()
+        entangled.watch()
+        yield changed
+        changed |= entangled.changed()
+        self._entangled = None
 
     def _tell_resumed(self, saved: Snapshot) -> None:
         assert self.exactness is not None

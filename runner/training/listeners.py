@@ -15,7 +15,7 @@ that are only read, no more than iterators, containers, files and objects of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from runner.training import outputs, reach
@@ -85,8 +85,30 @@ def capture(
     return {"callbacks": states, "reached": indexed, "names": list(reached), "absent": absent}, missed
 
 
-def restore(decoder: Decoder, holders: Sequence[Holder], state: dict[str, Node]) -> list[str]:
+def values(holders: Sequence[Holder]) -> dict[str, Any]:
+    """Return all that is captured, but for files, by the names that `restore` knows it by."""
+    members = {
+        _name_of(index, name): value
+        for index, holder in enumerate(holders)
+        for name, value in holder.members()
+    }
+    return members | {name: place.value for name, place in _reached(holders).items()}
+
+
+def _name_of(index: int, member: str) -> str:
+    return f"{index}: {member}"
+
+
+def restore(
+    decoder: Decoder, holders: Sequence[Holder], state: dict[str, Node], leave: Set[str] = frozenset()
+) -> list[str]:
     """Put callbacks and what their code reaches back, in place; return what could not be put back.
+
+    Args:
+        decoder: of the arrays.
+        holders: as they were given to `capture`.
+        state: from there.
+        leave: names, as `values` has them, of what is left as it is.
 
     Raises:
         ValueError: the callbacks are not those that were captured.
@@ -104,21 +126,26 @@ def restore(decoder: Decoder, holders: Sequence[Holder], state: dict[str, Node])
             f"the script's callbacks are {', '.join(present)}; the checkpoint's {', '.join(before)}"
         )
     lost: list[str] = []
-    for holder, one in zip(holders, saved, strict=True):
+    for index, (holder, one) in enumerate(zip(holders, saved, strict=True)):
         members = dict(holder.members())
         for name, node in one["members"].items():
+            if _name_of(index, name) in leave:
+                continue
             value = decoder.merge(members.get(name), node)
             if value is not SKIP:
                 holder.put(name, value)
             lost += _lost(decoder, f"{holder.name}.{name}")
-    return lost + left_out + _restore_reached(decoder, holders, state)
+    return lost + left_out + _restore_reached(decoder, holders, state, leave)
 
 
-def _restore_reached(decoder: Decoder, holders: Sequence[Holder], state: dict[str, Node]) -> list[str]:
+def _restore_reached(
+    decoder: Decoder, holders: Sequence[Holder], state: dict[str, Node], leave: Set[str]
+) -> list[str]:
     """Put back what the callbacks' code reaches; what is put back may let it reach more."""
     lost: list[str] = []
     names = reach.each_once(state["names"])
     left = {names[int(index)]: node for index, node in state["reached"].items()}
+    left = {name: node for name, node in left.items() if name not in leave}
     while True:
         places = _reached(holders)
         found = [name for name in left if name in places]
@@ -133,10 +160,11 @@ def _restore_reached(decoder: Decoder, holders: Sequence[Holder], state: dict[st
                 except (AttributeError, TypeError) as reason:  # a class may refuse it
                     lost.append(f"{name} ({reason})")
     for name in state.get("absent", ()):
-        if name in places:
+        if name in places and name not in leave:
             places[name].clear()
     lost += [f"{name} (the script does not use it now)" for name in left]
-    new = [name for name in places if name not in names and places[name].value is not reach.ABSENT]
+    known = {*names, *leave}
+    new = [name for name in places if name not in known and places[name].value is not reach.ABSENT]
     return lost + [f"{name} (the checkpoint does not have it)" for name in new]
 
 

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, chance, reach
-from runner.training.ahead import ReadAhead
+from runner.training import capture, chance, sources
+from runner.training.ahead import ReadAhead, consume
 from runner.training.capture import Trace, capture_chance
 from runner.training.codec import SKIP, Encoder, Node, encode_members
 from runner.training.decode import Decoder
@@ -35,83 +34,6 @@ from runner.training.pycode import Code
 _BIG_BYTES = 1 << 20
 #: So many batches of a generator are taken beforehand by Keras.
 PEEKED = 2
-#: Stands before the names of a PyDataset's attributes.
-_SELF = "self."
-#: What Keras keeps in a PyDataset for itself.
-_KERAS_OWN = {"_workers", "_use_multiprocessing", "_max_queue_size"}
-
-
-class _Source(Protocol):
-    """What makes the data, as far as its state can be looked at."""
-
-    def members(self) -> list[tuple[str, Any]]:
-        """Return the parts of its state by name."""
-
-    def put(self, parts: Mapping[str, Any]) -> list[str]:
-        """Put parts back; return the names of those that have no place."""
-
-    def is_state(self, name: str) -> bool:
-        """Tell whether a part that cannot be captured is likely to change."""
-
-
-class _Opaque:
-    """A generator: nothing can be looked at."""
-
-    def members(self) -> list[tuple[str, Any]]:
-        return []
-
-    def put(self, parts: Mapping[str, Any]) -> list[str]:
-        return list(parts)
-
-    def is_state(self, name: str) -> bool:  # noqa: ARG002 - there are none
-        return True
-
-
-class _Reached:
-    """What the Python code in a dataset reaches."""
-
-    def __init__(self, code: Code):
-        self._code = code
-
-    def _places(self) -> dict[str, Any]:
-        return reach.by_name(self._code.places())
-
-    def members(self) -> list[tuple[str, Any]]:
-        values = [(name, place.value) for name, place in self._places().items()]
-        return [(name, value) for name, value in values if value is not reach.ABSENT]
-
-    def put(self, parts: Mapping[str, Any]) -> list[str]:
-        left = dict(parts)
-        while found := {name: place for name, place in self._places().items() if name in left}:
-            for name, place in found.items():  # what is put there may let the code reach more
-                place.put(left.pop(name))
-        return list(left)
-
-    def is_state(self, name: str) -> bool:  # noqa: ARG002 - whatever a dataset's code reaches may be
-        return True
-
-
-class _Object(_Reached):
-    """A PyDataset: its attributes, and what its code reaches."""
-
-    def __init__(self, owner: Any):
-        self._owner = owner
-
-    def _places(self) -> dict[str, Any]:
-        classes = [type(self._owner), *map(reach.class_of, vars(self._owner).values())]
-        return reach.by_name(reach.reached(reach.functions_of([self._owner]), classes, big=True))
-
-    def members(self) -> list[tuple[str, Any]]:
-        own = [(name, value) for name, value in vars(self._owner).items() if name not in _KERAS_OWN]
-        return [*((f"{_SELF}{name}", value) for name, value in own), *super().members()]
-
-    def put(self, parts: Mapping[str, Any]) -> list[str]:
-        own = {name.removeprefix(_SELF): one for name, one in parts.items() if name.startswith(_SELF)}
-        vars(self._owner).update(own)
-        return super().put({name: one for name, one in parts.items() if not name.startswith(_SELF)})
-
-    def is_state(self, name: str) -> bool:
-        return name.startswith(_SELF) or reach.is_state(self._places()[name])
 
 
 class Maker:
@@ -141,11 +63,11 @@ class Maker:
         self._drawing_from: chance.Use | None = None
         self._peeked: Trace | None = None
         self._ahead: ReadAhead | None = None  #: of a generator
-        self._source: _Source
+        self._source: sources.Source
         if code is not None:
-            self._source = _Reached(code)
+            self._source = sources.Reached(code)
         else:
-            self._source = _Opaque() if self.is_generator else _Object(source)
+            self._source = sources.Opaque() if self.is_generator else sources.Object(source)
         self._learning = True
         self._now()
         self._learning = False
@@ -158,7 +80,7 @@ class Maker:
         """Let it be run again from its very start, even where its state could be put back."""
         self.from_start = True
         if self._role == "train":
-            self._source = _Opaque()
+            self._source = sources.Opaque()
 
     def _why_opaque(self) -> str:
         if self.is_generator:
@@ -240,8 +162,8 @@ class Maker:
         """
         if self.is_generator:
             self._put(state)
-            for _ in itertools.islice(self.source, pulled):
-                pass
+            if not consume(self.source, pulled):
+                self.lost.append("how far it was read, for it waits for the training")
         elif self.code is not None and self.from_start:
             self._put(state)  # the reading again follows
         elif not self.from_start:
@@ -272,6 +194,11 @@ class Maker:
             self._begun = self._peeked = state
         else:
             self._target = state
+
+    def prepare(self) -> None:
+        """Put back at once what waits to be put back when the next iterator starts, but for chance."""
+        if self._target is not None:
+            self._put_members(self._target)
 
     def disturbed(self) -> str:
         """Say why code that runs in parallel is not reproducible; "" where it is, as far as one can see."""
@@ -350,7 +277,7 @@ class Maker:
         members, failed = encode_members(encoder, self._source.members())
         owner = f"{type(self.source).__name__}."
         self.missed = [
-            f"{name.replace(_SELF, owner, 1)} ({why})"
+            f"{name.replace(sources.SELF, owner, 1)} ({why})"
             for name, why in failed.items()
             if self._source.is_state(name)
         ]

@@ -62,6 +62,7 @@ class Position:
         self.replay_s = 0.0  #: what it took to get to the place again
         self._varying: list[Any] = []
         self._target: tuple[int, int, list[np.ndarray]] | None = None
+        self._opened: Iterator[Any] | None = None  # early
 
     def holds(self, variables: list[Any]) -> None:
         """Let the values of these variables belong to the place, as they are between two iterators."""
@@ -82,14 +83,21 @@ class Position:
     @property
     def reopens(self) -> bool:
         """Whether the next `iter` gives an iterator from which batches had been drawn."""
-        return self._target is not None and self.drawn > 0
+        return self._opened is not None or (self._target is not None and self.drawn > 0)
 
     def counted(self, dataset: Any) -> Counted:
         """Return what Keras shall iterate in the dataset's place."""
         return Counted(self, dataset)
 
+    def open_early(self, dataset: Any) -> None:
+        """Make the next iterator now; the next `open` gives it."""
+        self._opened = self.open(dataset)
+
     def open(self, dataset: Any) -> Iterator[Any]:
         """Make the next iterator."""
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            return opened
         self.history, self.reads = self.past(), self.past_reads()
         self._share, self._beginning = None if self._beginning else 0, False
         target, self._target = self._target, None

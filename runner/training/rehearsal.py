@@ -54,7 +54,7 @@ class Rehearsal(Fit):
 
     def _look_closer(self, item: Any) -> None:
         assert self.exactness is not None
-        if self._take_fleeting() is None:
+        if self._take_fleeting() is None or self._log.broken:
             self.worker.classify(self.number, Kind.NOT_EXACT, _CANNOT_SAVE)
         if self.exactness.kind is Kind.BY_REPLAY:
             self._replay = self._measure(item)

@@ -27,8 +27,8 @@ def test_state_that_comes_into_being_while_training(tmp_path: Path, nursery: Nur
     assert len(undisturbed) == 7
     job = Job(tmp_path / "killed", "listening.py", nursery=nursery)
     kill = (
-        "objects/train:7@6 objects/end:2@11 globals/train:6@21 globals/begin:4@28 closure/train:7@38"
-        " lazy-data/train:7@54 generators/train:7@70 classes/train:7@86 classes/end:2@91"
+        "objects/train:7@6 objects/end:2@8 globals/train:6@21 globals/begin:4@28 closure/train:7@38"
+        " lazy-data/train:7@54 generators/train:7@70 classes/train:7@86 classes/end:2@88"
     )
     found = job.run_through(kill=kill, every=("steps", 1)).results
     assert lost_or_gained(undisturbed, found) == []

@@ -6,6 +6,7 @@ An ordinary script could do all this: nothing here knows of the runner but `unti
 import hashlib
 import os
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -29,9 +30,12 @@ def saved_step():
 
 
 def until_saved(step):
-    """Wait until a checkpoint of `step` or later is on the disk, where that is to be expected."""
-    deadline = time.monotonic() + 5
-    while saved_step() < step and time.monotonic() < deadline:
+    """Wait until a checkpoint of `step` or later is on the disk."""
+    deadline = time.monotonic() + 60
+    while saved_step() < step:
+        if time.monotonic() > deadline:
+            print(f"no checkpoint of step {step} came", file=sys.stderr, flush=True)
+            os._exit(97)
         time.sleep(0.01)
 
 
@@ -51,13 +55,13 @@ class Mortal(keras.callbacks.Callback):
         plan = moments()
         moment, _, saved = plan[lived].partition("@") if lived < len(plan) else ("", "", "")
         if moment == f"{self.name}/{kind}:{self.counts[kind]}":
-            newer = self.saved + 1 if "KILL_SAVED" in os.environ else -1
+            newer = int(os.environ["SAVED_BEFORE"]) + 1 if "KILL_SAVED" in os.environ else -1
             until_saved(int(saved or newer))
             self.lives.write_text(str(lived + 1))
             os.kill(os.getpid(), 9)
 
     def on_train_begin(self, logs=None):
-        self.saved = saved_step()
+        os.environ["SAVED_BEFORE"] = str(saved_step())  # no resume puts it back
         self.reach("start")
 
     def on_epoch_begin(self, epoch, logs=None):
