@@ -1,8 +1,9 @@
 """What both callbacks and the code that makes the data can change: globals, attributes of the same objects.
 
-A resume puts back what the callbacks had, and lets the data be read again. To read them again the data's code
-needs what it found when the fit began; what it changes thereby is its own, and is left as it is then, for it
-may have been ahead of the training by chance when the snapshot was taken.
+A resume puts back what the callbacks had, and has the data read again. What that changes of what the
+callbacks have is the data's own: where its state was known, and put back before, it is left as it is then,
+for the data may have been ahead of the training when the snapshot was taken. A generator's is not known: it
+would need what it found when the fit began, and that may be what callbacks have changed since.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 
 from runner.training import listeners
 from runner.training.codec import Encoder, encode_members
-from runner.training.decode import Decoder
 from runner.training.holders import Holder
 
 
@@ -23,22 +23,12 @@ class Entangled:
     """Tells what reading the data again changes of what callbacks have."""
 
     def __init__(self, holders: Sequence[Holder]):
-        """Note how things are before anything is put back.
+        """Note how things are before that.
 
         Args:
             holders: all of the fit's callbacks, and the owners of Python code in its step.
         """
         self._holders = holders
-        self._arrays: dict[str, np.ndarray] = {}
-        self._state, _ = listeners.capture(Encoder(self._arrays, "found"), holders, set())
-        self._before: dict[str, Any] = {}
-
-    def put_back(self) -> None:
-        """Let the data's code find things as they were."""
-        listeners.restore(Decoder(self._arrays), self._holders, self._state)
-
-    def watch(self) -> None:
-        """Note how things are before the data are read again."""
         self._before = self._marks()
 
     def changed(self) -> frozenset[str]:

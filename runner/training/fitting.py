@@ -75,7 +75,6 @@ class Fit:
         self.exactness: Exactness | None = None
         self._camera = Camera(model, worker.entropy)
         self._owners: list[stepcode.Owner] = []
-        self._entangled: Entangled | None = None  #: what callbacks and data share, before a resume
         self._order: Order | None = None
         self._base_step = worker.step
         self._epoch_step = worker.step
@@ -174,8 +173,6 @@ class Fit:
         self._traces.known.update(traces_of(self.saved))
         self.build()
         self._look_at_step(self.model.train_function)
-        if self.makers.train is not None:
-            self._entangled = Entangled([*map(Listener, self.listeners.callbacks), *self._owners])
         self._restore()
         self.model._initial_epoch = self.saved.state["cursor"]["epoch"]
 
@@ -333,14 +330,14 @@ class Fit:
         saved = self.saved
         assert saved is not None
         place = saved.state["cursor"]
-        with self._reading_again(saved) as changed:
+        with self._reading_again(saved) as left:
             done = cursor.go_to(place, self.iterator, self.position, self.validation, inner)
             replayed = self.makers.train is not None and (done > 0 or self.position.reopens)
             if replayed and done == 0:
                 self.position.open_early(self.iterator._distributed_dataset)
         if done == 0 and not place["fresh"]:
             self._steps_seen = self.iterator._steps_seen = int(place["steps_seen"])
-        self._restore(changed)
+        self._restore(left)
         capture.restore_chance(saved, self.worker.entropy, host=not replayed)
         self.logs = self.end_logs = capture.decode_logs(saved)
         self.worker.step = saved.step
@@ -354,20 +351,22 @@ class Fit:
 
     @contextlib.contextmanager
     def _reading_again(self, saved: Snapshot) -> Iterator[set[str]]:
-        """Let the block read data again; yield what takes the names of what it changes of the callbacks'."""
-        changed: set[str] = set()
-        entangled, maker = self._entangled, self.makers.train
-        if entangled is None or maker is None:
-            self.makers.aim(saved, self.position)
-            yield changed
-            return
-        entangled.put_back()
+        """Let the block read data again; yield what takes the names of what that leaves to the data."""
+        theirs: set[str] = set()
+        maker = self.makers.train
         self.makers.aim(saved, self.position)
+        if maker is None:
+            yield theirs
+            return
         maker.prepare()
-        entangled.watch()
-        yield changed
-        changed |= entangled.changed()
-        self._entangled = None
+        entangled = Entangled([*map(Listener, self.listeners.callbacks), *self._owners])
+        yield theirs
+        changed = entangled.changed()
+        if maker.from_start:
+            names = ", ".join(sorted(changed))
+            self._doubt(f"callbacks have what making the data changes: {names}" if changed else "")
+        else:
+            theirs |= changed
 
     def _tell_resumed(self, saved: Snapshot) -> None:
         assert self.exactness is not None

@@ -88,15 +88,15 @@ def capture(
 def values(holders: Sequence[Holder]) -> dict[str, Any]:
     """Return all that is captured, but for files, by the names that `restore` knows it by."""
     members = {
-        _name_of(index, name): value
+        _name_of(index, holder, name): value
         for index, holder in enumerate(holders)
         for name, value in holder.members()
     }
     return members | {name: place.value for name, place in _reached(holders).items()}
 
 
-def _name_of(index: int, member: str) -> str:
-    return f"{index}: {member}"
+def _name_of(index: int, holder: Holder, member: str) -> str:
+    return f"{holder.name}.{member} (callback {index})"
 
 
 def restore(
@@ -129,7 +129,7 @@ def restore(
     for index, (holder, one) in enumerate(zip(holders, saved, strict=True)):
         members = dict(holder.members())
         for name, node in one["members"].items():
-            if _name_of(index, name) in leave:
+            if _name_of(index, holder, name) in leave:
                 continue
             value = decoder.merge(members.get(name), node)
             if value is not SKIP:
