@@ -8,7 +8,8 @@ shared generators it draws in that thread, ahead of training; so their state is 
 batch, put back there, and left as the repeated pulling leaves it.
 
 Limits: code that shares these generators with the rest of the script (a callback that draws from `np.random`,
-say) races with it, undisturbed as well. Arrays above 1 MiB are captured only where their contents have
+say) races with it, undisturbed as well; where they draw by turns, the order is lost, which is noticed of a
+generator only. Arrays above 1 MiB are captured only where their contents have
 changed since the fit began; read-only ones are never. State inside installed packages is not seen.
 """
 
