@@ -87,7 +87,7 @@ runpy.run_path("script.py", run_name="__main__")
 SCRIPTS: dict[str, tuple[str | None, list[str]]] = {
     "digits": (None, []),
     "half-ms": (DENSE.format(rows=32 * 450, units=128, depth=1, batch=32, epochs=12), []),
-    "20-ms": (DENSE.format(rows=256 * 60, units=1024, depth=2, batch=256, epochs=5), []),
+    "20-ms": (DENSE.format(rows=256 * 150, units=1024, depth=3, batch=256, epochs=8), []),
 }
 _LINE = re.compile(r"^TOOK (.+)$", re.MULTILINE)
 

@@ -77,7 +77,7 @@ def _look(path: Path, *, verify: bool) -> dict[str, Any]:
         entry |= {
             "step": info.step,
             "epoch": info.epoch,
-            "sha256": info.sha256,
+            "digest": info.digest,
             "verified": verify or None,
             "problem": None,
         }

@@ -1,8 +1,8 @@
 """When to save: a cadence and the facts of the moment give yes or no.
 
-AUTO spends at most 1 % of the training time on saving, as measured: a save that costs 20 ms is due every
-2 s. It is due at most every second, at least every five minutes, and for the first time after one second, so
-that an early kill loses little.
+AUTO spends at most half a percent of the training time on saving, as measured: a save that costs 20 ms is
+due every 4 s. It is due at most every second, at least every five minutes, and for the first time after one
+second, so that an early kill loses little.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from runner.core.spec import CadenceUnit, Every
 
 #: Share of the training time that AUTO may spend on saving.
-SHARE = 0.01
+SHARE = 0.005
 INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 300.0
 #: The first save of AUTO, when nothing is known of its cost.

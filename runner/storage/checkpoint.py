@@ -3,14 +3,16 @@
 Promises (tested by failing, killing and flipping bytes everywhere):
 
 - A file under its final name is whole: it was read back and verified before the rename (P1, P3).
-- What `read` returns is what was written: a digest covers every byte after the user block, another the user
-  block, one more each array; the first two are checked before anything else is parsed (P4).
+- What `read` returns is what was written: one digest covers every byte after the user block, another the
+  manifest, a third the user block; nothing is parsed before its digest is right, nothing returned before
+  all are (P4).
 - A hostile file cannot run code (JSON and raw numbers, no pickle), cannot point outside itself, and cannot
   make the reader allocate more than its own size for arrays. `read` does not even use the HDF5 library.
 
 The file: a user block (`storage.userblock`), then an HDF5 file with every array, contiguous, at
 `/runner/arrays/KEY`; Keras's own paths are hard links to them; `/runner/manifest` is JSON (as Python writes
-it: NaN and Infinity are allowed) with the state and, for each array, its dtype, shape, offset and sha256.
+it: NaN and Infinity are allowed) with the state and, for each array, its dtype, shape and offset. Files of
+format 1 (a smaller user block, sha256, also of each array) are read for ever.
 
 Limits: numbers only (bool, integers, floats, complex, at most 16 bytes, and those of ml_dtypes); in the
 state, as always in JSON, tuples become lists and keys become strings.
@@ -23,29 +25,27 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from runner.errors import StorageError
-from runner.storage import durable, userblock
+from runner.storage import blocks, digests, durable, manifest, userblock
+from runner.storage.manifest import Entry
 from runner.storage.userblock import Info, bad
 
-#: A larger manifest is neither written nor read.
-MANIFEST_BYTES_MAX = 64 * 1024 * 1024
+if TYPE_CHECKING:
+    from runner.storage.hdf5layout import Plan
 
 _ARRAYS = "runner/arrays"
 _MANIFEST = "runner/manifest"
-_PIECE = 4 * 1024 * 1024
-_RANK_MAX = 32
-_METRIC_MAX = 80  # a longer name is left out of the header, which has little room
-_DTYPE = re.compile(r"\|b1|[|<>][iu]1|[<>][iu][248]|[<>]f[248]|[<>]c(8|16)")
-_FOREIGN_DTYPE = re.compile(r"bfloat16|float(8|6|4)_[a-z0-9_]+|u?int[124]")
+_METRIC_MAX = 80  # a longer name is left out of the header
+_PLANS_MAX = 8
 
 __all__ = ["FORMAT", "Info", "Snapshot", "describe", "read", "verify", "write"]
 FORMAT = userblock.FORMAT
@@ -65,26 +65,12 @@ class Snapshot:
     attributes: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Where an array lies in the file."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int
-    sha256: str
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 def write(path: Path, snapshot: Snapshot, *, created: str) -> int:
     """Replace `path` durably by a checkpoint, verified before it appears; return its size in bytes.
 
     Args:
         path: its folder exists; `.weights.h5` at its end lets Keras load it.
-        snapshot: its arrays must not change meanwhile (one that does is noticed, and nothing is published).
+        snapshot: its arrays must not change meanwhile.
         created: the time, for people.
 
     Raises:
@@ -92,7 +78,8 @@ def write(path: Path, snapshot: Snapshot, *, created: str) -> int:
         OSError: the disk failed; `path` is as it was.
     """
     try:
-        layout, manifest = _lay_out(snapshot, created)
+        arrays = {key: np.asarray(array, order="C") for key, array in snapshot.arrays.items()}
+        plan, text = _planned(snapshot, arrays, created)
     except (
         ValueError,
         TypeError,
@@ -102,77 +89,84 @@ def write(path: Path, snapshot: Snapshot, *, created: str) -> int:
         OSError,
     ) as error:  # no disk was touched
         raise StorageError(f"{path}: this snapshot cannot be stored as a checkpoint: {error}") from error
-    offset, size = manifest
-    with durable.replacing(path, verify=_verify_new) as fd:
-        durable.write_all(fd, bytes(userblock.SIZE))
-        digest, length = _write_pieces(fd, layout.pieces())
+    data = {f"{_ARRAYS}/{key}": _bytes_of(array) for key, array in arrays.items()}
+    data[_MANIFEST] = memoryview(text)
+    with durable.replacing(path, verify=lambda temporary: _verify_new(temporary, plan)) as fd:
+        writer = blocks.Writer(fd, userblock.SIZE, plan.size)
+        for piece in plan.pieces(data):
+            writer.write(piece)
         info = Info(
             step=snapshot.step,
             epoch=snapshot.epoch,
             created=created,
-            size_bytes=userblock.SIZE + length,
-            sha256=digest,
-            manifest_offset=offset,
-            manifest_size=size,
+            digest=writer.finish(),
+            size_bytes=userblock.SIZE + plan.size,
+            manifest_offset=userblock.SIZE + plan.offset(_MANIFEST),
+            manifest_size=len(text),
+            manifest_digest=digests.of(text),
             **_best_of(snapshot.state),
         )
-        os.lseek(fd, 0, os.SEEK_SET)
-        durable.write_all(fd, userblock.render(info))
+        durable.write_all(fd, userblock.render(info))  # the file's position is still its beginning
     return info.size_bytes
 
 
-def _verify_new(temporary: Path) -> None:
-    verify(temporary)
+def _verify_new(temporary: Path, plan: Plan) -> None:
+    """Read back what was written; HDF5 is asked once per plan, for it sees nothing but the plan."""
+    verify(temporary, hdf5=not plan.checked)
+    plan.checked = True
 
 
-def _write_pieces(fd: int, pieces: Iterator[bytes | memoryview]) -> tuple[str, int]:
-    digest, length = hashlib.sha256(), 0
-    for piece in pieces:
-        durable.write_all(fd, piece)
-        digest.update(piece)
-        length += len(piece)
-    return digest.hexdigest(), length
+class _Structure(NamedTuple):
+    """What a plan depends on, but for the manifest's size."""
+
+    arrays: tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...]
+    links: tuple[tuple[str, str], ...]
+    attributes: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 
-def _lay_out(snapshot: Snapshot, created: str) -> tuple[Any, tuple[int, int]]:
-    """Lay the file out; return the layout and where the manifest lies in the file (offset, size)."""
+#: Plans of the last structures: where the arrays lie, and a plan for each size of the manifest.
+_plans: dict[_Structure, tuple[dict[str, int], dict[int, Plan]]] = {}
+_plans_lock = threading.Lock()
+
+
+def _planned(
+    snapshot: Snapshot, arrays: Mapping[str, np.ndarray[Any, Any]], created: str
+) -> tuple[Plan, bytes]:
+    """Return where everything goes, and the manifest."""
+    structure = _Structure(
+        tuple((key, array.shape, array.dtype) for key, array in arrays.items()),
+        tuple(snapshot.links.items()),
+        tuple((path, tuple(found.items())) for path, found in snapshot.attributes.items()),
+    )
+    with _plans_lock:
+        offsets, plans = _plans.get(structure, ({}, {}))
+        if offsets or not arrays:
+            text = manifest.render(snapshot, created, arrays, offsets)
+            if len(text) in plans:
+                return plans[len(text)], text
+        plan, offsets, text = _lay_out(snapshot, created, arrays)
+        while len(_plans) >= _PLANS_MAX:
+            del _plans[next(iter(_plans))]
+        # Of an older size of the manifest nothing more will be written: it only grows.
+        _plans[structure] = offsets, {len(text): plan}
+        return plan, text
+
+
+def _lay_out(
+    snapshot: Snapshot, created: str, arrays: Mapping[str, np.ndarray[Any, Any]]
+) -> tuple[Plan, dict[str, int], bytes]:
+    """Lay the file out; return the plan, where the arrays lie in the file, and the manifest."""
     from runner.storage.hdf5layout import Layout  # here, so that reading needs no h5py
 
     layout = Layout()
-    entries: dict[str, Any] = {}
-    for key, given in snapshot.arrays.items():
-        array = np.asarray(given, order="C")
-        path = f"{_ARRAYS}/{key}"
-        offset = layout.reserve(path, array.shape, array.dtype)
-        data = _bytes_of(array)
-        layout.fill(path, data)
-        entries[key] = {
-            "dtype": _dtype_name(array.dtype, key),
-            "shape": list(array.shape),
-            "offset": offset + userblock.SIZE if data else 0,
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
+    offsets = {}
+    for key, array in arrays.items():
+        offset = layout.reserve(f"{_ARRAYS}/{key}", array.shape, array.dtype)
+        offsets[key] = offset + userblock.SIZE if array.size else 0
     _add_names(layout, snapshot)
-    # Keys keep their order (a History's keys have one), so the text is not sorted.
-    manifest = json.dumps(
-        {
-            "version": FORMAT,
-            "step": snapshot.step,
-            "epoch": snapshot.epoch,
-            "created": created,
-            "state": snapshot.state,
-            "links": snapshot.links,
-            "attributes": snapshot.attributes,
-            "arrays": entries,
-        },
-        separators=(",", ":"),
-    ).encode("ascii")
-    if len(manifest) > MANIFEST_BYTES_MAX:
-        raise ValueError(f"its manifest takes {len(manifest)} bytes, at most {MANIFEST_BYTES_MAX}")
-    offset = layout.reserve(_MANIFEST, (len(manifest),), np.dtype(np.uint8))
-    layout.fill(_MANIFEST, memoryview(manifest))
-    layout.close()
-    return layout, (offset + userblock.SIZE, len(manifest))
+    text = manifest.render(snapshot, created, arrays, offsets)
+    layout.reserve(_MANIFEST, (len(text),), np.dtype(np.uint8))
+    return layout.close(), offsets, text
 
 
 def _add_names(layout: Any, snapshot: Snapshot) -> None:
@@ -191,17 +185,6 @@ def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
-def _dtype_name(dtype: np.dtype[Any], key: str) -> str:
-    name = dtype.name if dtype.isbuiltin == 2 else dtype.str
-    if not _is_known(name):
-        raise TypeError(f"array '{key}' has the dtype {dtype}, which is not a plain number")
-    return name
-
-
-def _is_known(name: str) -> bool:
-    return bool(_DTYPE.fullmatch(name) or _FOREIGN_DTYPE.fullmatch(name))
-
-
 def _best_of(state: dict[str, Any]) -> dict[str, Any]:
     """Say what the header tells of a best model, where the state names one and it fits."""
     best = state.get("best")
@@ -215,7 +198,7 @@ def _best_of(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(path: Path) -> Info:
-    """Read what a checkpoint says of itself: its first 512 bytes and its size, nothing of the rest.
+    """Read what a checkpoint says of itself: its user block and its size, nothing of the rest.
 
     Raises:
         BadCheckpointError: the header is damaged, or the file's size is not what it says.
@@ -230,41 +213,48 @@ def read(path: Path) -> Snapshot:
 
     Raises:
         BadCheckpointError: any byte is not as it was written, or the format is unknown.
-        OSError: it cannot be read.
-    """
-    with _opened(path) as fd:
-        manifest, entries = _checked(fd, path)
-        arrays = {key: _load(fd, entry, key, path) for key, entry in entries.items()}
-    return Snapshot(
-        step=manifest["step"],
-        epoch=manifest["epoch"],
-        state=manifest["state"],
-        arrays=arrays,
-        links=manifest["links"],
-        attributes=manifest["attributes"],
-    )
-
-
-def verify(path: Path) -> Info:
-    """Check everything: the digests, and that HDF5 finds the same arrays under the same names.
-
-    Raises:
-        BadCheckpointError: something is not as it was written.
+        StorageError: its digest needs a package that is not installed.
         OSError: it cannot be read.
     """
     with _opened(path) as fd:
         info = _header(fd, path)
-        manifest, entries = _checked(fd, path)
-        for key, entry in entries.items():
-            _check_array(_digest(fd, entry.offset, entry.size, path), entry, key, path)
-    try:
-        _check_hdf5(path, info, manifest["links"], entries)
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        raise bad(path, f"HDF5 does not see it as it was written ({error})") from error
+        told, entries = _manifest(fd, info, path)
+        arrays = {key: _room(entry, key, path) for key, entry in entries.items()}
+        _load(fd, info, [(entry, arrays[key], key) for key, entry in entries.items()], path)
+    return Snapshot(
+        step=told["step"],
+        epoch=told["epoch"],
+        state=told["state"],
+        arrays=arrays,
+        links=told["links"],
+        attributes=told["attributes"],
+    )
+
+
+def verify(path: Path, *, hdf5: bool = True) -> Info:
+    """Check everything: the digests and, if `hdf5`, that HDF5 finds the same arrays under the same names.
+
+    Raises:
+        BadCheckpointError: something is not as it was written.
+        StorageError: its digest needs a package that is not installed.
+        OSError: it cannot be read.
+    """
+    with _opened(path) as fd:
+        info = _header(fd, path)
+        told, entries = _manifest(fd, info, path)
+        if info.format > 1:
+            _check_content(fd, info, path)
+        for key, entry in entries.items() if info.format == 1 else ():
+            _check_array(_sha256(fd, entry), entry, key, path)
+    if hdf5:
+        try:
+            _check_hdf5(path, info, told["links"], entries)
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+            raise bad(path, f"HDF5 does not see it as it was written ({error})") from error
     return info
 
 
-def _check_hdf5(path: Path, info: Info, links: dict[str, str], entries: dict[str, _Entry]) -> None:
+def _check_hdf5(path: Path, info: Info, links: dict[str, str], entries: dict[str, Entry]) -> None:
     import h5py
 
     from runner.storage.hdf5layout import dataset
@@ -302,86 +292,90 @@ def _header(fd: int, path: Path) -> Info:
     return info
 
 
-def _checked(fd: int, path: Path) -> tuple[dict[str, Any], dict[str, _Entry]]:
-    """Check the whole file's digest, then parse the manifest."""
-    info = _header(fd, path)
-    if _digest(fd, userblock.SIZE, info.size_bytes - userblock.SIZE, path) != info.sha256:
-        raise bad(path, "its bytes do not match its digest")
-    if info.manifest_size > MANIFEST_BYTES_MAX:
-        raise bad(path, f"its manifest has {info.manifest_size} bytes, at most {MANIFEST_BYTES_MAX}")
+def _manifest(fd: int, info: Info, path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """Read the manifest once its digest is right; in format 1 that is the whole file's."""
+    if info.format == 1:
+        _check_content(fd, info, path)
+    if info.manifest_size > manifest.BYTES_MAX:
+        raise bad(path, f"its manifest has {info.manifest_size} bytes, at most {manifest.BYTES_MAX}")
     text = bytearray(info.manifest_size)
     _read_into(fd, memoryview(text), info.manifest_offset, path)
     try:
-        manifest = json.loads(text)
-        return manifest, _entries(manifest, info)
+        algorithm = info.manifest_digest.partition(":")[0]
+        if info.format > 1 and digests.of(bytes(text), algorithm) != info.manifest_digest:
+            raise bad(path, "its manifest does not match its digest")
+        return manifest.parse(text, info)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise bad(path, f"its manifest cannot be understood ({error})") from None
 
 
-def _entries(manifest: dict[str, Any], info: Info) -> dict[str, _Entry]:
-    if (manifest["version"], manifest["step"], manifest["epoch"]) != (FORMAT, info.step, info.epoch):
-        raise ValueError("it is of another step, epoch or format than the header")
-    for name in ("state", "links", "attributes", "arrays"):
-        if not isinstance(manifest[name], dict):
-            raise TypeError(f"'{name}' is no object")
-    if not all(key in manifest["arrays"] for key in manifest["links"].values()):
-        raise ValueError("a link names no array")
-    entries = {key: _entry(raw, info.size_bytes) for key, raw in manifest["arrays"].items()}
-    if sum(entry.size for entry in entries.values()) > info.size_bytes:
-        raise ValueError("its arrays are larger than the file")
-    return entries
+def _check_content(fd: int, info: Info, path: Path) -> None:
+    start = userblock.SIZES[info.format]
+    digest = _begun(info, path)
+    for piece in blocks.read(fd, start, info.size_bytes - start):
+        digest.update(piece)
+    _check_digest(digest, info, path)
 
 
-def _entry(raw: dict[str, Any], file_size: int) -> _Entry:
-    shape, offset = tuple(raw["shape"]), raw["offset"]
-    if len(shape) > _RANK_MAX or not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, offset)):
-        raise ValueError("an array has an impossible shape or offset")
-    entry = _Entry(_dtype(raw["dtype"]), shape, offset, str(raw["sha256"]))
-    if offset + entry.size > file_size:
-        raise ValueError("an array ends outside the file")
-    return entry
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if not _is_known(name):
-        raise ValueError(f"unknown dtype {name!r:.40}")
-    if _DTYPE.fullmatch(name):
-        return np.dtype(name)
-    import ml_dtypes  # comes with Keras
-
-    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-    return found
-
-
-def _load(fd: int, entry: _Entry, key: str, path: Path) -> np.ndarray[Any, Any]:
+def _begun(info: Info, path: Path) -> digests.Digest:
     try:
-        array = np.empty(entry.shape, entry.dtype)
+        return digests.new(info.digest.partition(":")[0])
+    except ValueError as error:
+        raise bad(path, f"its header names an {error}") from None
+
+
+def _check_digest(digest: digests.Digest, info: Info, path: Path) -> None:
+    if digest.hexdigest() != info.digest.partition(":")[2]:
+        raise bad(path, "its bytes do not match its digest")
+
+
+def _room(entry: Entry, key: str, path: Path) -> np.ndarray[Any, Any]:
+    try:
+        return np.empty(entry.shape, entry.dtype)
     except ValueError as error:
         raise bad(path, f"array '{key}': {error}") from None
-    data = _bytes_of(array)
-    _read_into(fd, data, entry.offset, path)
-    _check_array(hashlib.sha256(data).hexdigest(), entry, key, path)
-    return array
 
 
-def _check_array(digest: str, entry: _Entry, key: str, path: Path) -> None:
-    if digest != entry.sha256:
+def _load(fd: int, info: Info, arrays: list[tuple[Entry, np.ndarray[Any, Any], str]], path: Path) -> None:
+    """Fill the arrays, in one pass over the file (two in format 1); all digests are checked at its end."""
+    if info.format == 1:
+        for entry, array, key in arrays:
+            data = _bytes_of(array)
+            _read_into(fd, data, entry.offset, path)
+            _check_array(hashlib.sha256(data).hexdigest(), entry, key, path)
+        return
+    arrays = sorted((one for one in arrays if one[0].size), key=lambda one: one[0].offset)
+    digest, position = _begun(info, path), userblock.SIZES[info.format]
+    for entry, array, _ in arrays:
+        for piece in blocks.read(fd, position, entry.offset - position):
+            digest.update(piece)
+        data = _bytes_of(array)
+        _read_into(fd, data, entry.offset, path, digest)
+        position = entry.offset + entry.size
+    for piece in blocks.read(fd, position, info.size_bytes - position):
+        digest.update(piece)
+    _check_digest(digest, info, path)
+
+
+def _check_array(sha256: str, entry: Entry, key: str, path: Path) -> None:
+    if sha256 != entry.sha256:
         raise bad(path, f"array '{key}' does not match its digest")
 
 
-def _read_into(fd: int, view: memoryview, offset: int, path: Path) -> None:
+def _read_into(
+    fd: int, view: memoryview, offset: int, path: Path, digest: digests.Digest | None = None
+) -> None:
     while view:
-        got = os.preadv(fd, [view[:_PIECE]], offset)
+        got = os.preadv(fd, [view[: blocks.PIECE]], offset)
         if got == 0:
             raise bad(path, "it ended while it was being read")
+        if digest is not None:
+            digest.update(view[:got])
         view, offset = view[got:], offset + got
 
 
-def _digest(fd: int, offset: int, size: int, path: Path) -> str:
-    digest, piece = hashlib.sha256(), memoryview(bytearray(min(_PIECE, size)))
-    while size:
-        part = piece[: min(len(piece), size)]
-        _read_into(fd, part, offset, path)
-        digest.update(part)
-        offset, size = offset + len(part), size - len(part)
+def _sha256(fd: int, entry: Entry) -> str:
+    digest = hashlib.sha256()
+    for piece in blocks.read(fd, entry.offset, entry.size):
+        digest.update(piece)
     return digest.hexdigest()

@@ -36,6 +36,18 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[written:]
 
 
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """Write the beginning of `data` at `offset`; return how many bytes that was, at least one.
+
+    Raises:
+        OSError: the write failed, or wrote nothing.
+    """
+    written = os.pwrite(fd, data, offset)
+    if written == 0:
+        raise OSError(f"write of {len(data)} bytes wrote nothing")
+    return written
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -3,7 +3,8 @@
 HDF5's own writing swallows errors (one failed `pwrite` of a chunk, a corrupt file, reported as saved), and
 its in-memory driver holds every array twice more. Here HDF5 writes only its few kilobytes of metadata, into
 memory; each array is contiguous, allocated early and never filled, so that its place is known and its bytes
-go from the array straight to the file, by a checked loop of ours.
+go from the array to the file by a checked loop of ours. A plan once made serves every file of the same names,
+shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 _PAGE = 4096
-_PIECE_MAX = 16 * 1024 * 1024
 _FOREIGN = 2  # numpy's `isbuiltin` of a dtype that another library registered
 
 
@@ -87,14 +87,58 @@ def _spans(offset: int, size: int) -> Iterator[tuple[int, int, int, int]]:
         done += length
 
 
+class Plan:
+    """Where everything lies in an HDF5 file: `pieces` puts the arrays' bytes in."""
+
+    def __init__(self, metadata: Metadata, places: Mapping[str, tuple[int, int]]) -> None:
+        self._metadata = metadata
+        self._places = places
+        self._order = sorted((offset, size, path) for path, (offset, size) in places.items() if size)
+        #: The parts between the arrays, in their order: they are the same in every file of this plan.
+        self._gaps = list(self._between())
+        self.checked = False  #: a file of this plan was opened by HDF5 and looked as it should
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self._metadata.size
+
+    def offset(self, path: str) -> int:
+        """Return where the bytes of the dataset at `path` begin; 0 for one without bytes."""
+        offset, size = self._places[path]
+        return offset if size else 0
+
+    def pieces(self, data: Mapping[str, memoryview]) -> Iterator[bytes | memoryview]:
+        """Yield the file from its start to its end.
+
+        Args:
+            data: path of each dataset -> its bytes; it may be left out where there are none.
+
+        Raises:
+            ValueError: these are not as many bytes as were reserved.
+        """
+        for gap, (_, size, path) in zip(self._gaps, self._order, strict=False):
+            if len(data[path]) != size:
+                raise ValueError(f"{path} has {size} bytes, not {len(data[path])}")
+            yield gap
+            yield data[path]
+        yield self._gaps[-1]
+
+    def _between(self) -> Iterator[bytes]:
+        position = 0
+        for offset, size, _ in self._order:
+            yield self._metadata.at(position, offset - position)
+            position = offset + size
+        yield self._metadata.at(position, self._metadata.size - position)
+
+
 class Layout:
-    """An HDF5 file in the making: add datasets, links and attributes, `close`, then write `pieces()`."""
+    """An HDF5 file in the making: add datasets, links and attributes, then `close`."""
 
     def __init__(self) -> None:
         self._metadata = Metadata()
         self._file = h5py.File(self._metadata, "w")
-        self._data: dict[int, memoryview] = {}
-        self._reserved: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, tuple[int, int]] = {}
 
     def reserve(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Create a contiguous dataset at `path`; return its offset (0 for one without bytes).
@@ -107,17 +151,10 @@ class Layout:
         parent, _, name = path.rpartition("/")
         group = self._file.require_group(parent) if parent else self._file
         dataset = h5d.create(group.id, name.encode(), kind, space, dcpl=_contiguous())
+        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
         offset = dataset.get_offset() or 0
-        self._reserved[path] = (offset, int(np.prod(shape, dtype=object)) * dtype.itemsize)
+        self._places[path] = (offset, size)
         return offset
-
-    def fill(self, path: str, data: memoryview) -> None:
-        """Set the bytes of the dataset that was reserved at `path`."""
-        offset, size = self._reserved[path]
-        if len(data) != size:
-            raise ValueError(f"{path} has {size} bytes, not {len(data)}")
-        if size:
-            self._data[offset] = data
 
     def link(self, path: str, target: str) -> None:
         """Make `path` another name (a hard link) of the dataset at `target`."""
@@ -129,24 +166,10 @@ class Layout:
         for name, text in attributes.items():
             place.attrs[name] = text
 
-    def close(self) -> int:
-        """Finish the metadata; return the size of the whole."""
+    def close(self) -> Plan:
+        """Finish the metadata."""
         self._file.close()
-        return self._metadata.size
-
-    def pieces(self) -> Iterator[bytes | memoryview]:
-        """Yield the file from its start to its end, in bounded pieces."""
-        position = 0
-        for offset, data in sorted(self._data.items(), key=lambda item: item[0]):
-            yield from self._gap(position, offset)
-            for start in range(0, len(data), _PIECE_MAX):
-                yield data[start : start + _PIECE_MAX]
-            position = offset + len(data)
-        yield from self._gap(position, self._metadata.size)
-
-    def _gap(self, start: int, end: int) -> Iterator[bytes]:
-        for offset in range(start, end, _PIECE_MAX):
-            yield self._metadata.at(offset, min(_PIECE_MAX, end - offset))
+        return Plan(self._metadata, self._places)
 
 
 def _contiguous() -> Any:

@@ -1,9 +1,10 @@
-"""The first 512 bytes of a checkpoint: readable with `head -c 512`, and the digest of all the rest.
+"""The beginning of a checkpoint: readable with `head -n 2`, and the digest of all the rest.
 
-HDF5 calls them the user block and skips them. A magic line, a line of JSON, padding, and at their very end
-the sha256 of what precedes: a flipped byte anywhere, also in the padding, is noticed. Standard library only.
+HDF5 calls it the user block and skips it. A magic line, a line of JSON, padding, and at the very end the
+sha256 of what precedes: a flipped byte anywhere, also in the padding, is noticed. Format 1 takes 512 bytes,
+format 2 takes 4096, so that what follows begins with a block of the disk.
 
-By hand: `tail -c +513 FILE | sha256sum` gives the digest that the header names.
+By hand: `tail -c +4097 FILE | xxh128sum` gives the digest that the header of format 2 names.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from typing import Any
 from runner.errors import BadCheckpointError, StorageError
 
 #: The format written here; a higher one is refused.
-FORMAT = 1
-SIZE = 512
+FORMAT = 2
+#: Bytes of the user block, by format.
+SIZES = {1: 512, 2: 4096}
+SIZE = SIZES[FORMAT]
 
 _MAGIC = "training-runner checkpoint "
 _DIGEST_SIZE = 64  # hexadecimal digits, followed by the last newline
-_BODY_SIZE = SIZE - _DIGEST_SIZE - 1
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class Info:
     epoch: int
     created: str
     size_bytes: int  #: of the whole file
-    sha256: str  #: of all that follows the user block
+    digest: str  #: of all that follows the user block, as `storage.digests` spells it
     manifest_offset: int  #: from the start of the file
     manifest_size: int
+    manifest_digest: str = ""  #: none in format 1
     format: int = FORMAT
     metric: str | None = None  #: what a best model was chosen by
     mode: str | None = None  #: "min" or "max"
@@ -43,48 +46,56 @@ class Info:
 
 
 def render(info: Info) -> bytes:
-    """Return the user block.
+    """Return the user block, in the newest format.
 
     Raises:
         StorageError: it does not fit.
     """
     fields = {name: value for name, value in asdict(info).items() if value is not None and name != "format"}
     text = f"{_MAGIC}{info.format}\n{json.dumps(fields, allow_nan=False, separators=(',', ':'))}\n"
-    body = text.encode("ascii")
-    if len(body) >= _BODY_SIZE:
-        raise StorageError(f"a checkpoint's header takes {len(body)} bytes, at most {_BODY_SIZE - 1} fit")
-    body = body.ljust(_BODY_SIZE - 1) + b"\n"
+    body, room = text.encode("ascii"), SIZE - _DIGEST_SIZE - 1
+    if len(body) >= room:
+        raise StorageError(f"a checkpoint's header takes {len(body)} bytes, at most {room - 1} fit")
+    body = body.ljust(room - 1) + b"\n"
     return body + hashlib.sha256(body).hexdigest().encode("ascii") + b"\n"
 
 
-def parse(block: bytes, path: object) -> Info:
-    """Read a user block; `path` is for the message.
+def parse(start: bytes, path: object) -> Info:
+    """Read a user block.
+
+    Args:
+        start: the first bytes of the file, `SIZE` of them where it has so many.
+        path: for the message.
 
     Raises:
         BadCheckpointError: it is damaged, of another format, or no checkpoint's.
     """
-    magic, _, rest = block.partition(b"\n")
+    magic, _, rest = start.partition(b"\n")
     if not magic.startswith(_MAGIC.encode("ascii")):
         raise bad(path, f"its first bytes are not '{_MAGIC}{FORMAT}'")
-    if len(block) != SIZE:
-        raise bad(path, f"it ends within its header of {SIZE} bytes")
-    body, digest = block[:_BODY_SIZE], block[_BODY_SIZE:]
+    version = magic[len(_MAGIC) :].decode("ascii", "replace")
+    size = SIZES[1] if version == "1" else SIZE
+    block = start[:size]
+    if len(block) != size:
+        raise bad(path, f"it ends within its header of {size} bytes")
+    body, digest = block[: size - _DIGEST_SIZE - 1], block[size - _DIGEST_SIZE - 1 :]
     if digest != hashlib.sha256(body).hexdigest().encode("ascii") + b"\n":
         raise bad(path, "its header does not match the header's digest")
-    version = magic[len(_MAGIC) :].decode("ascii", "replace")
-    if version != str(FORMAT):
+    if version not in {str(known) for known in SIZES}:
         raise BadCheckpointError(
-            f"{path}: checkpoint format {version} is not known here (expected {FORMAT}); "
+            f"{path}: checkpoint format {version} is not known here (expected at most {FORMAT}); "
             "use the runner that wrote it, or a newer one"
         )
-    return _info(rest.partition(b"\n")[0], path)
+    return _info(rest.partition(b"\n")[0], int(version), path)
 
 
-def _info(line: bytes, path: object) -> Info:
+def _info(line: bytes, version: int, path: object) -> Info:
     try:
         fields = json.loads(line)
-        info = Info(**fields)
-    except (ValueError, TypeError, RecursionError) as error:
+        if version == 1:
+            fields["digest"] = f"sha256:{fields.pop('sha256')}"
+        info = Info(**fields, format=version)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise bad(path, f"its header cannot be read ({error})") from None
     for problem in _problems(info):
         raise bad(path, f"its header says {problem}")
@@ -96,7 +107,8 @@ def _problems(info: Info) -> list[str]:
     found = [f"{name} = {getattr(info, name)!r}" for name in numbers if not _is_count(getattr(info, name))]
     texts = {
         "created": info.created,
-        "sha256": info.sha256,
+        "digest": info.digest,
+        "manifest_digest": info.manifest_digest,
         "metric": info.metric or "",
         "mode": info.mode or "",
     }

@@ -15,7 +15,6 @@ Limits: writing a best model pauses training, as Keras's own callback does. What
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import re
@@ -30,7 +29,7 @@ from runner.core import best as rules
 from runner.core.best import Best, Monitor, Refusal
 from runner.core.spec import CheckpointSpec, Mode
 from runner.errors import BadCheckpointError, StorageError
-from runner.storage import checkpoint, durable
+from runner.storage import checkpoint, digests, durable
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training import whole
@@ -58,7 +57,7 @@ _FAILURES = (
 @dataclass(frozen=True)
 class _Committed:
     best: Best
-    sha256: str  #: of the model's whole file
+    digest: str  #: of the model, see `_digest`
 
 
 class BestKeeper:
@@ -147,7 +146,7 @@ class BestKeeper:
         record = {
             "version": VERSION,
             **_identity(best),
-            "sha256": _sha256(path),
+            "digest": _digest(path),
             "size_bytes": path.stat().st_size,
         }
         durable.write(self._paths.best / RECORD, (json.dumps(record, indent=1) + "\n").encode())
@@ -184,7 +183,7 @@ class BestKeeper:
         try:
             with path.open("rb") as file:
                 raw = json.loads(file.read(_RECORD_BYTES_MAX))
-            return _Committed(_best_from(raw), str(raw["sha256"]))
+            return _Committed(_best_from(raw), str(raw["digest"]))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -197,8 +196,10 @@ class BestKeeper:
     def _intact(self, committed: _Committed) -> bool:
         path = self._paths.best / committed.best.file
         try:
-            if _sha256(path) == committed.sha256:
+            if _verified_digest(path) == committed.digest:
                 return True
+        except BadCheckpointError:
+            pass
         except FileNotFoundError:
             self._tell(
                 {"event": "warning", "message": f"{path} is gone; the next best model takes its place"}
@@ -327,9 +328,18 @@ def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: Path) -> str:
+    """Return the digest of a model that was just written: of weights what the header names."""
+    if path.name.endswith(whole.SUFFIX):
+        return digests.of_file(path, "sha256")
+    return checkpoint.describe(path).digest
+
+
+def _verified_digest(path: Path) -> str:
+    """Return the same for a file that was found; weights are checked against it."""
+    if path.name.endswith(whole.SUFFIX):
+        return digests.of_file(path, "sha256")
+    return checkpoint.verify(path, hdf5=False).digest
 
 
 def _now() -> str:

@@ -9,20 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import xxhash
 
 from runner.errors import BadCheckpointError, StorageError
-from runner.storage import checkpoint, hdf5layout, userblock
+from runner.storage import blocks, checkpoint, digests, hdf5layout, userblock
 from runner.storage.checkpoint import Snapshot
 from tests.storage.snapshots import CREATED, assert_same, every_kind, small
 
-FROZEN = Path(__file__).parents[1] / "data" / "checkpoint.v1.weights.h5"
+DATA = Path(__file__).parents[1] / "data"
+FORMATS = (1, 2)
 
 
 @pytest.fixture
@@ -54,19 +56,26 @@ def test_equal_snapshots_make_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_frozen_file_of_format_1_is_read_for_ever() -> None:
-    info = checkpoint.verify(FROZEN)
-    assert (info.step, info.epoch, info.format, info.created) == (12, 3, 1, CREATED)
-    assert_same(checkpoint.read(FROZEN), small())
+@pytest.mark.parametrize("version", FORMATS)
+def test_a_frozen_file_of_each_format_is_read_for_ever(version: int) -> None:
+    frozen = DATA / f"checkpoint.v{version}.weights.h5"
+    info = checkpoint.verify(frozen)
+    assert (info.step, info.epoch, info.format, info.created) == (12, 3, version, CREATED)
+    assert checkpoint.describe(frozen) == info
+    assert_same(checkpoint.read(frozen), small())
+
+
+def test_the_newest_format_is_frozen() -> None:
+    assert max(FORMATS) == checkpoint.FORMAT
 
 
 def test_a_person_can_read_the_header_and_check_the_digest(path: Path) -> None:
     best = {"metric": "val_loss", "mode": "min", "value": 0.25}
     checkpoint.write(path, replace(small(), state={"best": best}), created=CREATED)
-    magic, line = path.read_bytes()[:512].decode("ascii").splitlines()[:2]
-    assert magic == "training-runner checkpoint 1"
+    magic, line = path.read_bytes()[:4096].decode("ascii").splitlines()[:2]
+    assert magic == "training-runner checkpoint 2"
     header = json.loads(line)
-    assert header["sha256"] == hashlib.sha256(path.read_bytes()[512:]).hexdigest()
+    assert header["digest"] == f"xxh3_128:{xxhash.xxh3_128_hexdigest(path.read_bytes()[4096:])}"
     assert (header["step"], header["epoch"], header["created"]) == (12, 3, CREATED)
     info = checkpoint.describe(path)
     assert (info.metric, info.mode, info.value) == ("val_loss", "min", 0.25)
@@ -128,42 +137,127 @@ def test_what_cannot_be_stored_is_said_and_the_old_file_stays(path: Path, snapsh
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_array_that_changes_while_it_is_saved_is_noticed(
+def test_what_is_written_one_after_the_other_is_told_apart(tmp_path: Path) -> None:
+    """Plans of files are kept: a manifest that grows, other arrays, other names, and the first ones again."""
+    grown = replace(small(), state={"history": list(range(2000))})
+    given = [
+        small(),
+        replace(small(13), state={}),
+        grown,
+        replace(small(), arrays={**small().arrays, "variables/1": np.zeros(2, ">i8")}),
+        replace(small(), arrays={**small().arrays, "variables/0": np.zeros((3, 2), np.float32)}),
+        replace(small(), links={}),
+        replace(small(), attributes={}),
+        *(Snapshot(n, n, {}, {str(n): np.ones(n)}) for n in range(20)),
+        small(14),
+        grown,
+    ]
+    for number, snapshot in enumerate(given):
+        checkpoint.write(tmp_path / str(number), snapshot, created=CREATED)
+    for number, snapshot in enumerate(given):
+        checkpoint.verify(tmp_path / str(number))
+        assert_same(checkpoint.read(tmp_path / str(number)), snapshot)
+
+
+LARGE = {
+    "whole blocks": {"a": np.arange(3 << 20), "b": np.arange(1 << 10)},
+    "odd sizes": {"a": np.arange(9_000_001, dtype=np.uint8), "b": np.arange(5), "c": np.arange(3_000_001.0)},
+    "one large array": {"a": np.random.default_rng(1).random(4_000_003)},
+}
+
+
+@pytest.mark.parametrize("arrays", LARGE.values(), ids=LARGE)
+def test_large_files_pass_the_page_cache_by(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    snapshot = replace(small(), arrays={**small().arrays, **arrays})
+    size = checkpoint.write(path, snapshot, created=CREATED)
+    assert size == path.stat().st_size > blocks.DIRECT_BYTES_MIN
+    assert_same(checkpoint.read(path), snapshot)
+    with h5py.File(path) as file:
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(file[f"runner/arrays/{key}"][()], array)
+    for offset in (4095, 4096, size // 2, size - 1):
+        data = bytearray(path.read_bytes())
+        data[offset] ^= 1
+        (damaged := path.with_name("damaged")).write_bytes(data)
+        for use in (checkpoint.read, checkpoint.verify):
+            with pytest.raises(BadCheckpointError):
+                use(damaged)
+
+
+def test_where_the_file_system_has_no_direct_io_large_files_are_written_all_the_same(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot = small()
-    lay_out = checkpoint._lay_out
-
-    def then_train_on(*args: Any) -> Any:
-        laid_out = lay_out(*args)
-        snapshot.arrays["variables/0"][0, 0] = 99.0
-        return laid_out
-
-    monkeypatch.setattr(checkpoint, "_lay_out", then_train_on)
-    with pytest.raises(BadCheckpointError, match="'variables/0' does not match"):
+    snapshot = replace(small(), arrays={**small().arrays, **LARGE["odd sizes"]})
+    checkpoint.write(path, snapshot, created=CREATED)
+    expected = path.read_bytes()
+    monkeypatch.setattr(blocks, "_aligned", lambda _size: memoryview(bytearray(blocks.PIECE + 1))[1:])
+    for _ in range(2):  # the calls are refused, for memory that is not aligned; then the flag is
         checkpoint.write(path, snapshot, created=CREATED)
-    assert list(path.parent.iterdir()) == []
+        assert path.read_bytes() == expected
+        assert_same(checkpoint.read(path), snapshot)
+        monkeypatch.setattr(blocks, "_set_direct", lambda _fd, **_: False)
+
+
+def test_without_xxhash_the_digest_is_sha256_and_xxh3_is_asked_for(path: Path) -> None:
+    checkpoint.write(path, small(), created=CREATED)
+    code = """
+import sys
+sys.modules["xxhash"] = None
+from pathlib import Path
+from runner.errors import BadCheckpointError, StorageError
+from runner.storage import checkpoint
+from tests.storage.snapshots import CREATED, assert_same, small
+path = Path(sys.argv[1])
+try:
+    checkpoint.read(path)
+except BadCheckpointError as error:
+    sys.exit(f"called damaged: {error}")
+except StorageError as error:
+    print(error)
+checkpoint.write(path, small(), created=CREATED)
+assert_same(checkpoint.read(path), small())
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert "needs the package xxhash" in done.stdout
+    info = checkpoint.verify(path)
+    assert info.digest == f"sha256:{hashlib.sha256(path.read_bytes()[4096:]).hexdigest()}"
+    assert_same(checkpoint.read(path), small())
 
 
 # Hostile files: every digest is right, what they say is not.
 
 
-def forge(path: Path, change: Callable[[dict[str, Any]], object], **header: Any) -> None:
+def forge(
+    path: Path, change: Callable[[dict[str, Any]], object], version: int = checkpoint.FORMAT, **header: Any
+) -> None:
     """Write a checkpoint whose manifest (or header) was changed, with all digests made right again."""
-    checkpoint.write(path, small(), created=CREATED)
-    info = checkpoint.describe(path)
-    data = path.read_bytes()
+    data = (DATA / f"checkpoint.v{version}.weights.h5").read_bytes()
+    info = userblock.parse(data[:4096], path)
+    start, algorithm = userblock.SIZES[version], info.digest.partition(":")[0]
     manifest = json.loads(data[info.manifest_offset : info.manifest_offset + info.manifest_size])
     text = change(manifest)
     new = text if isinstance(text, bytes) else json.dumps(manifest).encode()
-    rest = data[512:] + new
+    rest = data[start:] + new
     fields = {
-        "size_bytes": 512 + len(rest),
-        "sha256": hashlib.sha256(rest).hexdigest(),
+        "size_bytes": start + len(rest),
+        "digest": digests.of(rest, algorithm),
         "manifest_offset": len(data),
         "manifest_size": len(new),
+        "manifest_digest": digests.of(new, algorithm),
     } | header
-    path.write_bytes(userblock.render(replace(info, **fields)) + rest)
+    info = replace(info, **fields)
+    path.write_bytes((render_1(info) if version == 1 else userblock.render(info)) + rest)
+
+
+def render_1(info: userblock.Info) -> bytes:
+    """Return a user block as format 1 had it."""
+    fields = {name: value for name, value in asdict(info).items() if value is not None}
+    if isinstance(info.manifest_digest, str):  # it had none: only a forged one is kept
+        del fields["manifest_digest"]
+    del fields["format"]
+    fields["sha256"] = fields.pop("digest").removeprefix("sha256:")
+    body = f"training-runner checkpoint 1\n{json.dumps(fields)}\n".encode().ljust(446) + b"\n"
+    return body + hashlib.sha256(body).hexdigest().encode() + b"\n"
 
 
 def entry(key: str, value: object) -> Callable[[dict[str, Any]], object]:
@@ -188,8 +282,6 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "records": entry("dtype", [["x", "<f4"]]),
     "a module's attribute": entry("dtype", "finfo"),
     "a foreign type that is none": entry("dtype", "float8_nonsense"),
-    "another digest": entry("sha256", "0" * 64),
-    "a digest of another type": entry("sha256", None),
     "many names of the same bytes": lambda m: m["arrays"].update(
         {str(n): {"dtype": "|u1", "shape": [9000], "offset": 512, "sha256": ""} for n in range(200)}
     ),
@@ -199,7 +291,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "arrays that are no objects": lambda m: m.update(arrays={"a": 1}),
     "a state that is no object": lambda m: m.update(state=[]),
     "another step": lambda m: m.update(step=13),
-    "another version": lambda m: m.update(version=2),
+    "another version": lambda m: m.update(version=3),
     "no arrays": lambda m: m.pop("arrays"),
     "a list": lambda _: b"[]",
     "no JSON": lambda _: b"\x80\x04\x95 pickle",
@@ -208,9 +300,25 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_manifest_is_refused(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    forge(path, change)
+HOSTILE_FORMAT_1 = {
+    "another digest": entry("sha256", "0" * 64),
+    "a digest of another type": entry("sha256", None),
+    "no digest": lambda m: m["arrays"]["variables/0"].pop("sha256"),
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "change"),
+    [
+        *((version, change) for version in FORMATS for change in HOSTILE.values()),
+        *((1, change) for change in HOSTILE_FORMAT_1.values()),
+    ],
+    ids=[*(f"{version} {name}" for version in FORMATS for name in HOSTILE), *HOSTILE_FORMAT_1],
+)
+def test_a_hostile_manifest_is_refused(
+    path: Path, version: int, change: Callable[[dict[str, Any]], object]
+) -> None:
+    forge(path, change, version)
     for use in (checkpoint.read, checkpoint.verify):
         with pytest.raises(BadCheckpointError) as caught:
             use(path)
@@ -231,11 +339,22 @@ def test_a_hostile_manifest_is_refused(path: Path, change: Callable[[dict[str, A
         {"metric": 7},
         {"value": "0.5"},
         {"created": 5},
+        {"manifest_digest": 5},
     ],
 )
-def test_a_hostile_header_is_refused(path: Path, header: dict[str, Any]) -> None:
-    forge(path, lambda _: None, **header)
+@pytest.mark.parametrize("version", FORMATS)
+def test_a_hostile_header_is_refused(path: Path, version: int, header: dict[str, Any]) -> None:
+    forge(path, lambda _: None, version, **header)
     for use in (checkpoint.read, checkpoint.verify, checkpoint.describe):
+        with pytest.raises(BadCheckpointError):
+            use(path)
+
+
+@pytest.mark.parametrize("field", ["digest", "manifest_digest"])
+@pytest.mark.parametrize("digest", ["xxh3_128:00", "xxh3_128:", "sha256:00", "md5:d41d8cd9", "", "00"])
+def test_another_digest_is_noticed(path: Path, field: str, digest: str) -> None:
+    forge(path, lambda _: None, **{field: digest})
+    for use in (checkpoint.read, checkpoint.verify):
         with pytest.raises(BadCheckpointError):
             use(path)
 
@@ -248,9 +367,9 @@ def test_a_manifest_that_hdf5_contradicts_is_noticed(path: Path) -> None:
 
 def test_a_newer_format_is_named(path: Path) -> None:
     checkpoint.write(path, small(), created=CREATED)
-    info = replace(checkpoint.describe(path), format=2)
-    path.write_bytes(userblock.render(info) + path.read_bytes()[512:])
-    with pytest.raises(BadCheckpointError, match="format 2 is not known here"):
+    info = replace(checkpoint.describe(path), format=3)
+    path.write_bytes(userblock.render(info) + path.read_bytes()[4096:])
+    with pytest.raises(BadCheckpointError, match="format 3 is not known here"):
         checkpoint.read(path)
 
 
