@@ -1,0 +1,318 @@
+"""Snapshots in shared memory, which outlive the process that took them.
+
+One memory file (memfd_create(2)) is shared by whoever holds its descriptor. Its first page says what lies
+where; behind it are a few slots, each with room for a whole snapshot: the arrays, then the manifest. To fill
+a slot its record is opened with a new number, the contents are put in, and the record is committed with the
+same number. A process that is killed meanwhile leaves that slot incomplete and the others as they were.
+
+Promises:
+
+- What `newest` returns was committed, whole; `digested` and `intact` tell whether it still is.
+- `Slots.lend` never gives out the newest slot of a kind, nor one that is marked as busy.
+
+Limits: one process fills, and nothing here survives a reboot. A process gone wild may write into memory that
+it has mapped: therefore another one notes a digest of what was committed, soon after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import math
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runner.storage import digests, manifest
+from runner.storage.checkpoint import Snapshot
+from runner.storage.userblock import Info
+
+#: One is the newest, one is being filled, one is being written to the disk or waits for it.
+COUNT = 3
+
+_MAGIC = b"runner snapshots 1\n"
+_PAGE = mmap.PAGESIZE
+_FIRST = 256  # where the first record begins in the page
+_RECORD_SIZE = 256
+_ALIGNED = 64
+_REST = 64 * 1024  # of a slot, beside the arrays that were announced
+_SLACK_MAX = 4 * 1024 * 1024  # a quarter more, at most so much, for what grows
+_MADV_POPULATE_WRITE = 23  # madvise(2), Linux 5.14
+_FALLOC_FREE = 0x1 | 0x2  # fallocate(2): FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class Kind(enum.IntEnum):
+    """What a slot holds."""
+
+    NOTHING = 0
+    SNAPSHOT = 1
+    BEST = 2  #: a best model that is not on the disk yet
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot's record."""
+
+    index: int
+    begun: int  #: the number it was opened with
+    committed: int  #: the number it was committed with; the same: it is whole
+    kind: Kind
+    offset: int  #: where its contents begin in the memory file
+    capacity: int
+    size: int  #: bytes of the contents, the manifest included
+    text_size: int  #: of these the manifest's, at their end
+    step: int
+    epoch: int
+    digested: int  #: the number whose digest was noted
+    digest: bytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was committed."""
+        return self.begun == self.committed != 0 and self.kind is not Kind.NOTHING
+
+
+#: field -> its place in the record; every one is a signed or unsigned 64-bit number, but for the digest
+_PLACES = {
+    name: 8 * number
+    for number, name in enumerate(
+        ["begun", "committed", "kind", "offset", "capacity", "size", "text_size", "step", "epoch", "digested"]
+    )
+}
+_DIGEST_AT = 8 * len(_PLACES)
+_DIGEST_SIZE = 16
+_NUMBER = struct.Struct("=q")
+
+
+def create() -> int:
+    """Return the descriptor of a new, empty memory file, not inherited by children.
+
+    Raises:
+        OSError: the kernel gives none.
+    """
+    fd = os.memfd_create("runner-snapshots", os.MFD_CLOEXEC)
+    os.truncate(fd, _PAGE)
+    os.pwrite(fd, _MAGIC, 0)
+    return fd
+
+
+class Slots:
+    """The slots of one memory file, for the process that fills them and for those that read them."""
+
+    def __init__(self, fd: int):
+        """Map a memory file.
+
+        Args:
+            fd: of the file; not closed here.
+
+        Raises:
+            ValueError: it is none of these.
+            OSError: it cannot be mapped.
+        """
+        if os.pread(fd, len(_MAGIC), 0) != _MAGIC:
+            raise ValueError(f"descriptor {fd} is no memory for snapshots")
+        self._fd = fd
+        self._page = mmap.mmap(fd, _PAGE)
+        self._maps: dict[tuple[int, int], np.ndarray[Any, Any]] = {}
+        self._lent: Slot | None = None
+        self._used = 0  # bytes of the lent slot that have been given out
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def all(self) -> list[Slot]:
+        """Return every slot's record, as it is now."""
+        return [self._record(index) for index in range(COUNT)]
+
+    def newest(self, kind: Kind) -> list[Slot]:
+        """Return the whole slots of a kind, the newest first."""
+        found = [slot for slot in self.all() if slot.whole and slot.kind is kind]
+        return sorted(found, key=lambda slot: -slot.committed)
+
+    def snapshot(self, slot: Slot) -> Snapshot:
+        """Return what a slot holds; the arrays lie in the slot itself, and are good until it is lent again.
+
+        Raises:
+            ValueError: its contents are not what they should be.
+        """
+        memory = self._memory(slot)
+        text = memory[slot.size - slot.text_size : slot.size].tobytes()
+        info = Info(slot.step, slot.epoch, "", slot.size, "", slot.size - slot.text_size, slot.text_size)
+        try:
+            told, entries = manifest.parse(text, info)
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"the manifest in memory cannot be understood ({error})") from None
+        arrays = {
+            key: memory[entry.offset : entry.offset + entry.size].view(entry.dtype).reshape(entry.shape)
+            for key, entry in entries.items()
+        }
+        return Snapshot(told["step"], told["epoch"], told["state"], arrays, told["links"], told["attributes"])
+
+    def note_digest(self, slot: Slot) -> bool:
+        """Digest what was committed; False where the slot is no longer that."""
+        digest = self._digest(slot)
+        if self._record(slot.index).begun != slot.committed:
+            return False
+        at = self._at(slot.index, _DIGEST_AT)
+        self._page[at : at + _DIGEST_SIZE] = digest
+        self._set(slot.index, digested=slot.committed)
+        return True
+
+    def intact(self, slot: Slot) -> bool:
+        """Tell whether a slot still is what was digested; so it is where nobody has digested it."""
+        return slot.digested != slot.committed or self._digest(slot) == slot.digest
+
+    def drop(self, slot: Slot) -> None:
+        """Forget what a slot holds."""
+        self._set(slot.index, kind=Kind.NOTHING)
+
+    # -- filling --------------------------------------------------------------------------------------------
+
+    def lend(self, size: int, busy: frozenset[int] = frozenset()) -> bool:
+        """Open a slot that is free for contents of about `size` bytes; False where none is.
+
+        What was lent before and not committed is given up.
+
+        Args:
+            size: of the arrays; some more is added for what grows.
+            busy: the numbers of slots that somebody reads.
+
+        Raises:
+            OSError: there is no memory.
+        """
+        self._lent = None
+        kept = {found[0].index for kind in (Kind.SNAPSHOT, Kind.BEST) if (found := self.newest(kind))}
+        free = [s for s in self.all() if s.index not in kept and not (s.whole and s.committed in busy)]
+        if not free:
+            return False
+        roomy = [slot for slot in free if slot.capacity >= size + _REST]
+        slot = roomy[0] if roomy else max(free, key=lambda slot: slot.capacity)
+        number = 1 + max(max(one.begun, one.committed) for one in self.all())
+        self._set(slot.index, begun=number)
+        if not roomy:
+            self._enlarge(slot, size + _REST + min(size // 4, _SLACK_MAX))
+        self._lent, self._used = self._record(slot.index), 0
+        return True
+
+    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """Return an array in the lent slot, to be filled.
+
+        Raises:
+            MemoryError: it does not fit.
+        """
+        assert self._lent is not None
+        size = math.prod(shape) * dtype.itemsize
+        begin = -(-self._used // _ALIGNED) * _ALIGNED
+        if begin + size > self._lent.capacity:
+            raise MemoryError(f"{begin + size} bytes do not fit into a slot of {self._lent.capacity}")
+        self._used = begin + size
+        array: np.ndarray[Any, Any] = (
+            self._memory(self._lent)[begin : begin + size].view(dtype).reshape(shape)
+        )
+        return array
+
+    def commit(self, snapshot: Snapshot, kind: Kind) -> Slot:
+        """Fill the lent slot: with the arrays that do not lie in it yet, and the manifest.
+
+        Raises:
+            MemoryError: it does not fit.
+            ValueError, TypeError, RecursionError: it cannot be told in JSON.
+        """
+        assert self._lent is not None
+        lent, arrays, offsets = self._lent, {}, {}
+        base = self._memory(lent).__array_interface__["data"][0]
+        for key, given in snapshot.arrays.items():
+            array = np.asarray(given, order="C")
+            begin = array.__array_interface__["data"][0] - base
+            if array.size and not 0 <= begin < lent.capacity:
+                copy = self.room(array.shape, array.dtype)
+                np.copyto(copy, array)
+                begin = copy.__array_interface__["data"][0] - base
+            arrays[key], offsets[key] = array, begin if array.size else 0
+        text = manifest.render(snapshot, "", arrays, offsets)
+        place = self.room((len(text),), np.dtype(np.uint8))
+        place[:] = np.frombuffer(text, np.uint8)
+        self._set(
+            lent.index,
+            kind=kind,
+            size=self._used,
+            text_size=len(text),
+            step=snapshot.step,
+            epoch=snapshot.epoch,
+        )
+        self._set(lent.index, committed=lent.begun)
+        self._lent = None
+        return self._record(lent.index)
+
+    def close(self) -> None:
+        """Unmap what no array needs any more."""
+        self._maps.clear()
+
+    # -- within ---------------------------------------------------------------------------------------------
+
+    def _enlarge(self, slot: Slot, size: int) -> None:
+        """Give a slot other room, at the end of the file, and the memory of its former back."""
+        self._maps.pop((slot.offset, slot.capacity), None)
+        if slot.capacity:
+            _libc.fallocate(self._fd, _FALLOC_FREE, slot.offset, slot.capacity)
+        capacity = -(-size // _PAGE) * _PAGE
+        offset = os.fstat(self._fd).st_size
+        os.truncate(self._fd, offset + capacity)
+        self._set(slot.index, kind=Kind.NOTHING, offset=offset, capacity=capacity)
+        _populate(self._memory(self._record(slot.index)))
+
+    def _memory(self, slot: Slot) -> np.ndarray[Any, Any]:
+        """Return the slot's bytes."""
+        place = slot.offset, slot.capacity
+        if place not in self._maps:
+            if slot.offset + slot.capacity > os.fstat(self._fd).st_size:
+                raise ValueError("a slot ends outside the memory")
+            self._maps[place] = np.frombuffer(
+                mmap.mmap(self._fd, slot.capacity, offset=slot.offset), dtype=np.uint8
+            )
+        return self._maps[place]
+
+    def _digest(self, slot: Slot) -> bytes:
+        digest = digests.new()
+        digest.update(self._memory(slot)[: slot.size].data)
+        return bytes.fromhex(digest.hexdigest())[:_DIGEST_SIZE]
+
+    def _at(self, index: int, place: int) -> int:
+        return _FIRST + index * _RECORD_SIZE + place
+
+    def _record(self, index: int) -> Slot:
+        values = {
+            name: _NUMBER.unpack_from(self._page, self._at(index, place))[0]
+            for name, place in _PLACES.items()
+        }
+        at = self._at(index, _DIGEST_AT)
+        kind = Kind.NOTHING
+        with contextlib.suppress(ValueError):
+            kind = Kind(values.pop("kind"))
+        return Slot(index=index, kind=kind, digest=self._page[at : at + _DIGEST_SIZE], **values)
+
+    def _set(self, index: int, **values: int) -> None:
+        for name, value in values.items():
+            _NUMBER.pack_into(self._page, self._at(index, _PLACES[name]), value)
+
+
+def _populate(memory: np.ndarray[Any, Any]) -> None:
+    """Have the pages there before they are needed: the first touch of a page costs more than its copying.
+
+    Raises:
+        OSError: there is no memory for them.
+    """
+    address = memory.__array_interface__["data"][0]
+    if _libc.madvise(address, memory.size, _MADV_POPULATE_WRITE) != 0:
+        problem = ctypes.get_errno()
+        if problem != 22:  # EINVAL: an older kernel
+            raise OSError(problem, os.strerror(problem))
+        memory[::_PAGE] = 0
