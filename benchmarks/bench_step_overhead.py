@@ -3,20 +3,20 @@
     python benchmarks/bench_step_overhead.py [--pairs 10] [--script digits|half-ms|20-ms ...] [--control]
 
 "digits" is the job that is shipped, as it is; "half-ms" and "20-ms" are dense models with steps of about that
-length. The script runs in the worker; its `fit` is called again and again, by turns past the instrumentation
-and through it (default cadence, best model kept afresh each time), and the time from the second epoch's
-beginning to the last's is taken, less the first step of each epoch: there TensorFlow starts its reading
-threads, and waits a tenth of a second or does not. Two processes with the same work differ by a tenth in
-speed, for as long as they live; within one, and by turns, what is left is the runner's own. With `--control`
-both are plain: what comes out then is what the machine makes of equals.
+length. The script runs in the worker, under a shim and with a keeper beside it; its `fit` is called again and
+again, by turns past the instrumentation and through it (default cadence, best model kept afresh each time),
+and the time from the second epoch's beginning to the last's is taken, less the first step of each epoch: there
+TensorFlow starts its reading threads, and waits a tenth of a second or does not. Two processes with the same
+work differ by a tenth in speed, for as long as they live; within one, and by turns, what is left is the
+runner's own. With `--control` both are plain: what comes out then is what the machine makes of equals.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,7 +24,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BOOTSTRAP = ROOT / "runner" / "training" / "bootstrap.py"
+BOOTSTRAP, KEEPER = (ROOT / "runner" / "training" / name for name in ("bootstrap.py", "keeper.py"))
+SHIM = ROOT / "runner" / "supervisor" / "shim.py"
 DENSE = """
 import keras
 import numpy as np
@@ -101,8 +102,14 @@ def durations_s(root: Path, name: str, pairs: int, *, control: bool) -> list[flo
         folder.mkdir(parents=True)
     (job / "script.py").write_text(text or (ROOT / "jobs" / name / "train.py").read_text())
     (job / "train.py").write_text(DRIVER.replace("PAIRS", str(pairs)).replace("CONTROL", str(control)))
+    environ = {
+        "TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "",
+        "RUNNER_STATE": str(state), "RUNNER_ATTEMPT": "1", "RUNNER_JOB": "j", "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
     launch = {
         "version": 1, "job": "j", "attempt": 1, "state": str(state), "cwd": str(job), "grace_s": 30.0,
+        "argv": [sys.executable, str(BOOTSTRAP)], "keeper": [sys.executable, "-I", str(KEEPER)],
+        "env": environ,
         "seed": 1, "threads": 1, "entry": "train.py", "args": args, "from": None,
         "checkpoint": {
             "every": {"unit": "auto", "count": 0.0}, "keep": 3, "monitor": None, "mode": "auto",
@@ -110,16 +117,13 @@ def durations_s(root: Path, name: str, pairs: int, *, control: bool) -> list[flo
         },
     }  # fmt: skip
     (attempt / "launch.json").write_text(json.dumps(launch))
-    environ = {
-        **os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "",
-        "RUNNER_STATE": str(state), "RUNNER_ATTEMPT": "1", "RUNNER_JOB": "j", "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(BOOTSTRAP)], cwd=job, env=environ, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"the script failed ({done.returncode}):\n{done.stderr}")
-    return [float(took) for took in _LINE.findall(done.stdout)[2:]]  # the first two trace
+    # The shim holds the job's lock, inherited as descriptor 3.
+    words = shlex.join([sys.executable, "-I", "-S", str(SHIM), str(attempt)])
+    subprocess.run(["bash", "-c", f"exec 3>{shlex.quote(str(state / '.lock'))}; exec {words}"], check=True)
+    outcome, log = json.loads((attempt / "outcome.json").read_text()), (attempt / "log").read_text()
+    if outcome["exit_code"] != 0:
+        sys.exit(f"the script failed ({outcome}):\n{log}")
+    return [float(took) for took in _LINE.findall(log)[2:]]  # the first two trace
 
 
 def measure(name: str, pairs: int, *, control: bool) -> None:

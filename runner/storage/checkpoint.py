@@ -301,7 +301,7 @@ def _manifest(fd: int, info: Info, path: Path) -> tuple[dict[str, Any], dict[str
     text = bytearray(info.manifest_size)
     _read_into(fd, memoryview(text), info.manifest_offset, path)
     try:
-        algorithm = info.manifest_digest.partition(":")[0]
+        algorithm = info.manifest_digest.partition(":")[0] or "none"
         if info.format > 1 and digests.of(bytes(text), algorithm) != info.manifest_digest:
             raise bad(path, "its manifest does not match its digest")
         return manifest.parse(text, info)
@@ -319,7 +319,7 @@ def _check_content(fd: int, info: Info, path: Path) -> None:
 
 def _begun(info: Info, path: Path) -> digests.Digest:
     try:
-        return digests.new(info.digest.partition(":")[0])
+        return digests.new(info.digest.partition(":")[0] or "none")
     except ValueError as error:
         raise bad(path, f"its header names an {error}") from None
 

@@ -19,11 +19,10 @@ try:
     import xxhash
 except ImportError:
     _ALGORITHMS: dict[str, Callable[[], Any] | None] = {"xxh3_128": None, "sha256": hashlib.sha256}
-    #: What new files are digested with.
-    PREFERRED = "sha256"
+    _preferred = "sha256"
 else:
     _ALGORITHMS = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
-    PREFERRED = "xxh3_128"
+    _preferred = "xxh3_128"
 
 _PIECE = 1 << 20
 
@@ -38,13 +37,30 @@ class Digest(Protocol):
         """Return the digest of all bytes so far."""
 
 
-def new(algorithm: str = PREFERRED) -> Digest:
-    """Begin a digest.
+def preferred() -> str:
+    """Return what new files are digested with."""
+    return _preferred
+
+
+def prefer(algorithm: str) -> None:
+    """Digest new files in another way, for a reader that has no other.
+
+    Raises:
+        ValueError, StorageError: as `new`.
+    """
+    global _preferred
+    new(algorithm)
+    _preferred = algorithm
+
+
+def new(algorithm: str = "") -> Digest:
+    """Begin a digest, of the preferred algorithm where none is named.
 
     Raises:
         ValueError: no such algorithm is known.
         StorageError: it is known, and not installed.
     """
+    algorithm = algorithm or _preferred
     if algorithm not in _ALGORITHMS:
         raise ValueError(f"unknown digest {algorithm!r:.40}")
     make = _ALGORITHMS[algorithm]
@@ -54,19 +70,19 @@ def new(algorithm: str = PREFERRED) -> Digest:
     return digest
 
 
-def text(digest: Digest, algorithm: str = PREFERRED) -> str:
+def text(digest: Digest, algorithm: str = "") -> str:
     """Return a digest as text."""
-    return f"{algorithm}:{digest.hexdigest()}"
+    return f"{algorithm or _preferred}:{digest.hexdigest()}"
 
 
-def of(data: bytes | memoryview, algorithm: str = PREFERRED) -> str:
+def of(data: bytes | memoryview, algorithm: str = "") -> str:
     """Return the digest of bytes, as text."""
     digest = new(algorithm)
     digest.update(data)
     return text(digest, algorithm)
 
 
-def of_file(path: Path, algorithm: str = PREFERRED) -> str:
+def of_file(path: Path, algorithm: str = "") -> str:
     """Return the digest of a file's bytes, as text.
 
     Raises:

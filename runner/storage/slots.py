@@ -8,7 +8,7 @@ same number. A process that is killed meanwhile leaves that slot incomplete and 
 Promises:
 
 - What `newest` returns was committed, whole; `digested` and `intact` tell whether it still is.
-- `Slots.lend` never gives out the newest slot of a kind, nor one that is marked as busy.
+- `Slots.lend` never gives out the newest slot of a kind, nor one of which this process has arrays.
 
 Limits: one process fills, and nothing here survives a reboot. A process gone wild may write into memory that
 it has mapped: therefore another one notes a digest of what was committed, soon after.
@@ -16,13 +16,13 @@ it has mapped: therefore another one notes a digest of what was committed, soon 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import enum
 import math
 import mmap
 import os
 import struct
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,12 @@ import numpy as np
 
 from runner.storage import digests, manifest
 from runner.storage.checkpoint import Snapshot
+from runner.storage.memory import MAGIC
 from runner.storage.userblock import Info
 
 #: One is the newest, one is being filled, one is being written to the disk or waits for it.
 COUNT = 3
 
-_MAGIC = b"runner snapshots 1\n"
 _PAGE = mmap.PAGESIZE
 _FIRST = 256  # where the first record begins in the page
 _RECORD_SIZE = 256
@@ -56,6 +56,9 @@ class Kind(enum.IntEnum):
     NOTHING = 0
     SNAPSHOT = 1
     BEST = 2  #: a best model that is not on the disk yet
+
+
+_KINDS = {kind.value: kind for kind in Kind}
 
 
 @dataclass(frozen=True)
@@ -81,28 +84,24 @@ class Slot:
         return self.begun == self.committed != 0 and self.kind is not Kind.NOTHING
 
 
-#: field -> its place in the record; every one is a signed or unsigned 64-bit number, but for the digest
-_PLACES = {
-    name: 8 * number
-    for number, name in enumerate(
-        ["begun", "committed", "kind", "offset", "capacity", "size", "text_size", "step", "epoch", "digested"]
-    )
-}
-_DIGEST_AT = 8 * len(_PLACES)
+#: What a record consists of: 64-bit numbers, and the digest.
+_FIELDS = [
+    "begun",
+    "committed",
+    "kind",
+    "offset",
+    "capacity",
+    "size",
+    "text_size",
+    "step",
+    "epoch",
+    "digested",
+]
+_PLACES = {name: 8 * number for number, name in enumerate(_FIELDS)}
+_DIGEST_AT = 8 * len(_FIELDS)
 _DIGEST_SIZE = 16
 _NUMBER = struct.Struct("=q")
-
-
-def create() -> int:
-    """Return the descriptor of a new, empty memory file, not inherited by children.
-
-    Raises:
-        OSError: the kernel gives none.
-    """
-    fd = os.memfd_create("runner-snapshots", os.MFD_CLOEXEC)
-    os.truncate(fd, _PAGE)
-    os.pwrite(fd, _MAGIC, 0)
-    return fd
+_RECORD = struct.Struct(f"={len(_FIELDS)}q{_DIGEST_SIZE}s")
 
 
 class Slots:
@@ -118,13 +117,15 @@ class Slots:
             ValueError: it is none of these.
             OSError: it cannot be mapped.
         """
-        if os.pread(fd, len(_MAGIC), 0) != _MAGIC:
+        if os.pread(fd, len(MAGIC), 0) != MAGIC:
             raise ValueError(f"descriptor {fd} is no memory for snapshots")
         self._fd = fd
         self._page = mmap.mmap(fd, _PAGE)
-        self._maps: dict[tuple[int, int], np.ndarray[Any, Any]] = {}
+        self._maps: dict[tuple[int, int], mmap.mmap] = {}
+        self._views: dict[int, list[weakref.ref[np.ndarray[Any, Any]]]] = {}  # of each slot
         self._lent: Slot | None = None
-        self._used = 0  # bytes of the lent slot that have been given out
+        self._memory: np.ndarray[Any, Any] = np.empty(0, np.uint8)  # the lent slot's
+        self._used = 0  # bytes of it that have been given out
 
     # -- reading --------------------------------------------------------------------------------------------
 
@@ -138,12 +139,12 @@ class Slots:
         return sorted(found, key=lambda slot: -slot.committed)
 
     def snapshot(self, slot: Slot) -> Snapshot:
-        """Return what a slot holds; the arrays lie in the slot itself, and are good until it is lent again.
+        """Return what a slot holds; the arrays lie in the slot itself, which is not lent while they live.
 
         Raises:
             ValueError: its contents are not what they should be.
         """
-        memory = self._memory(slot)
+        memory = self._view(slot)
         text = memory[slot.size - slot.text_size : slot.size].tobytes()
         info = Info(slot.step, slot.epoch, "", slot.size, "", slot.size - slot.text_size, slot.text_size)
         try:
@@ -155,6 +156,10 @@ class Slots:
             for key, entry in entries.items()
         }
         return Snapshot(told["step"], told["epoch"], told["state"], arrays, told["links"], told["attributes"])
+
+    def hold(self, slot: Slot) -> np.ndarray[Any, Any]:
+        """Return the slot's bytes; it is not lent while they live."""
+        return self._view(slot)
 
     def note_digest(self, slot: Slot) -> bool:
         """Digest what was committed; False where the slot is no longer that."""
@@ -176,21 +181,20 @@ class Slots:
 
     # -- filling --------------------------------------------------------------------------------------------
 
-    def lend(self, size: int, busy: frozenset[int] = frozenset()) -> bool:
+    def lend(self, size: int) -> bool:
         """Open a slot that is free for contents of about `size` bytes; False where none is.
 
         What was lent before and not committed is given up.
 
         Args:
             size: of the arrays; some more is added for what grows.
-            busy: the numbers of slots that somebody reads.
 
         Raises:
             OSError: there is no memory.
         """
-        self._lent = None
+        self._lent, self._memory = None, np.empty(0, np.uint8)
         kept = {found[0].index for kind in (Kind.SNAPSHOT, Kind.BEST) if (found := self.newest(kind))}
-        free = [s for s in self.all() if s.index not in kept and not (s.whole and s.committed in busy)]
+        free = [slot for slot in self.all() if slot.index not in kept and not self._in_use(slot.index)]
         if not free:
             return False
         roomy = [slot for slot in free if slot.capacity >= size + _REST]
@@ -200,7 +204,19 @@ class Slots:
         if not roomy:
             self._enlarge(slot, size + _REST + min(size // 4, _SLACK_MAX))
         self._lent, self._used = self._record(slot.index), 0
+        self._memory = self._view(self._lent)
         return True
+
+    def prepare(self, size: int) -> None:
+        """Make room in every slot that is empty, for contents of about `size` bytes.
+
+        Raises:
+            OSError: there is no memory.
+        """
+        for slot in self.all():
+            if not slot.whole and not self._in_use(slot.index) and slot.capacity < size + _REST:
+                self._set(slot.index, begun=slot.begun + 1)
+                self._enlarge(slot, size + _REST + min(size // 4, _SLACK_MAX))
 
     def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Return an array in the lent slot, to be filled.
@@ -214,9 +230,7 @@ class Slots:
         if begin + size > self._lent.capacity:
             raise MemoryError(f"{begin + size} bytes do not fit into a slot of {self._lent.capacity}")
         self._used = begin + size
-        array: np.ndarray[Any, Any] = (
-            self._memory(self._lent)[begin : begin + size].view(dtype).reshape(shape)
-        )
+        array: np.ndarray[Any, Any] = self._memory[begin : begin + size].view(dtype).reshape(shape)
         return array
 
     def commit(self, snapshot: Snapshot, kind: Kind) -> Slot:
@@ -228,7 +242,7 @@ class Slots:
         """
         assert self._lent is not None
         lent, arrays, offsets = self._lent, {}, {}
-        base = self._memory(lent).__array_interface__["data"][0]
+        base = self._memory.__array_interface__["data"][0]
         for key, given in snapshot.arrays.items():
             array = np.asarray(given, order="C")
             begin = array.__array_interface__["data"][0] - base
@@ -249,12 +263,8 @@ class Slots:
             epoch=snapshot.epoch,
         )
         self._set(lent.index, committed=lent.begun)
-        self._lent = None
+        self._lent, self._memory = None, np.empty(0, np.uint8)
         return self._record(lent.index)
-
-    def close(self) -> None:
-        """Unmap what no array needs any more."""
-        self._maps.clear()
 
     # -- within ---------------------------------------------------------------------------------------------
 
@@ -267,37 +277,34 @@ class Slots:
         offset = os.fstat(self._fd).st_size
         os.truncate(self._fd, offset + capacity)
         self._set(slot.index, kind=Kind.NOTHING, offset=offset, capacity=capacity)
-        _populate(self._memory(self._record(slot.index)))
+        _populate(self._view(self._record(slot.index)))
 
-    def _memory(self, slot: Slot) -> np.ndarray[Any, Any]:
-        """Return the slot's bytes."""
+    def _view(self, slot: Slot) -> np.ndarray[Any, Any]:
+        """Return the slot's bytes; it is in use as long as this, or an array made of it, lives."""
         place = slot.offset, slot.capacity
         if place not in self._maps:
             if slot.offset + slot.capacity > os.fstat(self._fd).st_size:
                 raise ValueError("a slot ends outside the memory")
-            self._maps[place] = np.frombuffer(
-                mmap.mmap(self._fd, slot.capacity, offset=slot.offset), dtype=np.uint8
-            )
-        return self._maps[place]
+            self._maps[place] = mmap.mmap(self._fd, slot.capacity, offset=slot.offset)
+        memory = np.frombuffer(self._maps[place], np.uint8)
+        self._views.setdefault(slot.index, []).append(weakref.ref(memory))  # arrays made of it keep it alive
+        return memory
+
+    def _in_use(self, index: int) -> bool:
+        self._views[index] = [view for view in self._views.get(index, ()) if view() is not None]
+        return bool(self._views[index])
 
     def _digest(self, slot: Slot) -> bytes:
         digest = digests.new()
-        digest.update(self._memory(slot)[: slot.size].data)
+        digest.update(self._view(slot)[: slot.size].data)
         return bytes.fromhex(digest.hexdigest())[:_DIGEST_SIZE]
 
     def _at(self, index: int, place: int) -> int:
         return _FIRST + index * _RECORD_SIZE + place
 
     def _record(self, index: int) -> Slot:
-        values = {
-            name: _NUMBER.unpack_from(self._page, self._at(index, place))[0]
-            for name, place in _PLACES.items()
-        }
-        at = self._at(index, _DIGEST_AT)
-        kind = Kind.NOTHING
-        with contextlib.suppress(ValueError):
-            kind = Kind(values.pop("kind"))
-        return Slot(index=index, kind=kind, digest=self._page[at : at + _DIGEST_SIZE], **values)
+        begun, committed, kind, *others = _RECORD.unpack_from(self._page, self._at(index, 0))
+        return Slot(index, begun, committed, _KINDS.get(kind, Kind.NOTHING), *others)
 
     def _set(self, index: int, **values: int) -> None:
         for name, value in values.items():

@@ -7,6 +7,8 @@ the standard library, so that it is up within milliseconds.
   (PR_SET_PDEATHSIG). The shim is a subreaper: whatever the worker's tree leaves behind becomes its child.
 - SIGTERM: asks the worker to stop; after the grace the tree is killed. SIGUSR1: kills the tree. SIGUSR2: the
   attempt hangs: the worker's faulthandler writes its stacks, /proc is noted, then as SIGTERM, shortly.
+- Beside the worker it starts the keeper, which writes the worker's snapshots to the disk; the memory that
+  they lie in is the shim's. When the worker is gone, the keeper has a moment for what only memory has.
 - When the worker has ended, every process that is left of the tree is killed and reaped, the outcome is
   written durably (again and again while the disk refuses), and only then the lock is let go.
 """
@@ -20,6 +22,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import time
 
@@ -35,6 +38,13 @@ PR_SET_CHILD_SUBREAPER = 36
 EVIDENCE_S = 2.0
 HANG_GRACE_S = 5.0
 OUTCOME_RETRY_S = 1.0
+#: For the keeper to write the last snapshot; how much it stands back behind the training.
+KEEPER_S = 30.0
+KEEPER_NICE = 5
+#: In the environment of worker and keeper: the descriptors that they are handed.
+KEEPER = "RUNNER_KEEPER"
+#: The first bytes of the memory for snapshots (see `storage.slots`), and its size at first.
+MEMORY_MAGIC, MEMORY_SIZE = b"runner snapshots 1\n", 4096
 
 
 def main() -> None:
@@ -49,22 +59,25 @@ def main() -> None:
     wake = watch_signals()
     began = time.monotonic()
     error, worker = "", 0
+    keeper, handed = start_keeper(launch, folder, libc)
     try:
-        worker = start_worker(launch, folder, libc)
+        worker = start_process(launch["argv"], launch, folder, libc, handed)
     except OSError as failure:
         error = str(failure)
-    attempt = Attempt(worker, folder, float(launch["grace_s"]))
+    for fd in handed[:1]:
+        os.close(fd)  # so that the keeper notices when the worker has ended
+    attempt = Attempt(worker, keeper, folder, float(launch["grace_s"]))
     attempt.tell_identity()
-    if worker:
-        attempt.supervise(wake)
+    attempt.supervise(wake)
     write_outcome(folder, attempt.outcome(error, time.monotonic() - began))
 
 
 class Attempt:
     """The worker and all that descends from it."""
 
-    def __init__(self, worker: int, folder: str, grace_s: float) -> None:
-        self.worker = worker
+    def __init__(self, worker: int, keeper: int, folder: str, grace_s: float) -> None:
+        self.worker = worker  # 0: it could not be started
+        self.keeper = keeper  # 0: there is none, or it has ended
         self.folder = folder
         self.grace_s = grace_s
         self.status: int | None = None
@@ -89,18 +102,27 @@ class Attempt:
 
     def supervise(self, wake: int) -> None:
         """Wait for the worker's end, doing what is asked; then clear away its tree."""
-        while self.status is None:
+        while self.worker and self.status is None:
             timeout = None
             if self.deadlines:
                 timeout = max(0.0, min(self.deadlines.values()) - time.monotonic())
-            if select.select([wake], [], [], timeout)[0]:
-                for number in os.read(wake, 512):
-                    self.on_signal(number)
-            for deed in [d for d, when in self.deadlines.items() if when <= time.monotonic()]:
-                del self.deadlines[deed]
-                getattr(self, deed)()
-            self.reap()
-        self.clear_tree()
+            self.turn(wake, timeout)
+        self.deadlines.pop("kill", None)
+        self.deadlines.pop("stop_hung", None)
+        self.clear_tree(wake)
+        self.deadlines["kill_keeper"] = time.monotonic() + KEEPER_S
+        while self.keeper:
+            self.turn(wake, 1.0)
+
+    def turn(self, wake: int, timeout: float | None) -> None:
+        """Wait for a signal; do what is asked and what is due, and reap."""
+        if select.select([wake], [], [], timeout)[0]:
+            for number in os.read(wake, 512):
+                self.on_signal(number)
+        for deed in [d for d, when in self.deadlines.items() if when <= time.monotonic()]:
+            del self.deadlines[deed]
+            getattr(self, deed)()
+        self.reap()
 
     def on_signal(self, number: int) -> None:
         """Do what the supervisor asks."""
@@ -128,12 +150,17 @@ class Attempt:
 
     def kill(self) -> None:
         """SIGKILL the worker; the rest of the tree follows when it has been reaped."""
-        self.killed = True
+        self.killed = self.killed or self.status is None
         self.send(signal.SIGKILL)
+
+    def kill_keeper(self) -> None:
+        """End the keeper: it has had its time."""
+        if self.keeper:
+            os.kill(self.keeper, signal.SIGKILL)
 
     def send(self, number: int) -> None:
         """Signal the worker, and for anything but SIGUSR2 nobody else: it owns its children."""
-        if self.status is None:
+        if self.worker and self.status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.worker, number)
 
@@ -153,25 +180,21 @@ class Attempt:
                 return
             if pid == 0:
                 return
+            if pid == self.keeper:
+                self.keeper = 0
             if pid == self.worker:
                 self.status = status
                 self.usage = self_usage
 
-    def clear_tree(self) -> None:
+    def clear_tree(self, wake: int) -> None:
         """Kill what is left of the tree until nothing is: orphans are ours, as we are their subreaper."""
-        while True:
-            left = descendants()
-            if not left:
-                with contextlib.suppress(ChildProcessError):
-                    while os.waitpid(-1, 0):
-                        pass
-                return
+        while left := [pid for pid in descendants() if pid != self.keeper]:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     self.strays += 1
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(-1, 0)
+            self.turn(wake, 0.05)
+        self.reap()
 
     def outcome(self, error: str, duration_s: float) -> dict[str, object]:
         """Say how it ended, as outcome.json holds it."""
@@ -203,8 +226,43 @@ class Attempt:
         }
 
 
-def start_worker(launch: dict[str, Any], folder: str, libc: ctypes.CDLL) -> int:
-    """Start the worker; return its pid. Raises OSError where its program or folder is not there."""
+def start_keeper(launch: dict[str, Any], folder: str, libc: ctypes.CDLL) -> tuple[int, tuple[int, ...]]:
+    """Start the keeper, where there is to be one; return its pid, and what the worker is handed.
+
+    That is the descriptors of a socket to the keeper and of the memory for snapshots.
+    """
+    if not launch.get("keeper"):
+        return 0, ()
+    try:
+        memory = os.memfd_create("runner-snapshots")
+        os.truncate(memory, MEMORY_SIZE)
+        os.pwrite(memory, MEMORY_MAGIC, 0)
+        mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with mine:
+            handed = (mine.fileno(), memory)
+            pid = start_process(launch["keeper"], launch, folder, libc, handed, niceness=KEEPER_NICE)
+    except OSError as failure:
+        sys.stderr.write(f"shim: there is no keeper: {failure}\n")
+        return 0, ()
+    return pid, (other.detach(), memory)
+
+
+def start_process(
+    argv: list[str],
+    launch: dict[str, Any],
+    folder: str,
+    libc: ctypes.CDLL,
+    handed: tuple[int, ...],
+    niceness: int = 0,
+) -> int:
+    """Start the worker or the keeper in a session of its own, with these descriptors; return its pid.
+
+    Raises:
+        OSError: its program or the job's folder is not there.
+    """
+    environ = {**os.environ, **launch["env"]}
+    if handed:
+        environ[KEEPER] = ",".join(str(fd) for fd in handed)
     log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     report_read, report_write = os.pipe()
     shim = os.getpid()
@@ -215,19 +273,17 @@ def start_worker(launch: dict[str, Any], folder: str, libc: ctypes.CDLL) -> int:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != shim:
                 os._exit(1)
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            forget_signals()
             null = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(null, 0)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
+            for fd, number in ((null, 0), (log, 1), (log, 2)):
+                os.dup2(fd, number)
+            for fd in handed:
+                os.set_inheritable(fd, True)
+            os.nice(niceness)
             os.chdir(launch["cwd"])
-            os.execvpe(launch["argv"][0], launch["argv"], {**os.environ, **launch["env"]})
+            os.execvpe(argv[0], argv, environ)
         except BaseException as failure:  # noqa: BLE001 - the child reports whatever stops it, and ends
-            os.write(report_write, f"{launch['argv'][0]}: {failure}".encode(errors="replace"))
+            os.write(report_write, f"{argv[0]}: {failure}".encode(errors="replace"))
         os._exit(127)
     os.close(report_write)
     os.close(log)
@@ -239,6 +295,15 @@ def start_worker(launch: dict[str, Any], folder: str, libc: ctypes.CDLL) -> int:
         os.waitpid(pid, 0)
         raise OSError(problem.decode(errors="replace"))
     return pid
+
+
+def forget_signals() -> None:
+    """Give a child back what any new process has."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def watch_signals() -> int:

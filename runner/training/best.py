@@ -111,6 +111,19 @@ class BestKeeper:
         found = Best(monitor.metric, monitor.mode, value, epoch, step, name)
         return self._save(found, make_snapshot, save_whole)
 
+    def take(self, snapshot: Snapshot) -> str | None:
+        """Save a model that was found the best and not saved before; its state says by what (`identity`).
+
+        Raises:
+            ValueError, TypeError, KeyError: its state does not say it.
+        """
+        found = _best_from(snapshot.state["best"])
+        if self._best is not None and (
+            self._best.monitor != found.monitor or not rules.improves(found.monitor, found.value, self._best)
+        ):
+            return None
+        return self._save(found, lambda: snapshot, _never)
+
     def _save(
         self, found: Best, make_snapshot: Callable[[], Snapshot], save_whole: Callable[[Path], None]
     ) -> str | None:
@@ -119,9 +132,9 @@ class BestKeeper:
             durable.make_folder(self._paths.best)
             snapshot = make_snapshot()
             if found.file.endswith(whole.SUFFIX):
-                whole.save(path, snapshot, save_whole, comment=_identity(found))
+                whole.save(path, snapshot, save_whole, comment=identity(found))
             else:
-                state = {**snapshot.state, "best": _identity(found)}
+                state = {**snapshot.state, "best": identity(found)}
                 checkpoint.write(path, replace(snapshot, state=state), created=_now())
             self._best, self._unsettled = found, (found, previous)  # on the disk: from now on it is the floor
             self._commit(found, previous)
@@ -145,7 +158,7 @@ class BestKeeper:
         path = self._paths.best / best.file
         record = {
             "version": VERSION,
-            **_identity(best),
+            **identity(best),
             "digest": _digest(path),
             "size_bytes": path.stat().st_size,
         }
@@ -276,7 +289,8 @@ class BestKeeper:
             self._report(fact)
 
 
-def _identity(best: Best) -> dict[str, Any]:
+def identity(best: Best) -> dict[str, Any]:
+    """Return what a model's file says of itself, in its state under "best"."""
     return {
         "metric": best.metric,
         "mode": str(best.mode),
@@ -340,6 +354,10 @@ def _verified_digest(path: Path) -> str:
     if path.name.endswith(whole.SUFFIX):
         return digests.of_file(path, "sha256")
     return checkpoint.verify(path, hdf5=False).digest
+
+
+def _never(_path: Path) -> None:
+    raise AssertionError("only whole models are saved by Keras")
 
 
 def _now() -> str:

@@ -40,6 +40,9 @@ def main() -> NoReturn:
     from runner.training import imports, instrument, launch, worker
 
     orders = launch.load()
+    os.environ.pop(launch.KEEPER, None)
+    for fd in orders.keeper or ():
+        os.set_inheritable(fd, False)
     os.chdir(orders.cwd)
     imports.install()
     instrument.arrange(worker.start(orders))

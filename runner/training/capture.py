@@ -21,7 +21,7 @@ from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
 from runner.training.holders import Holder
 from runner.training.listeners import Listener
-from runner.training.variables import ChangedScriptError, Reader
+from runner.training.variables import ChangedScriptError, Lend, Reader
 
 VERSION = 1
 _TRACE = "trace"
@@ -36,14 +36,22 @@ Trace = tuple[Node, dict[str, np.ndarray]]
 class Camera:
     """Takes snapshots of one model and its training."""
 
-    def __init__(self, model: Any, entropy: Entropy, collect: Callable[[], list[Any]] | None = None):
+    def __init__(
+        self,
+        model: Any,
+        entropy: Entropy,
+        collect: Callable[[], list[Any]] | None = None,
+        lend: Lend | None = None,
+    ):
         """Point it at a model.
 
         Args:
             model: laid out in the file for Keras's `load_weights`; None where there is no single one.
             entropy: the job's.
             collect: lists all that is trained; by default what `fit` trains.
+            lend: gives memory for the variables' values.
         """
+        self._lend = lend
         self.model = model
         self._collect = collect or (lambda: variables.all_variables(model))
         self.missed: list[str] = []
@@ -74,7 +82,7 @@ class Camera:
             fleeting: it is dropped before the next step, so the variables need not be copied.
         """
         film = self._loaded()
-        values = film.reader.view() if fleeting else film.reader.read()
+        values = film.reader.view() if fleeting else film.reader.read(self._lend)
         arrays = dict(zip(film.names, values, strict=True))
         encoder = Encoder(arrays, "state", _KerasKinds(film.keys, arrays).node)
         listening, self.missed = listeners.capture(
@@ -97,6 +105,10 @@ class Camera:
             links=links,
             attributes=attributes,
         )
+
+    def size(self) -> int:
+        """Return how many bytes the variables have."""
+        return self._loaded().reader.size
 
     def portrait(self, *, step: int, epoch: int) -> Snapshot:
         """Return a snapshot of the model and its optimizer alone, as a kept model needs it."""

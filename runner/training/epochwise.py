@@ -314,6 +314,7 @@ class EpochFit:
             path = finished.path_of(worker, self._number)
             path.parent.mkdir(parents=True, exist_ok=True)
             spend(checkpoint.write(path, self._take(self._arguments["epochs"]), created=now_text()))
+            worker.saver.outdate()
         except (OSError, StorageError, ValueError) as error:
             self._lose()
             worker.facts("save-failed", path=finished.name(worker, self._number), reason=str(error))

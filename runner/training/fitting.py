@@ -73,7 +73,7 @@ class Fit:
         self.logs: Any = None  #: what the last step returned
         self.end_logs: Any = None  #: the same, for an epoch that was resumed after its last step
         self.exactness: Exactness | None = None
-        self._camera = Camera(model, worker.entropy)
+        self._camera = Camera(model, worker.entropy, lend=lambda layout: worker.saver.lend(layout))
         self._owners: list[stepcode.Owner] = []
         self._order: Order | None = None
         self._base_step = worker.step
@@ -396,6 +396,8 @@ class Fit:
         """Note that the training function has been traced, and has run."""
         self._look_at_step(function)
         self._trained = True
+        with self._log.surviving():
+            self.worker.saver.prepare(self._camera.size())
         self.worker.release()
         self.worker.phase("train", tell=True)
 
@@ -489,5 +491,6 @@ class Fit:
         try:
             worker.saver.flush()
             spend(finished.save(worker, self.number, self.take(), self.iterator))
+            worker.saver.outdate()
         except Exception as error:  # noqa: BLE001 - the fit is done; without this file it is done again
             worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))

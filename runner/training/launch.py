@@ -12,6 +12,9 @@ from typing import Any
 from runner.core.spec import CadenceUnit, CheckpointSpec, Every, Mode
 from runner.storage.layout import AttemptPaths, JobPaths
 
+#: In the environment: the descriptors that the shim hands to the worker and to its keeper.
+KEEPER = "RUNNER_KEEPER"
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -28,6 +31,8 @@ class Launch:
     grace_s: float
     checkpoint: CheckpointSpec
     start_from: Path | None
+    #: Descriptors of the socket to the keeper, and of the memory for snapshots.
+    keeper: tuple[int, int] | None = None
     rehearse: bool = False  #: look at each fit, and do not train (see `runner.training.rehearsal`)
 
     @property
@@ -58,8 +63,16 @@ def load(environ: Mapping[str, str] = os.environ) -> Launch:
         grace_s=float(value["grace_s"]),
         checkpoint=_checkpoint(value["checkpoint"]),
         start_from=Path(value["from"]) if value.get("from") else None,
+        keeper=_keeper(environ.get(KEEPER)),
         rehearse=bool(value.get("rehearse")),
     )
+
+
+def _keeper(text: str | None) -> tuple[int, int] | None:
+    if not text:
+        return None
+    channel, memory = text.split(",")
+    return int(channel), int(memory)
 
 
 def _checkpoint(value: Mapping[str, Any]) -> CheckpointSpec:

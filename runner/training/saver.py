@@ -28,6 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runner.core import cadence, retention
 from runner.core.cadence import Moment, Saved
 from runner.core.spec import CadenceUnit, CheckpointSpec
@@ -37,6 +39,8 @@ from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training.quarantine import Report, set_aside
 
+#: Shapes and dtypes of arrays.
+Layout = list[tuple[tuple[int, ...], np.dtype[Any]]]
 _TEMPORARY = re.compile(r"\.step-\d{12}\.weights\.h5\.\d+-[0-9a-f]{8}\.tmp")
 _FAILURES = (OSError, StorageError, MemoryError)
 _LOADED_EARLY = hdf5layout  # not at the first save, from a disk that may then be failing
@@ -149,6 +153,22 @@ class Saver:
             self._waiting = (snapshot, stall_s)
             self._wake()
 
+    def prepare(self, size: int) -> None:
+        """Learn that snapshots will take about `size` bytes."""
+
+    def lend(self, _layout: Layout) -> list[np.ndarray[Any, Any]] | None:
+        """Return arrays for the next snapshot's variables; None: the caller has its own."""
+        return None
+
+    def keep_best(self, snapshot: Snapshot) -> None:
+        """Learn that a best model waits for the disk."""
+
+    def best_written(self) -> None:
+        """Learn that the best model so far is on the disk."""
+
+    def outdate(self) -> None:
+        """Learn that what comes after all snapshots so far is on the disk."""
+
     def nudge(self) -> None:
         """Have `before` called in the writer thread, though no checkpoint is due."""
         with self._changed:
@@ -230,8 +250,8 @@ class Saver:
             begun_s, cpu_s = self._clock(), time.thread_time()
             path = self._paths.checkpoint(snapshot.step)
             durable.make_folder(path.parent)
-            size = checkpoint.write(path, snapshot, created=_now())
-            save_s, cpu_s = self._clock() - begun_s, time.thread_time() - cpu_s
+            size, elsewhere_s = self._write(path, snapshot)
+            save_s, cpu_s = self._clock() - begun_s, time.thread_time() - cpu_s + elsewhere_s
             self._verified = snapshot.step
             self._failures = 0
             measured_s = cadence.cost_s(stall_s, before_s + cpu_s)
@@ -249,6 +269,10 @@ class Saver:
             )
             self._evict()
             return path
+
+    def _write(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
+        """Write the file; return its size, and the processor time that this took in other processes."""
+        return checkpoint.write(path, snapshot, created=_now()), 0.0
 
     def _failed(self, taken: tuple[Snapshot, float] | None, error: Exception) -> None:
         if taken is None:

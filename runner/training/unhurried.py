@@ -15,16 +15,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.core import best as rules
 from runner.core.best import Best, Monitor
 from runner.core.spec import CheckpointSpec
+from runner.training.best import BestKeeper, identity
 
 if TYPE_CHECKING:
     from runner.storage.checkpoint import Snapshot
-    from runner.training.best import BestKeeper
+    from runner.training.saver import Saver
 
 
 class _Found(NamedTuple):
@@ -48,7 +50,7 @@ class Unhurried:
         self,
         keeper: BestKeeper,
         spec: CheckpointSpec,
-        write_soon: Callable[[], None],
+        saver: Saver,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Begin.
@@ -56,12 +58,12 @@ class Unhurried:
         Args:
             keeper: judges and writes; used by nobody else.
             spec: the job's.
-            write_soon: has `flush` called by another thread.
+            saver: has `flush` called by another thread, and keeps what waits where it outlives the process.
             clock: monotonic, in seconds.
         """
         self._keeper = keeper
         self._spec = spec
-        self._write_soon = write_soon
+        self._saver = saver
         self._clock = clock
         self._disk = threading.RLock()  # held while the keeper is at work
         self._lock = threading.Lock()  # guards what waits and what is being written
@@ -85,15 +87,17 @@ class Unhurried:
         better = self._better(epoch, step, logs)
         if better is not None:
             found = _Found(better, dict(logs), make_snapshot())
+            state = {**found.snapshot.state, "best": identity(better)}
             with self._lock:
                 self._waiting = found
+                self._saver.keep_best(replace(found.snapshot, state=state))
         elif self._waiting is None and self._disk.acquire(blocking=False):
             try:  # there is nothing to save: it warns where something is wrong with the monitor
                 self._keeper.consider(epoch, step, logs, make_snapshot, save_whole)
             finally:
                 self._disk.release()
         if self._waiting is not None and self._clock() >= self._next_at:
-            self._write_soon()
+            self._saver.nudge()
         return None
 
     def flush(self) -> str | None:
@@ -114,6 +118,8 @@ class Unhurried:
                 self._writing = None
                 if message is None and self._waiting is None:
                     self._waiting = found
+                elif self._waiting is None:
+                    self._saver.best_written()
             return message
 
     def _better(self, epoch: int, step: int, logs: Mapping[str, Any]) -> Best | None:

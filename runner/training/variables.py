@@ -7,6 +7,7 @@ nobody reads them any more: a capture then costs little more than the copying it
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ _COUNTER = re.compile(r"_\d+(?=/|:|$)")
 #: Attributes of a layer are looked into so deep: an attribute, what a list in it holds, and one more.
 _DEPTH_MAX = 3
 _KINDS: dict[type, str] = {}
+#: Takes shapes and dtypes, returns arrays of these; None where there is no room.
+Lend = Callable[[list[tuple[tuple[int, ...], np.dtype]]], list[np.ndarray] | None]
 #: What a layer keeps for Keras, and holds no variables that are not counted.
 _KERAS_OWN = {
     *("_layers", "_functional", "_operations", "_operations_by_depth", "_nodes", "_nodes_by_depth"),
@@ -66,11 +69,15 @@ def optimizers_of(model: Any) -> list[Any]:
 
 def _held(layer: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a layer holds that has variables, and of what kind it is."""
+    kinds = _KINDS  # this is asked at each snapshot, of each attribute of each layer
     for name, value in list(vars(layer).items()):
-        kind = _kind_of(value)
-        if kind == "nested" and name not in _KERAS_OWN:
-            yield from _parts(value, _DEPTH_MAX)
-        elif kind and kind != "nested":
+        kind = kinds.get(type(value))
+        if kind is None:
+            kind = _learn_kind(type(value))
+        if kind == "nested":
+            if value and name not in _KERAS_OWN:
+                yield from _parts(value, _DEPTH_MAX)
+        elif kind:
             yield kind, value
 
 
@@ -137,9 +144,14 @@ class Reader:
         self.buffers = Buffers([(tuple(int(n) for n in v.shape), dtype_of(v)) for v in tracked])
         self._handles = [_handle_of(tensor_of(variable)) for variable in tracked]
 
-    def read(self) -> list[np.ndarray]:
-        """Return copies of the values that nobody else changes."""
-        lent = self.buffers.lend()
+    @property
+    def size(self) -> int:
+        """Bytes of all the values."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.buffers.layout)
+
+    def read(self, lend: Lend | None = None) -> list[np.ndarray]:
+        """Return copies of the values that nobody else changes, in memory of `lend`'s where it has some."""
+        lent = (lend(self.buffers.layout) if lend is not None else None) or self.buffers.lend()
         for value, buffer in zip(self._values(), lent, strict=True):
             np.copyto(buffer, value)
         return lent
@@ -236,7 +248,7 @@ class Buffers:
 
     def __init__(self, layout: list[tuple[tuple[int, ...], np.dtype]]) -> None:
         self._sets: list[list[np.ndarray]] = []
-        self._layout = layout
+        self.layout = layout
 
     def lend(self) -> list[np.ndarray]:
         """Return arrays of these shapes and dtypes that nobody else uses."""
@@ -245,7 +257,7 @@ class Buffers:
             if all(sys.getrefcount(array) <= 3 for array in arrays):
                 break
         else:
-            arrays = [np.empty(shape, dtype) for shape, dtype in self._layout]
+            arrays = [np.empty(shape, dtype) for shape, dtype in self.layout]
             for array in arrays:
                 array.fill(0)
             self._sets.append(arrays)

@@ -100,13 +100,23 @@ class Worker:
     def saver(self) -> Saver:
         """What writes and reads the checkpoints."""
         if self._saver is None:
-            from runner.training.saver import Saver
-
-            launch = self.launch
-            self._saver = Saver(
-                launch.paths, launch.checkpoint, self._report, time.monotonic, before=self.flush_best
-            )
+            self._saver = self._make_saver()
         return self._saver
+
+    def _make_saver(self) -> Saver:
+        from runner.training.saver import Saver
+
+        launch = self.launch
+        arguments = launch.paths, launch.checkpoint, self._report, time.monotonic, self.flush_best
+        if launch.keeper is not None:
+            from runner.training.kept import KeptSaver
+
+            channel, memory = launch.keeper
+            try:
+                return KeptSaver(*arguments, channel=channel, memory=memory)
+            except (OSError, ValueError) as error:
+                self.facts.warn(f"there are no snapshots in memory: {error}")
+        return Saver(*arguments)
 
     @property
     def best(self) -> BestKeeper:
@@ -129,7 +139,7 @@ class Worker:
         if self._fit_best is None:
             from runner.training.unhurried import Unhurried
 
-            self._fit_best = Unhurried(self.best, self.launch.checkpoint, self.saver.nudge)
+            self._fit_best = Unhurried(self.best, self.launch.checkpoint, self.saver)
         return self._fit_best
 
     def flush_best(self) -> None:
@@ -160,6 +170,7 @@ class Worker:
 
     def start_over(self) -> None:
         """Forget what was found to resume from: it has been put aside."""
+        self.saver.outdate()
         self.saved, self._saver, self._fit_best = None, None, None
 
     def phase(self, phase: str, *, tell: bool = False) -> None:

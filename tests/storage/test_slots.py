@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from runner.storage import slots
+from runner.storage import memory as memory_file
 from runner.storage.checkpoint import Snapshot
 from runner.storage.slots import Kind, Slot, Slots
 from tests.storage.faults import ROOT
@@ -51,14 +51,13 @@ while True:
 
 @pytest.fixture
 def memory() -> Iterator[Slots]:
-    fd = slots.create()
+    fd = memory_file.create()
     yield Slots(fd)
     os.close(fd)
 
 
-def put(memory: Slots, snapshot: Snapshot, kind: Kind = Kind.SNAPSHOT, **options: frozenset[int]) -> Slot:
-    size = sum(array.nbytes for array in snapshot.arrays.values())
-    assert memory.lend(size, **options)
+def put(memory: Slots, snapshot: Snapshot, kind: Kind = Kind.SNAPSHOT) -> Slot:
+    assert memory.lend(sum(array.nbytes for array in snapshot.arrays.values()))
     return memory.commit(snapshot, kind)
 
 
@@ -95,11 +94,30 @@ def test_the_newest_is_told_and_never_lent(memory: Slots) -> None:
         assert memory.newest(Kind.SNAPSHOT)[0] == slot, "while the next is being filled"
 
 
-def test_a_slot_that_somebody_reads_is_not_lent(memory: Slots) -> None:
+def test_a_slot_of_which_arrays_live_is_not_lent(memory: Slots) -> None:
     first = put(memory, small(1))
+    array = memory.snapshot(first).arrays["variables/0"][1:]
     for step in range(2, 20):
-        put(memory, small(step), busy=frozenset({first.committed}))
-        assert_same(memory.snapshot(first), small(1))
+        put(memory, small(step))
+        np.testing.assert_array_equal(array, small(1).arrays["variables/0"][1:])
+    assert memory.all()[first.index] == first
+    del array
+    for step in range(20, 24):
+        put(memory, small(step))
+    assert memory.all()[first.index] != first
+
+
+def test_what_was_lent_and_never_committed_is_not_lent_again_while_it_lives(memory: Slots) -> None:
+    put(memory, small(1))
+    assert memory.lend(8000)
+    array = memory.room((1000,), np.dtype("f8"))
+    array[:] = 7.0
+    for step in range(2, 9):
+        if memory.lend(8000):
+            memory.room((1000,), np.dtype("f8"))[:] = step
+            memory.commit(small(step), Kind.SNAPSHOT)
+    assert (array == 7.0).all()
+    assert memory.newest(Kind.SNAPSHOT)[0].step == 8
 
 
 def test_the_best_model_stays_until_it_is_dropped(memory: Slots) -> None:
@@ -108,11 +126,12 @@ def test_the_best_model_stays_until_it_is_dropped(memory: Slots) -> None:
         put(memory, small(step))
         assert memory.newest(Kind.BEST) == [best]
     assert_same(memory.snapshot(best), small(1))
-    newest = memory.newest(Kind.SNAPSHOT)[0]
-    assert not memory.lend(100, busy=frozenset({s.committed for s in memory.all()})), "all are in use"
+    held = [memory.snapshot(slot) for slot in memory.newest(Kind.SNAPSHOT)]
+    assert not memory.lend(100), "all are in use"
     memory.drop(best)
     assert memory.newest(Kind.BEST) == []
-    assert memory.lend(100, busy=frozenset({newest.committed}))
+    assert memory.lend(100)
+    assert held
 
 
 def test_a_newer_best_model_takes_the_place_of_one_that_waits(memory: Slots) -> None:
@@ -171,7 +190,7 @@ def test_what_is_no_memory_of_ours_is_refused() -> None:
 
 def killed(way: str, after_s: float) -> tuple[int, list[str]]:
     """Kill a process that fills slots; return the newest step found, and what is wrong with it."""
-    fd = slots.create()
+    fd = memory_file.create()
     command = [sys.executable, "-c", VICTIM, str(fd), way]
     with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[fd], cwd=ROOT) as victim:
         assert victim.stdout is not None

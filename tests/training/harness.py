@@ -15,6 +15,8 @@ from typing import Any
 
 import runner
 from runner.storage.layout import JobPaths
+from runner.training.launch import KEEPER as VARIABLE
+from tests.training.keeping import Beside
 from tests.training.nursery import Nursery
 
 SCRIPTS = Path(__file__).with_name("scripts")
@@ -42,9 +44,11 @@ class Job:
         *,
         text: str | None = None,
         nursery: Nursery | None = None,
+        keeper: bool = False,
         **launch: Any,
     ):
-        self.nursery = nursery
+        self.nursery = None if keeper else nursery
+        self.keeper = keeper  #: each attempt has one beside it, as under the shim
         self.folder = root / "jobs" / "j"
         self.folder.mkdir(parents=True)
         self.paths = JobPaths(root / "state" / "j")
@@ -98,6 +102,10 @@ class Job:
 
     def start(self, *args: str, env: Mapping[str, str] | None = None, **more: Any) -> Attempt:
         environ = self.environment({**self.prepare(*args, **more), **(env or {})})
+        beside = Beside(environ, self.folder) if self.keeper else None
+        handed = beside.handed if beside is not None else ()
+        if handed:
+            environ[VARIABLE] = ",".join(str(fd) for fd in handed)
         return Attempt(self, subprocess.Popen(
             [sys.executable, str(self.bootstrap)],
             cwd=self.folder,
@@ -105,7 +113,8 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        ))  # fmt: skip
+            pass_fds=handed,
+        ), beside)  # fmt: skip
 
     def run(self, *args: str, env: Mapping[str, str] | None = None, **more: Any) -> Attempt:
         if self.nursery is None:
@@ -178,8 +187,11 @@ class Attempt:
 
     process: subprocess.Popen[str]
 
-    def __init__(self, job: Job, process: subprocess.Popen[str] | None = None):
+    def __init__(self, job: Job, process: subprocess.Popen[str] | None = None, beside: Beside | None = None):
         self.job = job
+        self.beside = beside
+        if beside is not None:
+            beside.let_go()
         if process is not None:
             self.process = process
         self.code: int | None = None
@@ -188,6 +200,8 @@ class Attempt:
     def wait(self, timeout_s: float = 200.0) -> Attempt:
         self.output, self.errors = self.process.communicate(timeout=timeout_s)
         self.code = self.process.returncode
+        if self.beside is not None:
+            assert self.beside.wait() == 0
         return self
 
     def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Attempt:

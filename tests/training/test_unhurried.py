@@ -14,6 +14,7 @@ from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training.best import BestKeeper
+from runner.training.saver import Saver
 from runner.training.unhurried import Unhurried
 
 
@@ -23,6 +24,17 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Asked(Saver):
+    """A saver that notes when it is asked to have the best model written."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.asked: list[bool] = []
+
+    def nudge(self) -> None:
+        self.asked.append(True)
 
 
 def snapshot_of(step: int) -> Callable[[], Snapshot]:
@@ -36,9 +48,9 @@ def parts(tmp_path: Path) -> tuple[Unhurried, Clock, JobPaths]:
 
 def make(tmp_path: Path, spec: CheckpointSpec) -> tuple[Unhurried, Clock, JobPaths]:
     paths, clock = JobPaths(tmp_path), Clock()
-    due: list[bool] = []
-    best = Unhurried(BestKeeper(paths, spec, lambda _fact: None), spec, lambda: due.append(True), clock)
-    best.due = due  # type: ignore[attr-defined]
+    saver = Asked(paths, spec, lambda _fact: None)
+    best = Unhurried(BestKeeper(paths, spec, lambda _fact: None), spec, saver, clock)
+    best.due = saver.asked  # type: ignore[attr-defined]
     return best, clock, paths
 
 
@@ -108,7 +120,7 @@ def test_while_one_is_written_a_better_one_waits_and_a_worse_one_does_not(tmp_pa
         while fact["event"] == "best" and during:
             consider_only(len(during) + 10, during.pop())
 
-    best = Unhurried(BestKeeper(paths, spec, report), spec, lambda: None, clock)
+    best = Unhurried(BestKeeper(paths, spec, report), spec, Asked(paths, spec, report), clock)
 
     def consider_only(step: int, loss: float) -> None:
         best.consider(step, step, {"loss": loss}, snapshot_of(step), lambda _path: None)
