@@ -4,8 +4,8 @@
 
 "digits" is the job that is shipped, as it is; "half-ms" and "20-ms" are dense models with steps of about that
 length. The script runs in the worker, under a shim and with a keeper beside it; its `fit` is called again and
-again, by turns past the instrumentation and through it (default cadence, best model kept afresh each time),
-and the time from the second epoch's beginning to the last's is taken, less the first step of each epoch: there
+again, by turns past the instrumentation and through it (default cadence, best model kept afresh each time).
+Taken is the time from the second epoch's beginning to the last's, less the first step of each epoch: there
 TensorFlow starts its reading threads, and waits a tenth of a second or does not. Two processes with the same
 work differ by a tenth in speed, for as long as they live; within one, and by turns, what is left is the
 runner's own. With `--control` both are plain: what comes out then is what the machine makes of equals.
