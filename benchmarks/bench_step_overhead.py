@@ -3,7 +3,7 @@
     python benchmarks/bench_step_overhead.py [--pairs 10] [--script digits|half-ms|20-ms ...] [--control]
 
 "digits" is the job that is shipped, as it is; "half-ms" and "20-ms" are dense models with steps of about that
-length. The script runs in the worker, under a shim and with a keeper beside it; its `fit` is called again and
+length. The script runs in the worker, under a shim; its `fit` is called again and
 again, by turns past the instrumentation and through it (default cadence, best model kept afresh each time).
 Taken is the time from the second epoch's beginning to the last's, less the first step of each epoch: there
 TensorFlow starts its reading threads, and waits a tenth of a second or does not. Two processes with the same
@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BOOTSTRAP, KEEPER = (ROOT / "runner" / "training" / name for name in ("bootstrap.py", "keeper.py"))
+BOOTSTRAP = ROOT / "runner" / "training" / "bootstrap.py"
 SHIM = ROOT / "runner" / "supervisor" / "shim.py"
 DENSE = """
 import keras
@@ -108,8 +108,7 @@ def durations_s(root: Path, name: str, pairs: int, *, control: bool) -> list[flo
     }  # fmt: skip
     launch = {
         "version": 1, "job": "j", "attempt": 1, "state": str(state), "cwd": str(job), "grace_s": 30.0,
-        "argv": [sys.executable, str(BOOTSTRAP)], "keeper": [sys.executable, "-I", str(KEEPER)],
-        "env": environ,
+        "argv": [sys.executable, str(BOOTSTRAP)], "env": environ,
         "seed": 1, "threads": 1, "entry": "train.py", "args": args, "from": None,
         "checkpoint": {
             "every": {"unit": "auto", "count": 0.0}, "keep": 3, "monitor": None, "mode": "auto",

@@ -16,7 +16,6 @@ from runner.supervisor.broom import sweep
 
 # Resolved: where an upgrade swaps a link to the installation, a worker stays with the files it started with.
 _SHIM = Path(__file__).resolve().with_name("shim.py")
-_KEEPER = _SHIM.parent.parent / "training" / "keeper.py"
 _BOOTSTRAP = _SHIM.parent.parent / "training" / "bootstrap.py"
 _PYTHON = str(Path(sys.executable).parent.resolve() / Path(sys.executable).name)
 _SHIM_LOCK_FD = 3
@@ -58,7 +57,6 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "entry": spec.entry if not spec.command else None,
         "args": list(spec.args),
         "checkpoint": asdict(spec.checkpoint),
-        "keeper": [_PYTHON, "-I", str(_KEEPER)] if not spec.command else None,
         "from": str(start_from) if start_from.exists() else None,
     }
 

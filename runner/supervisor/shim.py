@@ -126,6 +126,8 @@ class Attempt:
 
     def on_signal(self, number: int) -> None:
         """Do what the supervisor asks."""
+        if self.status is not None:
+            return  # it has ended by itself
         if number == signal.SIGTERM:
             self.asked = self.asked or "stop"
             self.stop(self.grace_s)

@@ -19,7 +19,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -196,7 +196,7 @@ class BestKeeper:
         try:
             with path.open("rb") as file:
                 raw = json.loads(file.read(_RECORD_BYTES_MAX))
-            return _Committed(_best_from(raw), str(raw["digest"]))
+            return _Committed(_best_from(raw), str(raw["digest"] if "digest" in raw else raw["sha256"]))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -209,7 +209,7 @@ class BestKeeper:
     def _intact(self, committed: _Committed) -> bool:
         path = self._paths.best / committed.best.file
         try:
-            if _verified_digest(path) == committed.digest:
+            if committed.digest in _verified_digests(path):
                 return True
         except BadCheckpointError:
             pass
@@ -349,11 +349,13 @@ def _digest(path: Path) -> str:
     return checkpoint.describe(path).digest
 
 
-def _verified_digest(path: Path) -> str:
-    """Return the same for a file that was found; weights are checked against it."""
-    if path.name.endswith(whole.SUFFIX):
-        return digests.of_file(path, "sha256")
-    return checkpoint.verify(path, hdf5=False).digest
+def _verified_digests(path: Path) -> Iterator[str]:
+    """Yield the same for a file that was found, once it is known to be true; and as older records have it."""
+    if not path.name.endswith(whole.SUFFIX):
+        yield checkpoint.verify(path, hdf5=False).digest
+    whole_file = digests.of_file(path, "sha256")
+    yield whole_file
+    yield whole_file.removeprefix("sha256:")
 
 
 def _never(_path: Path) -> None:

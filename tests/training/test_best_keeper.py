@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zipfile
@@ -88,6 +89,21 @@ def test_the_best_is_a_checkpoint_that_names_itself(bench: Bench) -> None:
     info = checkpoint.verify(path)
     assert (info.metric, info.mode, info.value) == ("val_loss", "min", 0.5)
     assert checkpoint.read(path).state["history"] == small().state["history"]
+
+
+@pytest.mark.parametrize("name", ["best.weights.h5", "best.keras"])
+def test_a_record_that_names_the_sha256_of_the_whole_file_is_taken_too(bench: Bench, name: str) -> None:
+    """So were the records before the checkpoint's format 2."""
+    bench.train(bench.keeper(best=name), [0.5])
+    record, data = bench.record(), (bench.paths.best / name).read_bytes()
+    del record["digest"]
+    for content, kept in ((data, True), (data[:-1] + bytes([data[-1] ^ 1]), False)):
+        (bench.paths.best / RECORD).write_text(
+            json.dumps({**record, "sha256": hashlib.sha256(data).hexdigest()})
+        )
+        (bench.paths.best / name).write_bytes(content)
+        found = bench.keeper(best=name)
+        assert (found.best is not None) is kept
 
 
 def test_a_first_nan_is_never_best(bench: Bench) -> None:
