@@ -27,7 +27,7 @@ import math
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -65,13 +65,14 @@ class Snapshot:
     attributes: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def write(path: Path, snapshot: Snapshot, *, created: str) -> int:
+def write(path: Path, snapshot: Snapshot, *, created: str, still: Callable[[], None] = lambda: None) -> int:
     """Replace `path` durably by a checkpoint, verified before it appears; return its size in bytes.
 
     Args:
         path: its folder exists; `.weights.h5` at its end lets Keras load it.
         snapshot: its arrays must not change meanwhile.
         created: the time, for people.
+        still: called before the file appears; what it raises prevents that.
 
     Raises:
         StorageError: the snapshot cannot be put into this format, or what was written does not verify.
@@ -91,7 +92,12 @@ def write(path: Path, snapshot: Snapshot, *, created: str) -> int:
         raise StorageError(f"{path}: this snapshot cannot be stored as a checkpoint: {error}") from error
     data = {f"{_ARRAYS}/{key}": _bytes_of(array) for key, array in arrays.items()}
     data[_MANIFEST] = memoryview(text)
-    with durable.replacing(path, verify=lambda temporary: _verify_new(temporary, plan)) as fd:
+
+    def check(temporary: Path) -> None:
+        _verify_new(temporary, plan)
+        still()
+
+    with durable.replacing(path, verify=check) as fd:
         writer = blocks.Writer(fd, userblock.SIZE, plan.size)
         for piece in plan.pieces(data):
             writer.write(piece)

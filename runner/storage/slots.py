@@ -157,6 +157,17 @@ class Slots:
         }
         return Snapshot(told["step"], told["epoch"], told["state"], arrays, told["links"], told["attributes"])
 
+    def held_bytes(self) -> int:
+        """Return how much memory the slots have."""
+        return sum(slot.capacity for slot in self.all())
+
+    def give_back(self) -> None:
+        """Give the memory back of all slots that nobody needs: neither whole nor in use here."""
+        for slot in self.all():
+            if slot.capacity and not slot.whole and not self._in_use(slot.index):
+                self._set(slot.index, begun=slot.begun + 1, kind=Kind.NOTHING)
+                self._vacate(slot)
+
     def hold(self, slot: Slot) -> np.ndarray[Any, Any]:
         """Return the slot's bytes; it is not lent while they live."""
         return self._view(slot)
@@ -270,14 +281,22 @@ class Slots:
 
     def _enlarge(self, slot: Slot, size: int) -> None:
         """Give a slot other room, at the end of the file, and the memory of its former back."""
-        self._maps.pop((slot.offset, slot.capacity), None)
-        if slot.capacity:
-            _libc.fallocate(self._fd, _FALLOC_FREE, slot.offset, slot.capacity)
+        self._vacate(slot)
         capacity = -(-size // _PAGE) * _PAGE
         offset = os.fstat(self._fd).st_size
         os.truncate(self._fd, offset + capacity)
         self._set(slot.index, kind=Kind.NOTHING, offset=offset, capacity=capacity)
-        _populate(self._view(self._record(slot.index)))
+        try:
+            _populate(self._view(self._record(slot.index)))
+        except OSError:
+            self._vacate(self._record(slot.index))
+            raise
+
+    def _vacate(self, slot: Slot) -> None:
+        self._maps.pop((slot.offset, slot.capacity), None)
+        if slot.capacity:
+            _libc.fallocate(self._fd, _FALLOC_FREE, slot.offset, slot.capacity)
+            self._set(slot.index, capacity=0)
 
     def _view(self, slot: Slot) -> np.ndarray[Any, Any]:
         """Return the slot's bytes; it is in use as long as this, or an array made of it, lives."""

@@ -57,6 +57,7 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "entry": spec.entry if not spec.command else None,
         "args": list(spec.args),
         "checkpoint": asdict(spec.checkpoint),
+        "memory_bytes": spec.limits.memory_bytes,
         "from": str(start_from) if start_from.exists() else None,
     }
 

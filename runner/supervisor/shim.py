@@ -94,6 +94,7 @@ class Attempt:
             "version": 1,
             "shim": identity(os.getpid()),
             "worker": identity(self.worker) if self.worker else None,
+            "keeper": identity(self.keeper) if self.keeper else None,
         }
         try:
             write_json(os.path.join(self.folder, "shim.json"), about)

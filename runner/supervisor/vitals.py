@@ -93,7 +93,8 @@ class Vitals:
         allowed = job.spec.limits.memory_bytes
         if allowed is None or attempt.shim is None:
             return None
-        used = tree_rss_bytes(attempt.shim.pid)
+        keeper = read_identity(self._home.job(job.name).attempt(attempt.number), "keeper")
+        used = tree_rss_bytes(attempt.shim.pid, but=keeper.pid if keeper is not None else None)
         if used <= allowed:
             return None
         return Limit(
@@ -101,15 +102,20 @@ class Vitals:
         )
 
 
-def tree_rss_bytes(shim_pid: int) -> int:
-    """Sum the resident memory of everything below the shim; pages shared within the tree count twice."""
+def tree_rss_bytes(shim_pid: int, but: int | None = None) -> int:
+    """Sum the resident memory of everything below the shim; pages shared within the tree count twice.
+
+    Args:
+        shim_pid: of the shim.
+        but: a process that does not count: the keeper, which is ours, and shares the worker's snapshots.
+    """
     import psutil  # only where a job has a memory limit
 
     total = 0
     try:
         for member in psutil.Process(shim_pid).children(recursive=True):
             try:
-                total += member.memory_info().rss
+                total += member.memory_info().rss if member.pid != but else 0
             except psutil.NoSuchProcess:
                 continue
     except psutil.NoSuchProcess:

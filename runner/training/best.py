@@ -111,18 +111,18 @@ class BestKeeper:
         found = Best(monitor.metric, monitor.mode, value, epoch, step, name)
         return self._save(found, make_snapshot, save_whole)
 
-    def take(self, snapshot: Snapshot) -> str | None:
+    def take(self, snapshot: Snapshot) -> bool:
         """Save a model that was found the best and not saved before; its state says by what (`identity`).
+
+        Returns: whether the disk has it now, or a better one.
 
         Raises:
             ValueError, TypeError, KeyError: its state does not say it.
         """
         found = _best_from(snapshot.state["best"])
-        if self._best is not None and (
-            self._best.monitor != found.monitor or not rules.improves(found.monitor, found.value, self._best)
-        ):
-            return None
-        return self._save(found, lambda: snapshot, _never)
+        if rules.improves(found.monitor, found.value, self._best):
+            return self._save(found, lambda: snapshot, _never) is not None
+        return True
 
     def _save(
         self, found: Best, make_snapshot: Callable[[], Snapshot], save_whole: Callable[[Path], None]

@@ -41,8 +41,6 @@ def main() -> NoReturn:
 
     orders = launch.load()
     os.environ.pop(launch.KEEPER, None)
-    for fd in orders.keeper or ():
-        os.set_inheritable(fd, False)
     os.chdir(orders.cwd)
     imports.install()
     instrument.arrange(worker.start(orders))

@@ -288,7 +288,8 @@ class Fit:
         if stopping:
             self.worker.leave_with(snapshot)
         elif snapshot is not None:
-            self.worker.saver.submit(snapshot, time.monotonic() - began)
+            with self._log.surviving():
+                self.worker.saver.submit(snapshot, time.monotonic() - began)
 
     def take(self, *, fleeting: bool = False) -> Snapshot:
         """Return a snapshot of this safe point; a fleeting one is dropped before the next step."""

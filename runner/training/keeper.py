@@ -5,8 +5,9 @@ memory that holds the snapshots (`storage.slots`). The worker asks, one JSON mes
 
 - `{"digests": NAME}`: new files are digested so that the worker can check them. Answered with `{}`.
 - `{"note": INDEX}`: what was committed to the slot is digested. Not answered.
-- `{"write": INDEX, "path": PATH, "created": TIME}`: what is in the slot is written to the path. Answered
-  with `{"size_bytes": N, "cpu_s": S}`, or `{"errno": N, "error": TEXT}`.
+- `{"write": INDEX, "number": N, "path": PATH, "created": TIME}`: what is in the slot, committed with that
+  number, is written to the path. Answered with `{"size_bytes": N, "cpu_s": S}`, or
+  `{"errno": N, "error": TEXT}`.
 
 When the worker has ended, the newest snapshot and a best model that waits become files, where the disk does
 not have them yet; then it ends. It may be killed at any moment: what it writes appears whole or not at all.
@@ -26,7 +27,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from runner.errors import RunnerError
+from runner.errors import RunnerError, StorageError
 from runner.storage import checkpoint, digests, hdf5layout
 from runner.storage.slots import Kind, Slot, Slots
 from runner.training import launch
@@ -49,18 +50,20 @@ class Keeper:
         self._channel = channel
         self._slots = slots
         self._facts = Facts(orders.attempt_paths.facts)
+        self._written: checkpoint.Info | None = None  #: the last checkpoint
 
     def serve(self) -> None:
         """Do what the worker asks until it has ended, and what is left to do then."""
-        while message := self._channel.recv(BYTES_MAX):
-            asked = json.loads(message)
-            answer = self._do(asked)
-            try:
+        try:
+            while message := self._channel.recv(BYTES_MAX):
+                answer = self._do(json.loads(message))
                 if answer is not None:
                     self._channel.send(json.dumps(answer).encode())
-            except ConnectionError:
-                self._tell_written(asked, answer)
-        self._keep_the_last()
+        except ConnectionError:
+            pass  # the worker has ended
+        finally:
+            self._tell_written()
+            self._keep_the_last()
 
     def _do(self, asked: dict[str, Any]) -> dict[str, Any] | None:
         if "digests" in asked:
@@ -69,27 +72,37 @@ class Keeper:
         if "note" in asked:
             slot = self._slots.all()[asked["note"]]
             if slot.whole and slot.digested != slot.committed:
-                self._slots.note_digest(slot)
+                with contextlib.suppress(ValueError):
+                    self._slots.note_digest(slot)
             return None
-        return self._write(self._slots.all()[asked["write"]], Path(asked["path"]), asked["created"])
+        return self._write(asked)
 
-    def _write(self, slot: Slot, path: Path, created: str) -> dict[str, Any]:
-        begun_s = time.process_time()
+    def _write(self, asked: dict[str, Any]) -> dict[str, Any]:
+        begun_s, path = time.process_time(), Path(asked["path"])
+        slot = self._slots.all()[asked["write"]]
+
+        def still() -> None:
+            now = self._slots.all()[slot.index]
+            if not (now.begun == now.committed == asked["number"] and self._slots.intact(now)):
+                raise StorageError("the snapshot in memory has changed while it was written")
+
         try:
-            size = checkpoint.write(path, self._slots.snapshot(slot), created=created)
+            size = checkpoint.write(path, self._slots.snapshot(slot), created=asked["created"], still=still)
+            if path.parent == self._orders.paths.checkpoints:
+                self._written = checkpoint.describe(path)
         except _FAILURES as error:
             return {"errno": getattr(error, "errno", None), "error": str(error) or type(error).__name__}
         return {"size_bytes": size, "cpu_s": time.process_time() - begun_s}
 
-    def _tell_written(self, asked: dict[str, Any], answer: dict[str, Any] | None) -> None:
-        """Report a checkpoint that the worker did not live to report."""
-        paths, path = self._orders.paths, Path(asked.get("path", ""))
-        if answer is None or "size_bytes" not in answer or path.parent != paths.checkpoints:
+    def _tell_written(self) -> None:
+        """Report the last checkpoint where the worker did not live to do so."""
+        info = self._written
+        if info is None or info.step in self._told():
             return
-        info = checkpoint.describe(path)
+        paths = self._orders.paths
         self._facts(
             "checkpoint",
-            path=str(path.relative_to(paths.dir)),
+            path=str(paths.checkpoint(info.step).relative_to(paths.dir)),
             step=info.step,
             epoch=info.epoch,
             size_bytes=info.size_bytes,
@@ -97,31 +110,47 @@ class Keeper:
             stall_s=0.0,
         )
 
-    def _drop_damaged(self) -> None:
-        for slot in self._slots.all():
-            if slot.whole and not self._slots.intact(slot):
-                self._slots.drop(slot)
-                self._facts.warn(f"the snapshot of step {slot.step} in memory was damaged, and is dropped")
+    def _told(self) -> set[int]:
+        """Return the steps of the checkpoints that this attempt has reported."""
+        steps = set()
+        with contextlib.suppress(OSError):
+            for line in self._orders.attempt_paths.facts.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    fact = json.loads(line)
+                    if fact["event"] == "checkpoint":
+                        steps.add(int(fact["step"]))
+        return steps
 
     def _keep_the_last(self) -> None:
-        """Write what only the memory has."""
-        self._drop_damaged()
-        for slot in self._slots.newest(Kind.BEST)[:1]:
-            self._keep_best(slot)
+        """Write what only the memory has; no snapshot that is later than a best model that is lost."""
+        intact = [self._is_intact(slot) for slot in self._slots.newest(Kind.BEST)[:1]]
+        if not all(intact) or not all(self._keep_best(slot) for slot in self._slots.newest(Kind.BEST)[:1]):
+            return
         paths = self._orders.paths
-        for slot in self._slots.newest(Kind.SNAPSHOT)[:1]:
-            if slot.step > max((step for step, _ in paths.list_checkpoints()), default=0):
+        for slot in self._slots.newest(Kind.SNAPSHOT):
+            if slot.step <= max((step for step, _ in paths.list_checkpoints()), default=0):
+                return
+            if self._is_intact(slot):
                 with contextlib.suppress(*_FAILURES):  # told by the saver
-                    Saver(paths, self._orders.checkpoint, self._facts.append).save_now(
-                        self._slots.snapshot(slot)
-                    )
+                    saver = Saver(paths, self._orders.checkpoint, self._facts.append)
+                    saver.save_now(self._slots.snapshot(slot))
+                return
 
-    def _keep_best(self, slot: Slot) -> None:
-        with contextlib.suppress(*_FAILURES):
+    def _is_intact(self, slot: Slot) -> bool:
+        intact = self._slots.intact(slot)
+        if not intact:
+            self._facts.warn(f"what was in memory of step {slot.step} was damaged, and is dropped")
+        return intact
+
+    def _keep_best(self, slot: Slot) -> bool:
+        """Write a best model that waits; tell whether the disk has it, or a better one."""
+        try:
             found = self._slots.snapshot(slot)
             keeper = BestKeeper(self._orders.paths, self._orders.checkpoint, self._facts.append)
-            keeper.take(found)
-            self._slots.drop(slot)
+            return keeper.take(found)
+        except (*_FAILURES, KeyError, TypeError) as error:
+            self._facts.warn(f"the best model in memory, of step {slot.step}, is lost: {error}")
+            return False
 
 
 def main() -> None:

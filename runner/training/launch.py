@@ -31,6 +31,7 @@ class Launch:
     grace_s: float
     checkpoint: CheckpointSpec
     start_from: Path | None
+    memory_bytes: int | None = None  #: what the job may take; None: no limit of its own
     #: Descriptors of the socket to the keeper, and of the memory for snapshots.
     keeper: tuple[int, int] | None = None
     rehearse: bool = False  #: look at each fit, and do not train (see `runner.training.rehearsal`)
@@ -63,6 +64,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Launch:
         grace_s=float(value["grace_s"]),
         checkpoint=_checkpoint(value["checkpoint"]),
         start_from=Path(value["from"]) if value.get("from") else None,
+        memory_bytes=value.get("memory_bytes"),
         keeper=_keeper(environ.get(KEEPER)),
         rehearse=bool(value.get("rehearse")),
     )
@@ -71,8 +73,13 @@ def load(environ: Mapping[str, str] = os.environ) -> Launch:
 def _keeper(text: str | None) -> tuple[int, int] | None:
     if not text:
         return None
-    channel, memory = text.split(",")
-    return int(channel), int(memory)
+    channel, memory = (int(number) for number in text.split(","))
+    try:
+        for fd in (channel, memory):
+            os.set_inheritable(fd, False)
+    except OSError:
+        return None  # what started this process has closed them
+    return channel, memory
 
 
 def _checkpoint(value: Mapping[str, Any]) -> CheckpointSpec:

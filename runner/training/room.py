@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -11,9 +12,19 @@ _CGROUPS = Path("/sys/fs/cgroup")
 SHARE = 0.5
 
 
-def free_bytes() -> int:
-    """Return what a process may still take, as far as it can be known."""
+def free_bytes(limit_bytes: int | None = None) -> int:
+    """Return what this process may still take, as far as it can be known.
+
+    Args:
+        limit_bytes: what it may take in all; None: no limit but the machine's.
+
+    Raises:
+        OSError, ValueError: the kernel does not tell.
+    """
     found = [_machine_bytes(), *_cgroup_bytes()]
+    if limit_bytes is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        found.append(limit_bytes - pages * resource.getpagesize())
     return min(found)
 
 
@@ -45,5 +56,14 @@ def _left(root: Path, path: str, limit: str, usage: str) -> list[int]:
         if not group.is_relative_to(root):
             break
         with contextlib.suppress(OSError, ValueError):
-            found.append(int((group / limit).read_text()) - int((group / usage).read_text()))
+            used = int((group / usage).read_text()) - _cached_bytes(group)
+            found.append(int((group / limit).read_text()) - used)
     return found
+
+
+def _cached_bytes(group: Path) -> int:
+    """Return what a group's use has of files that are read no more: the kernel takes it back when asked."""
+    with contextlib.suppress(OSError, ValueError):
+        fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
+    return 0

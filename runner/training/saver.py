@@ -160,8 +160,8 @@ class Saver:
         """Return arrays for the next snapshot's variables; None: the caller has its own."""
         return None
 
-    def keep_best(self, snapshot: Snapshot) -> None:
-        """Learn that a best model waits for the disk."""
+    def keep_best(self, make: Callable[[], Snapshot]) -> None:
+        """Learn that a best model waits for the disk; `make` returns it as it would be written."""
 
     def best_written(self) -> None:
         """Learn that the best model so far is on the disk."""

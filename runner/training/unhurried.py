@@ -36,6 +36,10 @@ class _Found(NamedTuple):
     logs: Mapping[str, Any]
     snapshot: Snapshot
 
+    def named(self) -> Snapshot:
+        """Return the model as its file has it: saying by what it is the best."""
+        return replace(self.snapshot, state={**self.snapshot.state, "best": identity(self.best)})
+
 
 #: Share of the time that may go into writing best models.
 _SHARE = 0.005
@@ -87,10 +91,9 @@ class Unhurried:
         better = self._better(epoch, step, logs)
         if better is not None:
             found = _Found(better, dict(logs), make_snapshot())
-            state = {**found.snapshot.state, "best": identity(better)}
             with self._lock:
                 self._waiting = found
-                self._saver.keep_best(replace(found.snapshot, state=state))
+                self._saver.keep_best(found.named)
         elif self._waiting is None and self._disk.acquire(blocking=False):
             try:  # there is nothing to save: it warns where something is wrong with the monitor
                 self._keeper.consider(epoch, step, logs, make_snapshot, save_whole)

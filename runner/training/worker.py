@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from runner.training.best import BestKeeper
     from runner.training.fitting import Fit
     from runner.training.saver import Saver
+    from runner.training.shelf import Shelf
     from runner.training.unhurried import Unhurried
 
 #: The exit code of a configuration that no retry can help (EX_CONFIG).
@@ -67,6 +68,7 @@ class Worker:
         self.seeded = False  #: the job's seed stands in for the operating system's entropy
         self._told_last: tuple[Kind, str] | None = None
         self._saver: Saver | None = None
+        self._shelf: Shelf | None = None
         self._best: BestKeeper | None = None
         self._fit_best: Unhurried | None = None
 
@@ -80,7 +82,9 @@ class Worker:
         checkpoint = dataclasses.replace(self.launch.checkpoint, every=every)
         self.launch = dataclasses.replace(self.launch, checkpoint=checkpoint)
         if self._saver is not None:
-            self._saver = None
+            self.flush_best()
+            self._saver.flush()
+            self._saver = self._fit_best = None
             self.saver.latest()
 
     def install(self, *, seed: bool = True) -> None:
@@ -108,15 +112,24 @@ class Worker:
 
         launch = self.launch
         arguments = launch.paths, launch.checkpoint, self._report, time.monotonic, self.flush_best
-        if launch.keeper is not None:
+        shelf = self._open_shelf()
+        if shelf is not None:
             from runner.training.kept import KeptSaver
 
-            channel, memory = launch.keeper
+            return KeptSaver(*arguments, shelf=shelf)
+        return Saver(*arguments)
+
+    def _open_shelf(self) -> Shelf | None:
+        """Return this process's memory for snapshots; None where it has none."""
+        if self._shelf is None and self.launch.keeper is not None:
+            from runner.training.shelf import Shelf
+
             try:
-                return KeptSaver(*arguments, channel=channel, memory=memory)
+                self._shelf = Shelf(*self.launch.keeper, self.launch.memory_bytes, self.facts.warn)
             except (OSError, ValueError) as error:
                 self.facts.warn(f"there are no snapshots in memory: {error}")
-        return Saver(*arguments)
+                self.launch = dataclasses.replace(self.launch, keeper=None)
+        return self._shelf
 
     @property
     def best(self) -> BestKeeper:

@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +22,12 @@ from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.storage.slots import Kind, Slots
-from runner.training import kept, room
-from runner.training.best import identity
+from runner.training import kept, launch, room, shelf
+from runner.training.best import BestKeeper, identity
 from runner.training.kept import KeptSaver
+from runner.training.report import Facts
+from runner.training.saver import Saver
+from runner.training.shelf import Shelf
 from tests.storage.snapshots import CREATED, assert_same, small
 from tests.training.harness import Job
 from tests.training.keeping import Beside
@@ -39,22 +44,32 @@ class Bench:
         self.beside = Beside(environ, self.job.folder, limit=limit)
         self.told: list[dict[str, Any]] = []
         self.clock = Clock()
+        self.facts = Facts(self.paths.attempt(1).facts)
+        self.shelf = Shelf(self.beside.channel, self.beside.memory, None, self.warn)
         self.saver = KeptSaver(
-            self.paths,
-            CheckpointSpec(**spec),
-            self.told.append,
-            self.clock,
-            lambda: None,
-            channel=self.beside.channel,
-            memory=self.beside.memory,
+            self.paths, CheckpointSpec(**spec), self.report, self.clock, lambda: None, shelf=self.shelf
         )
+
+    def report(self, fact: dict[str, Any]) -> None:
+        self.told.append(fact)
+        self.facts.append(fact)
+
+    def warn(self, message: str) -> None:
+        self.report({"event": "warning", "message": message})
 
     def die(self) -> list[dict[str, Any]]:
         """Be gone as a killed worker is; return what the keeper told then."""
-        assert self.saver._channel is not None
-        self.saver._channel.close()
+        assert self.shelf._channel is not None
+        self.shelf._channel.close()
         assert self.beside.wait() == 0
-        return self.job.facts()
+        facts = self.job.facts()
+        assert facts[: len(self.told)] == self.told
+        return facts[len(self.told) :]
+
+    def slots(self) -> Slots:
+        found = self.shelf.slots()
+        assert found is not None
+        return found
 
     def steps(self) -> list[int]:
         return [step for step, _ in self.paths.list_checkpoints()]
@@ -81,6 +96,12 @@ def save(bench: Bench, snapshot: Snapshot) -> None:
     bench.saver._disk_due = True
     bench.saver.submit(snapshot, 0.001)
     assert bench.saver.flush(30)
+
+
+def best_of(step: int, value: float, metric: str = "val_loss") -> Callable[[], Snapshot]:
+    """A best model, as it waits."""
+    best = Best(metric, Mode.MIN, value, 1, step, "best.weights.h5")
+    return lambda: replace(small(step), state={"best": identity(best)})
 
 
 def test_the_keeper_writes_what_the_worker_has_in_memory(bench: Bench) -> None:
@@ -121,9 +142,8 @@ def test_what_comes_after_the_snapshots_outdates_them(bench: Bench) -> None:
 
 def test_a_best_model_that_waits_becomes_a_file_when_the_worker_dies(bench: Bench) -> None:
     for step, value in ((10, 0.5), (20, 0.25)):
-        best = Best("val_loss", Mode.MIN, value, 1, step, "best.weights.h5")
-        bench.saver.keep_best(replace(small(step), state={"best": identity(best)}))
-    keep(bench, small(25))
+        bench.saver.keep_best(best_of(step, value))
+        keep(bench, small(step + 1))
     facts = bench.die()
     assert [fact["event"] for fact in facts] == ["best", "checkpoint"], "the best one first"
     assert (facts[0]["value"], facts[0]["step"]) == (0.25, 20)
@@ -133,38 +153,157 @@ def test_a_best_model_that_waits_becomes_a_file_when_the_worker_dies(bench: Benc
     assert record["value"] == 0.25
 
 
+def test_a_best_model_that_no_snapshot_follows_is_not_copied(bench: Bench) -> None:
+    """The epochs since the last snapshot are trained again, and it is found again."""
+    keep(bench, small(5))
+    bench.saver.keep_best(best_of(10, 0.5))
+    assert [fact["event"] for fact in bench.die()] == ["checkpoint"]
+
+
 def test_a_best_model_that_is_on_the_disk_is_not_written_again(bench: Bench) -> None:
-    best = Best("val_loss", Mode.MIN, 0.5, 1, 10, "best.weights.h5")
-    bench.saver.keep_best(replace(small(10), state={"best": identity(best)}))
+    bench.saver.keep_best(best_of(10, 0.5))
+    keep(bench, small(11))
     bench.saver.best_written()
-    assert bench.die() == []
+    assert [fact["event"] for fact in bench.die()] == ["checkpoint"]
 
 
-def test_nothing_is_taken_while_a_best_model_waits_that_nobody_else_has(
+def test_a_best_model_by_another_metric_takes_the_place_of_the_former(bench: Bench) -> None:
+    keeper = BestKeeper(bench.paths, CheckpointSpec(), bench.report)
+    assert keeper.take(best_of(10, 0.1, "loss")())
+    bench.saver.keep_best(best_of(20, 0.5))
+    keep(bench, small(21))
+    assert [fact["event"] for fact in bench.die()] == ["best", "checkpoint"]
+
+
+def test_no_snapshot_is_taken_while_a_best_model_waits_that_nobody_else_has(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert bench.saver.due(5, None, False) is False, "the first look begins the count"
     bench.clock.now_s += 0.5
     assert bench.saver.due(6, None, False)
-    monkeypatch.setattr(Slots, "lend", lambda *_: False)
-    bench.saver.keep_best(small(6))
-    assert not bench.saver.due(7, None, False)
+    bench.saver.keep_best(best_of(6, 0.5))
+    with monkeypatch.context() as patched:
+        patched.setattr(Slots, "lend", lambda *_: False)
+        assert not bench.saver.due(7, None, False)
+        keep(bench, small(7))
+    assert bench.slots().newest(Kind.SNAPSHOT) == []
     bench.saver.best_written()
+    bench.clock.now_s += 0.5
     assert bench.saver.due(7, None, False)
 
 
+def test_what_is_later_than_a_best_model_that_cannot_be_saved_is_not_saved_either(tmp_path: Path) -> None:
+    soft = 8 * 1024
+    bench = Bench(
+        tmp_path,
+        limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY)),
+    )
+    bench.saver.keep_best(best_of(10, 0.5))
+    keep(bench, Snapshot(11, 0, {}, {}))
+    assert [fact["event"] for fact in bench.die()] == ["save-failed"]
+    assert bench.steps() == []
+
+
 def test_a_damaged_snapshot_is_not_taken_for_one(bench: Bench) -> None:
-    keep(bench, small(3))
-    save(bench, small(4))  # when this is answered, what was noted before has been digested
-    slots = bench.saver._slots
-    assert slots is not None
-    assert slots.lend(1000)
-    newest = slots.commit(small(5), Kind.SNAPSHOT)
-    assert slots.note_digest(newest)
+    save(bench, small(4))
+    keep(bench, small(5))
+    keep(bench, small(6))
+    slots = bench.slots()
+    newest = slots.newest(Kind.SNAPSHOT)[0]
+    assert newest.digested == newest.committed
     slots.snapshot(newest).arrays["variables/0"][0, 0] += 1
     facts = bench.die()
-    assert "damaged" in facts[0]["message"]
-    assert bench.steps() == [4]
+    assert "of step 6 was damaged" in facts[0]["message"]
+    assert bench.steps() == [4, 5], "the one before it"
+
+
+def test_what_is_later_than_a_damaged_best_model_is_not_saved(bench: Bench) -> None:
+    bench.saver.keep_best(best_of(10, 0.5))
+    keep(bench, small(11))
+    slots = bench.slots()
+    slots.snapshot(slots.newest(Kind.BEST)[0]).arrays["variables/0"][0, 0] += 1
+    assert [fact["event"] for fact in bench.die()] == ["warning"]
+    assert bench.steps() == []
+
+
+def test_a_slot_that_changes_while_it_is_written_makes_no_file(bench: Bench) -> None:
+    keep(bench, small(7))
+    slot = bench.slots().newest(Kind.SNAPSHOT)[0]
+    path = bench.paths.checkpoint(7)
+    path.parent.mkdir()
+    asked = {"write": slot.index, "number": slot.committed + 1, "path": str(path), "created": CREATED}
+    answer = bench.shelf.ask(asked)
+    assert answer is not None
+    assert "has changed" in answer["error"]
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_forked_child_keeps_nothing(bench: Bench) -> None:
+    keep(bench, small(7))
+    pid = os.fork()
+    if pid == 0:
+        done = bench.shelf.on or bench.shelf.lend(100) is not None or bench.shelf.ask({}) is not None
+        os._exit(int(done))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    save(bench, small(8))
+    assert bench.steps() == [8]
+
+
+def test_what_finds_no_slot_and_is_not_due_for_the_disk_is_left_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slots, "lend", lambda *_: False)
+    keep(bench, small(7))
+    assert bench.saver.flush(30)
+    assert bench.steps() == []
+    save(bench, small(8))
+    assert bench.steps() == [8]
+
+
+def test_snapshots_take_no_more_than_their_share_of_the_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look finds the disk due already: so it is where the first step is traced for long."""
+    monkeypatch.setattr(Saver, "due", lambda _self, step, *_: step == 1)
+    monkeypatch.setattr(Saver, "submit", lambda *_: None)
+    taken, begun_s = 0, bench.clock.now_s
+    for step in range(1, 60_001):
+        bench.clock.now_s += 0.005
+        if bench.saver.due(step, None, False):
+            bench.clock.now_s += 0.01
+            bench.saver.submit(small(step), 0.01)
+            taken += 1
+    elapsed_s = bench.clock.now_s - begun_s
+    assert 0.8 * kept.SHARE * elapsed_s <= 0.01 * taken <= kept.SHARE * elapsed_s + kept.FREE_S + 0.01
+
+
+def test_a_keeper_that_hangs_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "PATIENCE_S", 0.3)
+    os.kill(bench.beside.process.pid, signal.SIGSTOP)
+    save(bench, small(7))
+    assert bench.steps() == [7]
+    assert bench.events() == ["warning", "checkpoint"]
+    os.kill(bench.beside.process.pid, signal.SIGCONT)
+
+
+def test_who_wants_to_leave_does_not_wait_for_a_keeper_that_hangs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "HURRY_S", 0.3)
+    os.kill(bench.beside.process.pid, signal.SIGSTOP)
+    bench.saver._disk_due = True
+    bench.saver.submit(small(7), 0.001)
+    while not bench.shelf._asking.locked():
+        time.sleep(0.001)
+    bench.saver.save_now(small(8))
+    assert bench.steps() == [7, 8]
+    os.kill(bench.beside.process.pid, signal.SIGCONT)
+
+
+def test_descriptors_that_were_closed_on_the_way_are_done_without(tmp_path: Path) -> None:
+    job = Job(tmp_path, "train.py", text="")
+    environ = job.environment(job.prepare())
+    assert launch.load({**environ, launch.KEEPER: "977,978"}).keeper is None
 
 
 def test_where_the_keeper_is_killed_the_worker_writes_by_itself_and_says_so(bench: Bench) -> None:
@@ -182,12 +321,16 @@ def test_where_the_keeper_is_killed_the_worker_writes_by_itself_and_says_so(benc
 def test_a_checkpoint_that_the_worker_did_not_live_to_report_is_reported(bench: Bench) -> None:
     """The worker asks and is gone before the answer: the keeper finds nobody to tell."""
     bench.paths.checkpoints.mkdir()
-    slots, channel = bench.saver._slots, bench.saver._channel
-    assert slots is not None
+    channel = bench.shelf._channel
     assert channel is not None
-    assert slots.lend(1000)
-    slot = slots.commit(small(7), Kind.SNAPSHOT)
-    asked = {"write": slot.index, "path": str(bench.paths.checkpoint(7)), "created": CREATED}
+    keep(bench, small(7))
+    slot = bench.slots().newest(Kind.SNAPSHOT)[0]
+    asked = {
+        "write": slot.index,
+        "number": slot.committed,
+        "path": str(bench.paths.checkpoint(7)),
+        "created": CREATED,
+    }
     channel.send(json.dumps(asked).encode())
     facts = bench.die()
     assert [(fact["event"], fact["step"]) for fact in facts] == [("checkpoint", 7)]
@@ -217,7 +360,7 @@ def test_what_the_disk_refuses_is_told_as_by_any_saver_and_tried_again(tmp_path:
 def test_where_there_is_no_memory_it_is_switched_off_and_said(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "free_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(room, "free_bytes", lambda _limit: 1_000_000)
     bench.saver.prepare(10_000_000)
     assert "snapshots in memory are off: they need 30000000 bytes" in bench.told[0]["message"]
     assert bench.saver.lend([((3,), np.dtype("f4"))]) is None
@@ -228,15 +371,23 @@ def test_where_there_is_no_memory_it_is_switched_off_and_said(
 def test_large_memory_is_made_ready_beside_the_training(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "_AT_ONCE_BYTES", 0)
+    monkeypatch.setattr(shelf, "_AT_ONCE_BYTES", 0)
+    go_on = threading.Event()
+    prepare = Slots.prepare
+    monkeypatch.setattr(Slots, "prepare", lambda *args: (go_on.wait(30), prepare(*args)))
     bench.saver.prepare(4_000_000)
-    while bench.saver._preparing.is_set():
-        assert not bench.saver.due(5, None, True), "nothing is due meanwhile"
+    assert bench.saver.lend([((3,), np.dtype("f4"))]) is None, "not yet"
+    save(bench, small(4))
+    assert bench.steps() == [4], "the disk does not wait for it"
+    go_on.set()
+    while not bench.shelf.on:
+        time.sleep(0.001)
     arrays = bench.saver.lend([((1_000_000,), np.dtype("f4"))])
     assert arrays is not None
     arrays[0][:] = 3.0
     save(bench, Snapshot(5, 0, {}, {"a": arrays[0]}))
     assert (checkpoint.read(bench.paths.checkpoint(5)).arrays["a"] == 3.0).all()
+    assert bench.shelf.slot_of(small(5)) is None
 
 
 def test_a_snapshot_that_has_grown_finds_another_slot(bench: Bench) -> None:
