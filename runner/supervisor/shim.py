@@ -7,8 +7,8 @@ the standard library, so that it is up within milliseconds.
   (PR_SET_PDEATHSIG). The shim is a subreaper: whatever the worker's tree leaves behind becomes its child.
 - SIGTERM: asks the worker to stop; after the grace the tree is killed. SIGUSR1: kills the tree. SIGUSR2: the
   attempt hangs: the worker's faulthandler writes its stacks, /proc is noted, then as SIGTERM, shortly.
-- Beside the worker it starts the keeper, which writes the worker's snapshots to the disk; the memory that
-  they lie in is the shim's. When the worker is gone, the keeper has a moment for what only memory has.
+- Where launch.json names a keeper, it is started beside the worker, whose snapshots it writes to the disk;
+  the memory that they lie in is the shim's. When the worker is gone, it has a moment for what is left there.
 - When the worker has ended, every process that is left of the tree is killed and reaped, the outcome is
   written durably (again and again while the disk refuses), and only then the lock is let go.
 """

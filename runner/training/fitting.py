@@ -398,7 +398,7 @@ class Fit:
         self._look_at_step(function)
         self._trained = True
         with self._log.surviving():
-            self.worker.saver.prepare(self._camera.size())
+            self.worker.saver.prepare(self._camera.size)
         self.worker.release()
         self.worker.phase("train", tell=True)
 

@@ -61,9 +61,9 @@ class KeptSaver(Saver):
             self._snapshot_at = now_s + INTERVAL_S_MIN
         return kept
 
-    def prepare(self, size: int) -> None:
-        """Make memory ready for snapshots of about `size` bytes."""
-        self._shelf.prepare(size)
+    def prepare(self, size: Callable[[], int]) -> None:
+        """Make memory ready for snapshots of about `size()` bytes."""
+        self._shelf.prepare(size())
 
     def lend(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         """Return arrays in the memory for the next snapshot; None where there is no room now."""

@@ -153,8 +153,8 @@ class Saver:
             self._waiting = (snapshot, stall_s)
             self._wake()
 
-    def prepare(self, size: int) -> None:
-        """Learn that snapshots will take about `size` bytes."""
+    def prepare(self, size: Callable[[], int]) -> None:
+        """Learn that training has begun; `size` tells how many bytes its snapshots will take, about."""
 
     def lend(self, _layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         """Return arrays for the next snapshot's variables; None: the caller has its own."""

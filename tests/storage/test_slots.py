@@ -197,6 +197,7 @@ def killed(way: str, after_s: float) -> tuple[int, list[str]]:
         assert victim.stdout.readline() == b"ready\n"
         memory = Slots(fd)
         while not memory.newest(Kind.SNAPSHOT):
+            assert victim.poll() is None
             time.sleep(0.001)
         time.sleep(after_s)  # any moment will do
         victim.send_signal(signal.SIGKILL)

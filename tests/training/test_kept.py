@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import runner
 from runner.core.best import Best
 from runner.core.spec import CheckpointSpec, Mode
 from runner.storage import checkpoint
@@ -29,8 +32,8 @@ from runner.training.report import Facts
 from runner.training.saver import Saver
 from runner.training.shelf import Shelf
 from tests.storage.snapshots import CREATED, assert_same, small
-from tests.training.harness import Job
-from tests.training.keeping import Beside
+from tests.training.harness import BOOTSTRAP, Job
+from tests.training.keeping import KEEPER, Beside
 from tests.training.test_saver import Clock
 
 
@@ -361,7 +364,7 @@ def test_where_there_is_no_memory_it_is_switched_off_and_said(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "free_bytes", lambda _limit: 1_000_000)
-    bench.saver.prepare(10_000_000)
+    bench.saver.prepare(lambda: 10_000_000)
     assert "snapshots in memory are off: they need 30000000 bytes" in bench.told[0]["message"]
     assert bench.saver.lend([((3,), np.dtype("f4"))]) is None
     save(bench, small(3))
@@ -375,7 +378,7 @@ def test_large_memory_is_made_ready_beside_the_training(
     go_on = threading.Event()
     prepare = Slots.prepare
     monkeypatch.setattr(Slots, "prepare", lambda *args: (go_on.wait(30), prepare(*args)))
-    bench.saver.prepare(4_000_000)
+    bench.saver.prepare(lambda: 4_000_000)
     assert bench.saver.lend([((3,), np.dtype("f4"))]) is None, "not yet"
     save(bench, small(4))
     assert bench.steps() == [4], "the disk does not wait for it"
@@ -433,6 +436,7 @@ def test_a_worker_without_xxhash_gets_files_that_it_can_read(
     bench.die()
 
 
+SHIM = Path(runner.__file__).parent / "supervisor" / "shim.py"
 SCRIPT = """
 import time
 import keras, numpy as np
@@ -474,3 +478,29 @@ def test_a_killed_training_goes_on_from_memory_though_the_disk_was_never_due(tmp
     best = checkpoint.read(job.paths.best / "best.weights.h5")
     losses = {line["step"]: line["val_loss"] for line in job.metrics()}
     assert best.step == min(losses, key=lambda step: losses[step])
+
+
+def test_the_shim_starts_the_keeper_and_lets_it_end_before_it_tells_the_outcome(tmp_path: Path) -> None:
+    job = Job(tmp_path, "train.py", text=SCRIPT)
+    named = {"argv": [sys.executable, str(BOOTSTRAP)], "keeper": [sys.executable, "-I", str(KEEPER)]}
+    environ = job.prepare(every=("epochs", 1000), **named)
+    attempt = job.paths.attempt(1)
+    orders = json.loads(attempt.launch.read_text())
+    attempt.launch.write_text(json.dumps({**orders, "env": environ}))
+    with (tmp_path / "lock").open("w") as lock:
+        shim = subprocess.Popen(
+            ["bash", "-c", f"exec 3>&{lock.fileno()}; exec {sys.executable} -I -S {SHIM} {attempt.dir}"],
+            env=job.environment({}),
+            pass_fds=[lock.fileno()],
+        )
+    while not job.paths.progress.exists() or job.progress()["step"] < 60:
+        assert shim.poll() is None
+        time.sleep(0.01)
+    identities = json.loads(attempt.shim.read_text())
+    os.kill(identities["worker"]["pid"], signal.SIGKILL)
+    assert shim.wait(60) == 0
+    assert json.loads(attempt.outcome.read_text())["signal"] == "SIGKILL"
+    (fact,) = job.facts_of("checkpoint")
+    assert fact["step"] > 0, "though the disk was never due"
+    assert checkpoint.verify(job.paths.checkpoint(fact["step"])).step == fact["step"]
+    assert not Path(f"/proc/{identities['keeper']['pid']}").exists()
