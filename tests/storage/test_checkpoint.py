@@ -198,6 +198,29 @@ def test_where_the_file_system_has_no_direct_io_large_files_are_written_all_the_
         monkeypatch.setattr(blocks, "_set_direct", lambda _fd, **_: False)
 
 
+def test_a_large_file_for_which_the_disk_has_no_room_leaves_the_old_one(path: Path) -> None:
+    """The limit lies within a block: a short write first, and the rest is refused."""
+    checkpoint.write(path, small(), created=CREATED)
+    code = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from runner.storage import blocks, checkpoint
+from runner.storage.checkpoint import Snapshot
+path, limit = Path(sys.argv[1]), blocks.DIRECT_BYTES_MIN + 1000
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    arrays = {"a": np.zeros(2 * blocks.DIRECT_BYTES_MIN, np.uint8)}
+    checkpoint.write(path, Snapshot(13, 0, {}, arrays), created="")
+except OSError as error:
+    print(error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "File too large\n"
+    assert_same(checkpoint.read(path), small())
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_without_xxhash_the_digest_is_sha256_and_xxh3_is_asked_for(path: Path) -> None:
     checkpoint.write(path, small(), created=CREATED)
     code = """
