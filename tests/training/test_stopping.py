@@ -77,7 +77,7 @@ def test_children_are_terminated_as_ever(tmp_path: Path) -> None:
 
 
 def test_stacks_on_request(tmp_path: Path) -> None:
-    script = "import time\nopen('ready', 'w').close()\ndef stuck():\n    time.sleep(2)\nstuck()\n"
+    script = "import time\ndef stuck():\n    open('ready', 'w').close()\n    time.sleep(2)\nstuck()\n"
     job = Job(tmp_path, "train.py", text=script)
     attempt = job.start().until((job.folder / "ready").exists).send(signal.SIGUSR2).wait(20)
     assert attempt.code == 0
