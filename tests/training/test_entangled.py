@@ -30,8 +30,10 @@ def test_what_data_and_callbacks_share(tmp_path: Path, nursery: Nursery) -> None
     killed = job.run_through(kill=kill, every=("steps", 1))
     assert set(lost_or_gained(undisturbed, killed.results)) <= {"object"}
     resumed = job.facts_of("resumed")
-    exact = {fact["step"]: fact["exact"] for fact in resumed}
-    assert exact == {5: True, 17: True, 43: False, 45: False, 59: True, 67: True, 92: True, 122: False}
+    # A death waits for the checkpoint of its step; the writer may have come one further by then.
+    wanted = {5: True, 17: True, 43: False, 45: False, 59: True, 67: True, 92: True, 122: False}
+    assert [fact["exact"] for fact in resumed] == list(wanted.values())
+    assert all(fact["step"] - step in {0, 1} for fact, step in zip(resumed, wanted, strict=True))
     assert resumed[2]["reason"] == "callbacks have what making the data changes: Holding.before (callback 0)"
     assert "other code draws as well" in resumed[-1]["reason"]
 
