@@ -170,6 +170,16 @@ def read_identity(paths: AttemptPaths, who: str) -> Identity | None:
     return Identity.parse(_read(paths.shim).get(who))
 
 
+def snapshots_bytes(paths: AttemptPaths) -> int:
+    """Return how much memory the attempt's snapshots take, which its shim holds; 0 where there are none."""
+    about = _read(paths.shim)
+    shim, number = Identity.parse(about.get("shim")), about.get("memory_fd")
+    try:
+        return Path(f"/proc/{shim.pid}/fd/{number}").stat().st_blocks * 512 if shim is not None else 0
+    except OSError:
+        return 0
+
+
 def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
     """Read how the attempt ended, as its shim wrote it; None where nothing was written."""
     value = _read(paths.outcome)

@@ -17,6 +17,7 @@ from runner.supervisor.broom import sweep
 # Resolved: where an upgrade swaps a link to the installation, a worker stays with the files it started with.
 _SHIM = Path(__file__).resolve().with_name("shim.py")
 _BOOTSTRAP = _SHIM.parent.parent / "training" / "bootstrap.py"
+_KEEPER = _SHIM.parent.parent / "training" / "keeper.py"
 _PYTHON = str(Path(sys.executable).parent.resolve() / Path(sys.executable).name)
 _SHIM_LOCK_FD = 3
 #: What systemd says to us is not for the workers.
@@ -58,6 +59,7 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "args": list(spec.args),
         "checkpoint": asdict(spec.checkpoint),
         "memory_bytes": spec.limits.memory_bytes,
+        "keeper": [_PYTHON, "-I", str(_KEEPER)] if not spec.command else None,
         "from": str(start_from) if start_from.exists() else None,
     }
 

@@ -38,8 +38,10 @@ PR_SET_CHILD_SUBREAPER = 36
 EVIDENCE_S = 2.0
 HANG_GRACE_S = 5.0
 OUTCOME_RETRY_S = 1.0
-#: For the keeper to write the last snapshot; how much it stands back behind the training.
+#: For the keeper to write what is left in memory: in any case, and for each byte of it.
 KEEPER_S = 30.0
+KEEPER_BYTES_PER_S = 10e6
+#: How much it stands back behind the training.
 KEEPER_NICE = 5
 #: In the environment of worker and keeper: the descriptors that they are handed.
 KEEPER = "RUNNER_KEEPER"
@@ -66,7 +68,7 @@ def main() -> None:
         error = str(failure)
     for fd in handed[:1]:
         os.close(fd)  # so that the keeper notices when the worker has ended
-    attempt = Attempt(worker, keeper, folder, float(launch["grace_s"]))
+    attempt = Attempt(worker, keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.tell_identity()
     attempt.supervise(wake)
     write_outcome(folder, attempt.outcome(error, time.monotonic() - began))
@@ -75,9 +77,10 @@ def main() -> None:
 class Attempt:
     """The worker and all that descends from it."""
 
-    def __init__(self, worker: int, keeper: int, folder: str, grace_s: float) -> None:
+    def __init__(self, worker: int, keeper: int, folder: str, grace_s: float, memory: int = -1) -> None:
         self.worker = worker  # 0: it could not be started
         self.keeper = keeper  # 0: there is none, or it has ended
+        self.memory = memory  # descriptor of what the keeper's snapshots lie in; -1: there is none
         self.folder = folder
         self.grace_s = grace_s
         self.status: int | None = None
@@ -95,6 +98,7 @@ class Attempt:
             "shim": identity(os.getpid()),
             "worker": identity(self.worker) if self.worker else None,
             "keeper": identity(self.keeper) if self.keeper else None,
+            "memory_fd": self.memory,
         }
         try:
             write_json(os.path.join(self.folder, "shim.json"), about)
@@ -111,7 +115,7 @@ class Attempt:
         self.deadlines.pop("kill", None)
         self.deadlines.pop("stop_hung", None)
         self.clear_tree(wake)
-        self.deadlines["kill_keeper"] = time.monotonic() + KEEPER_S
+        self.deadlines["kill_keeper"] = time.monotonic() + self.keeper_s()
         while self.keeper:
             self.turn(wake, 1.0)
 
@@ -155,6 +159,11 @@ class Attempt:
         """SIGKILL the worker; the rest of the tree follows when it has been reaped."""
         self.killed = self.killed or self.status is None
         self.send(signal.SIGKILL)
+
+    def keeper_s(self) -> float:
+        """Return how many seconds the keeper has to write what is left in memory, at most."""
+        held = os.fstat(self.memory).st_blocks * 512 if self.memory >= 0 else 0
+        return KEEPER_S + held / KEEPER_BYTES_PER_S
 
     def kill_keeper(self) -> None:
         """End the keeper: it has had its time."""

@@ -11,7 +11,7 @@ from runner.errors import UnreadableRecordError
 from runner.storage import records
 from runner.storage.layout import Home
 from runner.supervisor import process
-from runner.supervisor.attempts import Attempts, Live, read_identity
+from runner.supervisor.attempts import Attempts, Live, read_identity, snapshots_bytes
 
 #: How often one attempt is looked at.
 LOOK_S = 1.0
@@ -93,8 +93,10 @@ class Vitals:
         allowed = job.spec.limits.memory_bytes
         if allowed is None or attempt.shim is None:
             return None
-        keeper = read_identity(self._home.job(job.name).attempt(attempt.number), "keeper")
+        paths = self._home.job(job.name).attempt(attempt.number)
+        keeper = read_identity(paths, "keeper")
         used = tree_rss_bytes(attempt.shim.pid, but=keeper.pid if keeper is not None else None)
+        used -= snapshots_bytes(paths) if used > allowed else 0
         if used <= allowed:
             return None
         return Limit(

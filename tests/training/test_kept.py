@@ -25,6 +25,7 @@ from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.storage.slots import Kind, Slots
+from runner.supervisor.attempts import snapshots_bytes
 from runner.training import kept, launch, room, shelf
 from runner.training.best import BestKeeper, identity
 from runner.training.kept import KeptSaver
@@ -497,6 +498,7 @@ def test_the_shim_starts_the_keeper_and_lets_it_end_before_it_tells_the_outcome(
         assert shim.poll() is None
         time.sleep(0.01)
     identities = json.loads(attempt.shim.read_text())
+    assert snapshots_bytes(attempt) > 4096, "not counted to the job's memory"
     os.kill(identities["worker"]["pid"], signal.SIGKILL)
     assert shim.wait(60) == 0
     assert json.loads(attempt.outcome.read_text())["signal"] == "SIGKILL"
@@ -504,3 +506,4 @@ def test_the_shim_starts_the_keeper_and_lets_it_end_before_it_tells_the_outcome(
     assert fact["step"] > 0, "though the disk was never due"
     assert checkpoint.verify(job.paths.checkpoint(fact["step"])).step == fact["step"]
     assert not Path(f"/proc/{identities['keeper']['pid']}").exists()
+    assert snapshots_bytes(attempt) == 0
