@@ -79,6 +79,7 @@ _WORDS: dict[str, Callable[[Event], str | None]] = {
     "wall-over": _reason("over its time limit"),
     "memory-over": _reason("over its memory limit"),
     "save-failed": _reason("a checkpoint could not be saved"),
+    "pruned": lambda event: f"checkpoints of steps {event.get('steps')} removed: {event.get('reason')}",
     "quarantined": lambda event: f"{event.get('path')} failed verification: {event.get('reason')}",
     "refused": lambda event: f"{event.get('verb')} refused: {event.get('reason')}",
     "adopted": lambda event: f"a new supervisor took over attempt {event.get('attempt')}, which runs on",

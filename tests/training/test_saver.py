@@ -34,6 +34,7 @@ class Bench:
     """A saver on a folder of its own, with its facts and its clock."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.paths = JobPaths(folder)
         self.facts: list[dict[str, Any]] = []
         self.clock = Clock()
