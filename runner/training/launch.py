@@ -86,11 +86,16 @@ def _keeper(text: str | None) -> tuple[int, int] | None:
 
 
 def _checkpoint(value: Mapping[str, Any]) -> CheckpointSpec:
-    every = value["every"]
     return CheckpointSpec(
-        every=Every(CadenceUnit(every["unit"]), float(every["count"])),
+        every=_every(value["every"]),
         keep=int(value["keep"]),
         monitor=value["monitor"],
         mode=Mode(value["mode"]),
         best=str(value["best"]),
+        best_keep=value.get("best_keep"),
+        archive=_every(value["archive"]) if value.get("archive") else None,
     )
+
+
+def _every(value: Mapping[str, Any]) -> Every:
+    return Every(CadenceUnit(value["unit"]), float(value["count"]))

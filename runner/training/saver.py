@@ -23,7 +23,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ import numpy as np
 
 from runner.core import cadence, retention
 from runner.core.cadence import Moment, Saved
-from runner.core.spec import CadenceUnit, CheckpointSpec
+from runner.core.spec import CadenceUnit, CheckpointSpec, Every
 from runner.errors import BadCheckpointError, StorageError
 from runner.storage import checkpoint, disk, durable, hdf5layout
 from runner.storage.checkpoint import Snapshot
@@ -342,9 +342,32 @@ class Saver:
             with contextlib.suppress(OSError):
                 durable.remove(found[step])
 
-    def _kept(self, found: Iterable[int]) -> retention.Kept:
+    def _kept(self, found: Mapping[int, Path]) -> retention.Kept:
         pinned = frozenset(step for step in found if self._paths.pin(step).exists())
-        return retention.Kept(verified=self._verified, pinned=pinned)
+        archived = self._archived(found)
+        return retention.Kept(verified=self._verified, pinned=pinned, archived=archived)
+
+    def _archived(self, found: Mapping[int, Path]) -> frozenset[int]:
+        """Return the steps that are kept for ever; one whose place cannot be read counts as such."""
+        period, places, unknown = self._spec.archive, dict[int, float](), set[int]()
+        if period is None:
+            return frozenset()
+        for step, path in found.items():
+            try:
+                places[step] = self._place(period, step, path)
+            except (OSError, StorageError):
+                unknown.add(step)
+        return retention.archived(places, period.count) | unknown
+
+    def _place(self, period: Every, step: int, path: Path) -> float:
+        """Return where a checkpoint lies, counted in what the period is."""
+        match period.unit:
+            case CadenceUnit.STEPS:
+                return step
+            case CadenceUnit.EPOCHS:
+                return checkpoint.describe(path).epoch
+            case _:
+                return path.stat().st_mtime
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: only one attempt of a job runs at a time."""
