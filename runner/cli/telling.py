@@ -34,6 +34,7 @@ def resumed(event: Event) -> str:
     """Write from where training continues, and whether exactly."""
     exact = "" if event.get("exact", True) else f", not exactly: {event.get('reason') or 'unknown why'}"
     again = f"; {_again(event)}" if _again(event) else ""
+    exact += "" if event.get("path", "") is not None else ", from memory: the disk does not have it"
     return f"resumed from step {event.get('step')} (epoch {int(event.get('epoch') or 0) + 1}){exact}{again}"
 
 

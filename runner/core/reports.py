@@ -44,7 +44,9 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
             )
             return replace(job, checkpoint=_checkpoint(fact), checkpoint_at=now, ledger=ledger)
         case "resumed":
-            return _resumed(_replayed(replace(job, checkpoint=_checkpoint(fact)), fact), now)
+            if fact["path"] is not None:  # else from memory: the disk has an older one
+                job = replace(job, checkpoint=_checkpoint(fact))
+            return _resumed(_replayed(job, fact), _count(fact["step"]), now)
         case "quarantined":
             gone = job.checkpoint is not None and job.checkpoint.path == fact["path"]
             return replace(job, checkpoint=None) if gone else job
@@ -87,16 +89,14 @@ def _missed(job: Job, fact: Mapping[str, Any]) -> Job:
     return replace(job, classified=replace(before, missed=(*before.missed, missed)[:_MISSED_MAX]))
 
 
-def _resumed(job: Job, now: str) -> Job:
+def _resumed(job: Job, step: int, now: str) -> Job:
     """Take in that the attempt trains again: what it took to get there was down time, not useful."""
     attempt = job.current
     if attempt is None or attempt.resumed_at:
         return job
     down_s = seconds_between(attempt.started_at, now)
     ledger = replace(job.ledger, down_s=job.ledger.down_s + down_s, useful_s=job.ledger.useful_s - down_s)
-    return replace(
-        job.with_attempt(replace(attempt, start_step=job.durable_step, resumed_at=now)), ledger=ledger
-    )
+    return replace(job.with_attempt(replace(attempt, start_step=step, resumed_at=now)), ledger=ledger)
 
 
 def _checkpoint(fact: Mapping[str, Any]) -> CheckpointRef:

@@ -11,6 +11,14 @@ import os
 MAGIC = b"runner snapshots 1\n"
 
 
+def is_one(fd: int) -> bool:
+    """Tell whether this is the descriptor of such a file."""
+    try:
+        return os.pread(fd, len(MAGIC), 0) == MAGIC
+    except OSError:
+        return False
+
+
 def create() -> int:
     """Return the descriptor of a new, empty memory file, not inherited by children.
 

@@ -20,7 +20,7 @@ from runner.core.events import Ended, StartFailed
 from runner.core.hang import Pulse
 from runner.core.job import Job, Outcome
 from runner.errors import UnreadableRecordError
-from runner.storage import lock, records
+from runner.storage import lock, memory, records
 from runner.storage.layout import AttemptPaths, Home
 from runner.supervisor import launch, process
 from runner.supervisor.loop import Loop
@@ -55,6 +55,7 @@ class Live:
     asked: Ask | None = None
     waited_s: float = 0.0
     wall_s: float = -1.0  #: how long the job has run, as far as its limit counts; below 0: not summed yet
+    memory_held: bool = False
     pulse: Pulse = field(default_factory=lambda: Pulse(0.0))
 
 
@@ -66,6 +67,8 @@ class Attempts:
         self._loop = loop
         self._on_end = on_end
         self.live: dict[str, Live] = {}
+        #: What the shims hold for snapshots, held here too: what no disk took is there for the next one.
+        self._memories: dict[str, int] = {}
 
     def start(self, job: Job) -> None:
         """Start the job's newest attempt, unless it is under way already."""
@@ -89,12 +92,32 @@ class Attempts:
         attempt.asked = ask
         self._send(attempt)
 
+    def hold_memory(self, attempt: Live) -> None:
+        """Hold the memory for the attempt's snapshots, once its shim has told where it is."""
+        if attempt.memory_held or attempt.shim is None:
+            return
+        fd = open_memory(self._paths(attempt), attempt.shim)
+        if fd is not None:
+            attempt.memory_held = True
+            self.drop_memory(attempt.name)
+            self._memories[attempt.name] = fd
+
+    def drop_memory(self, name: str) -> None:
+        """Let go of the memory of a job that has no next attempt."""
+        fd = self._memories.pop(name, None)
+        if fd is not None:
+            os.close(fd)
+
+    def holders(self) -> list[str]:
+        """Name the jobs whose memory is held and of which no attempt lives."""
+        return [name for name in self._memories if name not in self.live]
+
     def _spawn(self, attempt: Live, job: Job) -> None:
         if attempt.asked is not None:
             self._finish(attempt, Ended(asked=True, reason="asked to end before it could be started"))
             return
         try:
-            pid = launch.start_shim(self._home, job)
+            pid = launch.start_shim(self._home, job, self._memories.get(job.name))
         except launch.StillLockedError:
             self._loop.after(_SOON_S, lambda: self._spawn(attempt, job))
             return
@@ -170,14 +193,31 @@ def read_identity(paths: AttemptPaths, who: str) -> Identity | None:
     return Identity.parse(_read(paths.shim).get(who))
 
 
+def open_memory(paths: AttemptPaths, shim: Identity) -> int | None:
+    """Return a descriptor of the memory that a living shim holds for snapshots; None where there is none."""
+    number = _read(paths.shim).get("memory_fd")
+    if not isinstance(number, int) or number < 0:
+        return None
+    try:
+        fd = os.open(f"/proc/{shim.pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if not process.is_alive(shim) or not memory.is_one(fd):
+        os.close(fd)
+        return None
+    return fd
+
+
 def snapshots_bytes(paths: AttemptPaths) -> int:
     """Return how much memory the attempt's snapshots take, which its shim holds; 0 where there are none."""
-    about = _read(paths.shim)
-    shim, number = Identity.parse(about.get("shim")), about.get("memory_fd")
-    try:
-        return Path(f"/proc/{shim.pid}/fd/{number}").stat().st_blocks * 512 if shim is not None else 0
-    except OSError:
+    shim = read_identity(paths, "shim")
+    fd = open_memory(paths, shim) if shim is not None else None
+    if fd is None:
         return 0
+    try:
+        return os.fstat(fd).st_blocks * 512
+    finally:
+        os.close(fd)
 
 
 def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ _SHIM = Path(__file__).resolve().with_name("shim.py")
 _BOOTSTRAP = _SHIM.parent.parent / "training" / "bootstrap.py"
 _KEEPER = _SHIM.parent.parent / "training" / "keeper.py"
 _PYTHON = str(Path(sys.executable).parent.resolve() / Path(sys.executable).name)
-_SHIM_LOCK_FD = 3
+_SHIM_LOCK_FD, _SHIM_MEMORY_FD = 3, 4
 #: What systemd says to us is not for the workers.
 _OURS_ALONE = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "INVOCATION_ID", "JOURNAL_STREAM"}
 
@@ -73,8 +74,13 @@ def interpreter(python: str, folder: Path) -> str:
     return str(own) if own.exists() else _PYTHON
 
 
-def start_shim(home: Home, job: Job) -> int:
+def start_shim(home: Home, job: Job, memory_fd: int | None = None) -> int:
     """Start the shim of the job's newest attempt; return its pid.
+
+    Args:
+        home: the job's.
+        job: its record.
+        memory_fd: of the memory that the attempt before had for its snapshots, where it is still held.
 
     Raises:
         StillLockedError: an earlier attempt is not entirely gone.
@@ -82,15 +88,19 @@ def start_shim(home: Home, job: Job) -> int:
     """
     paths = home.job(job.name)
     attempt = paths.attempt(job.attempt)
+    handed: list[int] = []
     lock_fd = lock.try_lock(paths.lock)
     if lock_fd is None:
         raise StillLockedError(job.name)
     try:
         sweep(paths.dir)
         attempt.dir.mkdir(parents=True, exist_ok=True)
-        records.save_json(attempt.launch, launch_plan(home, job), durably=False)
+        plan = {**launch_plan(home, job), "memory_fd": None if memory_fd is None else _SHIM_MEMORY_FD}
+        records.save_json(attempt.launch, plan, durably=False)
         durable.link(paths.current, f"attempts/{attempt.dir.name}")
         environ = {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
+        # Copies above the numbers that they get: neither takes the other's place.
+        handed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (lock_fd, memory_fd) if fd is not None]
         return os.posix_spawn(
             _PYTHON,
             [_PYTHON, "-I", "-S", str(_SHIM), str(attempt.dir)],
@@ -99,7 +109,7 @@ def start_shim(home: Home, job: Job) -> int:
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(attempt.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
-                (os.POSIX_SPAWN_DUP2, lock_fd, _SHIM_LOCK_FD),
+                *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(handed, _SHIM_LOCK_FD)),
             ],
             setsid=True,
             # Blocked until the shim has its handlers: a signal sent meanwhile waits instead of killing it.
@@ -107,4 +117,5 @@ def start_shim(home: Home, job: Job) -> int:
             setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGHUP],
         )
     finally:
-        os.close(lock_fd)
+        for fd in (lock_fd, *handed):
+            os.close(fd)

@@ -61,7 +61,7 @@ def main() -> None:
     wake = watch_signals()
     began = time.monotonic()
     error, worker = "", 0
-    keeper, handed = start_keeper(launch, folder, libc)
+    keeper, handed = start_keeper(launch, folder, libc, inherited(launch))
     try:
         worker = start_process(launch["argv"], launch, folder, libc, handed)
     except OSError as failure:
@@ -246,6 +246,16 @@ class Attempt:
             "ended_at": time.time(),
             "rusage": usage,
         }
+
+
+def inherited(launch: dict[str, Any]) -> int:
+    """Return the descriptor of the memory that the attempt before has left; -1 where there is none."""
+    number = int(launch.get("memory_fd") or -1)
+    try:
+        os.set_inheritable(number, False)
+        return number if os.pread(number, len(MEMORY_MAGIC), 0) == MEMORY_MAGIC else -1
+    except OSError:
+        return -1
 
 
 def start_keeper(

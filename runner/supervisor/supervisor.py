@@ -340,6 +340,9 @@ class Supervisor:
         if self._scan is not None:
             self._scan.cancel()
             self._scan = None
+        for name in self.attempts.holders():
+            if name not in self.book.jobs or self.book.jobs[name].state in SETTLED:
+                self.attempts.drop_memory(name)
         for name in list(self.book.postponed):
             self.book.load(name)
             if name in self.book.jobs:

@@ -41,6 +41,7 @@ class Vitals:
         if job.state is not State.RUNNING or (since_s < LOOK_S and not first):
             return None
         self._observe(job, attempt, now, since_s)
+        self._attempts.hold_memory(attempt)
         reason = self._hangs(job, attempt.pulse)
         if reason:
             return Limit(Sight.HUNG, reason)

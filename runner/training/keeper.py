@@ -10,7 +10,8 @@ memory that holds the snapshots (`storage.slots`). The worker asks, one JSON mes
   `{"errno": N, "error": TEXT}`.
 
 When the worker has ended, the newest snapshot and a best model that waits become files, where the disk does
-not have them yet; then it ends. It may be killed at any moment: what it writes appears whole or not at all.
+not have them yet; then it ends. What the disk refuses stays in memory for the next attempt. It may be killed
+at any moment: what it writes appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -131,7 +132,9 @@ class Keeper:
             if slot.step <= max((step for step, _ in paths.list_checkpoints()), default=0):
                 return
             if self._is_intact(slot):
-                with contextlib.suppress(*_FAILURES):  # told by the saver
+                with contextlib.suppress(
+                    *_FAILURES
+                ):  # told by the saver; the next attempt finds it in memory
                     saver = Saver(paths, self._orders.checkpoint, self._facts.append)
                     saver.save_now(self._slots.snapshot(slot))
                 return

@@ -46,6 +46,24 @@ class KeptSaver(Saver):
         self._snapshot_step = 0
         self._spent_s = 0.0  # in snapshots
 
+    def latest(self) -> tuple[Path | None, Snapshot] | None:
+        """Return the newest checkpoint that verifies, or what is newer and was left in memory (no path).
+
+        Raises:
+            StorageError: the only ones left cannot be read, and there is nothing in memory.
+        """
+        try:
+            saved, unread = super().latest(), None
+        except StorageError as error:
+            saved, unread = None, error
+        left = self._shelf.left(saved[1].step if saved is not None else 0)
+        if left is not None:
+            self._resumed_step = left.step
+            return None, left
+        if unread is not None:
+            raise unread
+        return saved
+
     def due(self, step: int, steps_per_epoch: int | None, epoch_ended: bool) -> bool:
         """Tell whether to take a snapshot, for the memory or for the disk as well."""
         self._disk_due = super().due(step, steps_per_epoch, epoch_ended)

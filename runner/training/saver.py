@@ -108,7 +108,7 @@ class Saver:
         """Whether a snapshot is being written or waits."""
         return self._writing or self._nudged or self._waiting is not None
 
-    def latest(self) -> tuple[Path, Snapshot] | None:
+    def latest(self) -> tuple[Path | None, Snapshot] | None:
         """Return the newest checkpoint that verifies; None where there is none.
 
         Raises:

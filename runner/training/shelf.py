@@ -180,6 +180,18 @@ class Shelf:
             for slot in slots.newest(kind):
                 slots.drop(slot)
 
+    def left(self, after: int) -> Snapshot | None:
+        """Return the newest snapshot that an attempt before has left, where it is later than step `after`."""
+        slots = self.slots()
+        for slot in slots.newest(Kind.SNAPSHOT) if slots is not None else []:
+            if slot.step > after and slots is not None:
+                with contextlib.suppress(ValueError):
+                    if slots.intact(slot):
+                        return slots.snapshot(slot)
+                self._tell(f"what was in memory of step {slot.step} was damaged, and is dropped")
+                slots.drop(slot)
+        return None
+
     # -- the best model that waits --------------------------------------------------------------------------
 
     def keep_best(self, make: Callable[[], Snapshot]) -> None:

@@ -220,8 +220,9 @@ class Worker:
         if found is None and not self.launch.paths.fit(0).exists():
             self.metrics.cut(0)
         elif found is not None:
-            self.saved = found[1]
-            self.progress.set(step=found[1].step, epoch=found[1].epoch, checkpoint_step=found[1].step)
+            self.saved = saved = found[1]
+            verified = self.saver.verified_step
+            self.progress.set(step=saved.step, epoch=saved.epoch, checkpoint_step=verified)
 
     def start_over(self) -> None:
         """Forget what was found to resume from: it has been put aside."""
@@ -270,14 +271,15 @@ class Worker:
         """Report from where the attempt goes on; `reasons` say why not exactly, where so.
 
         Args:
-            saved: the checkpoint.
+            saved: the checkpoint, or what was left in memory.
             reasons: in words.
             replay_s: what reading data again has taken; 0 where there was no need to.
         """
         path = self.launch.paths.checkpoint(saved.step)
+        on_disk = self.saver.verified_step == saved.step
         self.facts(
             "resumed",
-            path=str(path.relative_to(self.launch.paths.dir)),
+            path=str(path.relative_to(self.launch.paths.dir)) if on_disk else None,
             step=saved.step,
             epoch=saved.epoch,
             exact=not reasons,

@@ -42,6 +42,14 @@ def test_the_best() -> None:
     assert after(BEST, {**BEST, "value": 2, "step": 3}).best == BestRef("best/b.h5", 3, 1, "val_loss", 2.0)
 
 
+def test_what_was_resumed_from_memory_is_not_called_saved() -> None:
+    job = after(CHECKPOINT, {**RESUMED, "path": None, "step": 105})
+    assert job.checkpoint == after(CHECKPOINT).checkpoint
+    assert job.durable_step == 100
+    assert job.current is not None
+    assert (job.current.start_step, job.current.resumed_at) == (105, NOW)
+
+
 def test_where_it_resumed_is_what_counts_from_now_on() -> None:
     job = after(CHECKPOINT, RESUMED)
     assert job.durable_step == 90

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,10 @@ import pytest
 
 from runner.cli import facts
 from runner.core.job import State
+from runner.supervisor import process
 from tests.system.conftest import Site, assert_events_in_order, wait_for
 
-#: Trains ten epochs, prints much, and waits in the seventh for leave to go on.
+#: Trains ten epochs and prints much; waits in the seventh for leave to go on, and is slow then.
 SCRIPT = """
 import hashlib, os, time
 import keras, numpy as np
@@ -24,8 +27,13 @@ out = os.environ["OUT"]
 
 
 class Pace(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
     def on_train_batch_end(self, batch, logs=None):
-        time.sleep(0.01)
+        until = time.monotonic() + (6 if self.epoch > 6 else 0.01)
+        while time.monotonic() < until and not os.path.exists(f"{out}/enough"):
+            time.sleep(0.01)
 
     def on_epoch_end(self, epoch, logs=None):
         print("." * 5000)
@@ -72,23 +80,43 @@ def metrics(site: Site, name: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "time"} for line in lines]
 
 
+def memories(pid: int) -> list[str]:
+    """What memory files a process holds."""
+    found = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+    return [target for target in found if "memfd:runner-snapshots" in target]
+
+
 def fill(path: Path) -> None:
     with path.open("wb", buffering=0) as out, contextlib.suppress(OSError):
         while True:
             out.write(b"x" * 4096)
 
 
-def test_a_training_outlasts_a_full_disk_and_nothing_is_missing(small_disk: Path, tmp_path: Path) -> None:
-    site = Site(small_disk / "home")
-    site.log = tmp_path / "daemon.log"
-    plain, full = tmp_path / "plain", tmp_path / "full"
-    for out in (plain, full):
-        out.mkdir()
-    (plain / "go").touch()
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+    """The result and the metrics of an undisturbed training."""
+    root = tmp_path_factory.mktemp("plain")
+    (root / "go").touch()
+    (root / "enough").touch()
+    site = Site(root / "home")
     try:
         site.start()
-        submit(site, "plain", plain)
+        submit(site, "plain", root)
         site.wait("plain", State.SUCCEEDED, timeout_s=90)
+        return (root / "result").read_text(), metrics(site, "plain")
+    finally:
+        site.close()
+
+
+def test_a_training_outlasts_a_full_disk_and_nothing_is_missing(
+    small_disk: Path, tmp_path: Path, plain: tuple[str, list[dict[str, Any]]]
+) -> None:
+    site = Site(small_disk / "home")
+    site.log = tmp_path / "daemon.log"
+    full = tmp_path / "full"
+    full.mkdir()
+    try:
+        site.start()
         submit(site, "full", full)
         wait_for(lambda: "checkpoint" in site.kinds("full"), "the first checkpoint", timeout_s=60)
         fill(small_disk / "ballast")
@@ -99,15 +127,56 @@ def test_a_training_outlasts_a_full_disk_and_nothing_is_missing(small_disk: Path
         wait_for(lambda: "save-failed" in site.kinds("full"), "what was not written then to follow")
         assert facts.gather(site.home, "full")["disk"] is None
         (full / "go").touch()
+
+        def recovered() -> bool:
+            kinds = site.kinds("full")
+            return "checkpoint" in kinds[len(kinds) - kinds[::-1].index("save-failed") :]
+
+        wait_for(recovered, "saving to recover", timeout_s=90)
+        (full / "enough").touch()
         job = site.wait("full", State.SUCCEEDED, timeout_s=60)
         assert job.attempt == 1
-        assert (full / "result").read_text() == (plain / "result").read_text()
-        assert metrics(site, "full") == metrics(site, "plain")
-        kinds = site.kinds("full")
-        assert "checkpoint" in kinds[len(kinds) - kinds[::-1].index("save-failed") :], "saving has recovered"
+        assert (full / "result").read_text() == plain[0]
+        assert metrics(site, "full") == plain[1]
         assert_events_in_order(site.events("full"))
         log = site.home.job("full").attempt(1).log.read_text(errors="replace")
         assert "bytes of output are missing here" in log
         assert log.endswith("the last line\n")
+    finally:
+        site.close()
+
+
+def test_a_worker_that_dies_on_a_full_disk_is_resumed_from_memory(
+    small_disk: Path, tmp_path: Path, plain: tuple[str, list[dict[str, Any]]]
+) -> None:
+    site = Site(small_disk / "home")
+    site.log = tmp_path / "daemon.log"
+    full = tmp_path / "full"
+    full.mkdir()
+    try:
+        site.start()
+        submit(site, "full", full)
+        wait_for(lambda: "checkpoint" in site.kinds("full"), "the first checkpoint", timeout_s=60)
+        fill(small_disk / "ballast")
+        wait_for((full / "epoch-6").exists, "the training to go on", timeout_s=60)
+        saved = site.home.job("full").list_checkpoints()[-1][0]
+        keeper = site.identity("full", "keeper")
+        os.kill(site.identity("full", "worker").pid, signal.SIGKILL)
+        wait_for(lambda: not process.is_alive(keeper), "the keeper to have tried")
+        assert len(memories(site.daemons[-1].pid)) == 1
+        (small_disk / "ballast").unlink()
+        (full / "go").touch()
+        (full / "enough").touch()
+        job = site.wait("full", State.SUCCEEDED, timeout_s=90)
+        assert job.attempt == 2
+        (resumed,) = [event for event in site.events("full") if event["event"] == "resumed"]
+        assert resumed["path"] is None
+        assert resumed["exact"]
+        assert resumed["step"] > saved
+        assert job.attempts[1].start_step == resumed["step"]
+        wait_for(lambda: not memories(site.daemons[-1].pid), "the daemon to let go of the memory")
+        assert (full / "result").read_text() == plain[0]
+        assert metrics(site, "full") == plain[1]
+        assert_events_in_order(site.events("full"))
     finally:
         site.close()

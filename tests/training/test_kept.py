@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -129,6 +130,44 @@ def test_what_only_the_memory_has_becomes_a_checkpoint_when_the_worker_dies(benc
     assert (fact["event"], fact["step"]) == ("checkpoint", 29)
     assert bench.steps() == [3, 29]
     assert_same(checkpoint.read(bench.paths.checkpoint(29)), small(29))
+
+
+def test_the_next_attempt_finds_in_memory_what_the_disk_would_not_take(bench: Bench) -> None:
+    save(bench, small(3))
+    keep(bench, small(29))
+    bench.paths.checkpoints.rename(bench.paths.dir / "elsewhere")
+    bench.paths.checkpoints.write_text("")  # no folder, as root too
+    memory = os.dup(bench.beside.memory)
+    assert [fact["event"] for fact in bench.die()] == ["save-failed"]
+    bench.paths.checkpoints.unlink()
+    (bench.paths.dir / "elsewhere").rename(bench.paths.checkpoints)
+    channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    other.close()  # without a keeper of its own
+    with channel:
+        following = Shelf(channel.fileno(), memory, None, bench.warn)
+
+        def latest() -> tuple[Path | None, Snapshot]:
+            saver = KeptSaver(
+                bench.paths, CheckpointSpec(), bench.report, bench.clock, lambda: None, shelf=following
+            )
+            found = saver.latest()
+            assert found is not None
+            assert saver.verified_step == (3 if found[0] is None else found[1].step), "of the disk"
+            return found
+
+        path, snapshot = latest()
+        assert path is None
+        assert_same(snapshot, small(29))
+        # What the disk has as well is taken from there.
+        checkpoint.write(bench.paths.checkpoint(29), small(29), created=CREATED)
+        assert latest()[0] == bench.paths.checkpoint(29)
+        bench.paths.checkpoint(29).unlink()
+        # What was damaged is dropped, and said.
+        (slot,) = Slots(memory).newest(Kind.SNAPSHOT)[:1]
+        os.pwrite(memory, b"\xff", slot.offset)
+        assert latest()[1].step == 3
+        assert "was damaged" in bench.told[-1]["message"]
+    os.close(memory)
 
 
 def test_what_the_disk_has_already_is_not_written_again(bench: Bench) -> None:
