@@ -47,6 +47,7 @@ class CheckpointSpec:
     monitor: str | None = None  #: None: val_loss, else loss
     mode: Mode = Mode.AUTO
     best: str = "best.weights.h5"
+    mirror: str | None = None  #: where committed checkpoints are copied to, as a URL
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 from runner.core.spec import CheckpointSpec, JobSpec, LimitsSpec, ResourcesSpec, RestartSpec
 from runner.errors import BadJobError
-from runner.settings import values
+from runner.settings import media, values
 from runner.settings.text import FILE, key_lines, one_line, parse, read
 
 __all__ = ["FILE", "KEYS", "TABLES", "load_spec"]
@@ -46,6 +46,7 @@ KEYS = {
     "checkpoint.monitor": Key("monitor", values.text),
     "checkpoint.mode": Key("mode", values.mode),
     "checkpoint.best": Key("best", values.best),
+    "checkpoint.mirror": Key("mirror", media.mirror),
     "restart.budget": Key("budget", values.integer(0, 1_000_000)),
     "restart.backoff": Key("backoff", values.backoff),
     "restart.fatal_exit_codes": Key("fatal_exit_codes", values.exit_codes),
