@@ -1,8 +1,8 @@
 """Whose a mirror is: what two jobs must have in common to be one, and which home may write.
 
-A mirror outlives its home. So it says itself whose it is: by `work`, a digest of what is run, and by `owner`, a
-random name that the home which uses it has given it. A home that takes a mirror over gives it a new owner; one
-that finds another owner than its own was left behind, and keeps its hands off.
+A mirror outlives its home. So it says itself whose it is: by `work`, a digest of what is run, and by
+`owner`, a random name that the home which uses it has given it. A home that takes a mirror over gives it a
+new owner; one that finds another owner than its own was left behind, and keeps its hands off.
 """
 
 from __future__ import annotations

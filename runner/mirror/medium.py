@@ -22,7 +22,7 @@ from runner.errors import MirrorError
 from runner.storage import blocks, durable
 
 #: Takes what was read back; raises BadCopyError where it is not what was sent.
-Check: TypeAlias = Callable[[Iterator[bytes | memoryview]], object]
+Check: TypeAlias = Callable[[Iterator[bytes | memoryview]], None]
 
 PIECE = 8 * 1024 * 1024
 #: A server that says nothing for so long is given up.
@@ -130,7 +130,7 @@ class Folder:
                     path.unlink()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def _pieces(path: Path) -> Iterator[memoryview]:

@@ -1,8 +1,8 @@
-"""A prefix in an S3 bucket (fsspec, s3fs): credentials and endpoint are those of the AWS tools' environment.
+"""A prefix in an S3 bucket (fsspec, s3fs); credentials and endpoint come from where the AWS tools have them.
 
-Putting an object is atomic: it is there whole, under its own name, or not at all. What is read back and is not what
-was sent is removed again. A process that is killed while it uploads a large file in parts leaves parts that no
-listing shows; a rule of the bucket (AbortIncompleteMultipartUpload) clears them away.
+Putting an object is atomic: it is there whole, under its own name, or not at all. What is read back and is
+not what was sent is removed again. A process that is killed while it uploads a large file in parts leaves parts
+that no listing shows; a rule of the bucket (AbortIncompleteMultipartUpload) clears them away.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ class Objects:
             self._fs.rm_file(path)
 
     def sweep(self, folder: str) -> None:
-        """Nothing half-written is ever seen."""
+        """Do nothing: nothing half-written is ever seen."""
 
     def close(self) -> None:
-        """The library closes its connections by itself."""
+        """Leave it to the library, which closes its connections by itself."""
 
     @contextlib.contextmanager
     def _told(self, path: str) -> Iterator[None]:
@@ -92,4 +92,6 @@ class Objects:
         except (FileNotFoundError, MirrorError):
             raise
         except _FAILURES as error:
-            raise MirrorError(f"s3://{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+            raise MirrorError(
+                f"s3://{path}: {' '.join(str(error).split()) or type(error).__name__}"
+            ) from error

@@ -1,7 +1,8 @@
 """A folder of another machine, over SFTP (fsspec, paramiko).
 
-Keys, agents, known hosts and the host's entry in the configuration are those of `ssh`, out of ~/.ssh. A host that is
-not known is refused: nobody is there to be asked. Files are renamed over each other by OpenSSH's own extension.
+Keys, agents, known hosts and the host's entry in the configuration are those of `ssh`, out of ~/.ssh. A host
+that is not known is refused: nobody is there to be asked. Files are renamed over each other by OpenSSH's own
+extension.
 """
 
 from __future__ import annotations

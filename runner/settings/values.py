@@ -87,6 +87,7 @@ def shown(value: Any) -> str:
 
 
 def fail(expected: str, value: Any) -> WrongError:
+    """Make the error of a value that is not what was expected."""
     return WrongError(f"must be {expected}, not {shown(value)}")
 
 

@@ -1,6 +1,6 @@
 """What of a job's state belongs on its mirror, and what the mirror is known to hold: `mirror/status.json`.
 
-Read by everybody, written only by who holds the lock beside it: the process that copies, or the one that fetches.
+Read by everybody, written only by who holds the lock beside it: the process that copies, or one that fetches.
 Every entry stands for a file that was read back from the medium and was what this home has.
 """
 
@@ -117,7 +117,7 @@ def local(paths: JobPaths) -> dict[str, tuple[int, int, int]]:
     for name in (*names, METRICS):
         if belongs(name):
             try:
-                status = os.lstat(paths.dir / name)  # noqa: PTH116 - one call for three values
+                status = os.lstat(paths.dir / name)
             except OSError:
                 continue  # evicted meanwhile
             found[name] = stamp_of(status)
@@ -133,7 +133,9 @@ def behind(paths: JobPaths, status: Status) -> list[str]:
     """List the committed files that the mirror does not hold as they are now; the metrics do not count."""
     now = local(paths)
     now.pop(METRICS, None)
-    return [name for name, stamp in now.items() if name not in status.files or status.files[name].stamp != stamp]
+    return [
+        name for name, stamp in now.items() if name not in status.files or status.files[name].stamp != stamp
+    ]
 
 
 def must_fetch(paths: JobPaths, url: str, name: str) -> bool:
