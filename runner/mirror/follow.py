@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.5
 #: The mirror of a job that runs is compared with what is known of it at least so often.
 RECHECK_S = 600.0
+_RETRY_S_MAX = 60.0
 _WORKERS = 4
 
 
@@ -148,7 +149,7 @@ class Follow:
             job.failures, job.compared_s = 0, now_s
             return
         job.failures += 1
-        job.not_before_s = now_s + retry_s(job.failures)
+        job.not_before_s = now_s + min(retry_s(job.failures), _RETRY_S_MAX)
         if job.failures == 1 or not isinstance(error, MirrorError | StorageError | OSError):
             log.error("%s: %s", job.orders.name, error, exc_info=not isinstance(error, MirrorError))
         if job.medium is not None:

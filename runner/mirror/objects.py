@@ -1,8 +1,8 @@
 """A prefix in an S3 bucket (fsspec, s3fs); credentials and endpoint come from where the AWS tools have them.
 
 Putting an object is atomic: it is there whole, under its own name, or not at all. What is read back and is
-not what was sent is removed again. A process that is killed while it uploads a large file in parts leaves parts
-that no listing shows; a rule of the bucket (AbortIncompleteMultipartUpload) clears them away.
+not what was sent is removed again. A process that is killed while it uploads a large file in parts leaves
+parts that no listing shows; a rule of the bucket (AbortIncompleteMultipartUpload) clears them away.
 """
 
 from __future__ import annotations

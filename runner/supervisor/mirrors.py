@@ -55,11 +55,19 @@ class Mirrors:
         if not self._wanted or now < self._tended + _TEND_S:
             return
         self._tended = now
-        jobs = [job for job in self._book.jobs.values() if job.spec.checkpoint.mirror is not None]
+        jobs = self._with_mirror()
         for job in jobs:
             self._relay(job)
         if self._copier < 0 and now >= self._not_before and any(map(self._lacks, jobs)):
             self._start()
+
+    def leave(self) -> None:
+        """See to it that what is lacking is copied, though we end now."""
+        if self._wanted and self._copier < 0 and any(map(self._lacks, self._with_mirror())):
+            self._start()
+
+    def _with_mirror(self) -> list[Job]:
+        return [job for job in self._book.jobs.values() if job.spec.checkpoint.mirror is not None]
 
     def _relay(self, job: Job) -> None:
         facts, read = eventlog.read_from(self._home.job(job.name).mirror_facts, job.mirror_read)

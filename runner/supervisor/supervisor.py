@@ -97,6 +97,7 @@ class Supervisor:
             notify.notify("READY=1", self._status_line())
             log.info("supervising %s: %s", self.home.root, self._status_line())
             self.loop.run()
+            self.mirrors.leave()
         finally:
             observer.stop()
             observer.join()

@@ -90,4 +90,5 @@ def _checkpoint(value: Mapping[str, Any]) -> CheckpointSpec:
         monitor=value["monitor"],
         mode=Mode(value["mode"]),
         best=str(value["best"]),
+        mirror=value.get("mirror"),
     )
