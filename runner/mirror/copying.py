@@ -85,7 +85,7 @@ def copy_all(account: Account, medium: Medium) -> None:
 
 
 def _compare(account: Account, medium: Medium) -> set[str]:
-    """List what the mirror has; forget what it was thought to have, and say so."""
+    """List what the mirror has; forget what it was thought to have, and say so where it should have it."""
     sizes: dict[str, int] = {}
     for folder in (CHECKPOINTS, BEST):
         medium.sweep(folder)
@@ -95,6 +95,8 @@ def _compare(account: Account, medium: Medium) -> set[str]:
         if name == METRICS or sizes.get(name) == known.size_bytes:
             continue
         del held[name]
+        if name not in mirrored.local(account.paths):
+            continue  # it was to go
         what = "is gone" if name not in sizes else f"has {sizes[name]} bytes, not {known.size_bytes}"
         account.tell("mirror-damaged", path=name, reason=f"{account.orders.place}/{name} {what}")
     account.set(replace(account.status, files=held))
@@ -180,8 +182,8 @@ def _surplus(account: Account, present: set[str]) -> list[str]:
 
 
 def _remove(account: Account, medium: Medium, name: str) -> None:
-    """Remove a file from the mirror; what is believed of it goes first."""
+    """Remove a file from the mirror; where we die before that is recorded, the next one finds it gone."""
+    medium.remove(name)
     if name in account.status.files:
         files = {held: what for held, what in account.status.files.items() if held != name}
         account.set(replace(account.status, files=files))
-    medium.remove(name)
