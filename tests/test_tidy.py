@@ -198,8 +198,11 @@ def test_the_daemon_loads_nothing_heavy() -> None:
     ).stdout.split()
     assert "runner.supervisor.supervisor" in loaded
     heavy = {"tensorflow", "keras", "h5py", "numpy", "typer", "click", "rich", "sklearn"}
+    heavy |= {"fsspec", "s3fs", "paramiko", "botocore"}
     assert not heavy & set(loaded)
-    assert not [name for name in loaded if name.startswith(("runner.training", "runner.cli"))]
+    assert not [
+        name for name in loaded if name.startswith(("runner.training", "runner.cli", "runner.mirror"))
+    ]
 
 
 # --- who may touch what -----------------------------------------------------------------------------------

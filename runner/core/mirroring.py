@@ -30,9 +30,9 @@ def work_of(spec: Mapping[str, Any]) -> bytes:
     """Return what makes a job's work its own, but for the script's text: to be digested.
 
     Args:
-        spec: a `JobSpec`, as JSON has it.
+        spec: a `JobSpec`, as JSON has it, and the `source` that the job started from.
     """
-    kept = {name: spec.get(name) for name in ("entry", "command", "args", "env", "seed")}
+    kept = {name: spec.get(name) for name in ("entry", "command", "args", "env", "seed", "source")}
     return json.dumps(kept, sort_keys=True, default=str).encode()
 
 
@@ -49,7 +49,7 @@ def refusal(mine: str, work: str, found: Identity | None) -> str | None:
     if mine:
         return "another home has taken it over"
     if found.work != work:
-        return "it is another job's: its script, command, args, env or seed are not this one's"
+        return "it is another job's: its script, command, args, env, seed or source is not this one's"
     return None
 
 

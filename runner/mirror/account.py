@@ -67,7 +67,7 @@ def orders(home: Home, name: str) -> Orders | None:
             seed=int(record["seed"]),
             threads=int(record["threads"]),
             active=record["state"] in ("running", "stopping"),
-            work=_work(spec, home.folder(name)),
+            work=_work({**spec, "source": record.get("source")}, home.folder(name)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnreadableRecordError(f"{home.job(name).record}: cannot be understood ({error!r})") from None

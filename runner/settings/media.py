@@ -51,7 +51,7 @@ def _problem(url: SplitResult, value: str) -> str:
         return "must not lead upward with .."
     if url.scheme == "file":
         if url.netloc:
-            return "must have three slashes after file:"
+            return "must have three slashes after file"
     elif not url.hostname:
         return f"names no {'bucket' if url.scheme == 's3' else 'host'}"
     if url.scheme == "s3" and not _BUCKET.fullmatch(url.netloc):

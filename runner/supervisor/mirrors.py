@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import time
 
@@ -26,6 +27,8 @@ _TEND_S = 1.0
 #: Before a process that ended unasked is started again: at first, and at most.
 _AGAIN_S = 1.0
 _AGAIN_S_MAX = 60.0
+#: SIGTERM ends it at once: it has no handler.
+_END_S = 5.0
 
 
 class Mirrors:
@@ -65,6 +68,13 @@ class Mirrors:
         """See to it that what is lacking is copied, though we end now."""
         if self._wanted and self._copier < 0 and any(map(self._lacks, self._with_mirror())):
             self._start()
+
+    def end(self) -> None:
+        """End the process that copies: the daemon that we become starts its own, of its own version."""
+        if self._copier >= 0:
+            signal.pidfd_send_signal(self._copier, signal.SIGTERM)
+            select.select([self._copier], [], [], _END_S)
+            self._ended()
 
     def _with_mirror(self) -> list[Job]:
         return [job for job in self._book.jobs.values() if job.spec.checkpoint.mirror is not None]

@@ -97,7 +97,7 @@ class Supervisor:
             notify.notify("READY=1", self._status_line())
             log.info("supervising %s: %s", self.home.root, self._status_line())
             self.loop.run()
-            self.mirrors.leave()
+            (self.mirrors.end if self.exec_again else self.mirrors.leave)()
         finally:
             observer.stop()
             observer.join()

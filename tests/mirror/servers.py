@@ -1,4 +1,4 @@
-"""Real media, which can go away: a folder, an SFTP server (Debian's openssh-server), an S3 server (moto's)."""
+"""Real media, which can go away: a folder, an SFTP server (Debian's openssh-server), an S3 server (moto)."""
 
 from __future__ import annotations
 

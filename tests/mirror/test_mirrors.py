@@ -85,7 +85,7 @@ def test_a_job_waits_for_a_mirror_that_cannot_be_reached(homes: Homes, place: Pl
 
     second = homes("second")
     second.start()
-    second.pace("pace", place.url, 6)
+    second.pace("pace", place.url, 4)
     if place.kind == "s3":  # a server that is silent, which is found out after a while
         wait_for(lambda: second.job("pace") and second.job_of("pace").state is State.RUNNING, "the fetch")
         second.submit("other", "5")
@@ -139,9 +139,13 @@ def test_what_the_mirror_lost_is_noticed_and_copied_again(homes: Homes, folder: 
     home = homes("home")
     home.start()
     home.pace("pace", folder.url, 200, 0.1)
-    home.event("pace", "mirrored")
-    wait_for(lambda: "best/b.weights.h5" in home.status("pace").files, "the best model")
-    folder.write("pace/best/best.json", b"{")
+    wait_for(lambda: "best/best.json" in home.status("pace").files, "the best model")
+
+    def noticed() -> bool:
+        folder.write("pace/best/best.json", b"{")  # again, where the next best model has just replaced it
+        return "mirror-damaged" in home.kinds("pace")
+
+    wait_for(noticed, "the damage to be noticed")
     event = home.event("pace", "mirror-damaged")
     assert event["path"] == "best/best.json"
     assert "has 1 bytes" in event["reason"]
