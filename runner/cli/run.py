@@ -144,7 +144,7 @@ def wait_mirrored(home: Home, job: dict[str, Any], display: Display, asked: list
         job = facts.gather(home, job["name"])
     if lacks and lacks["behind"]:
         why = f" ({lacks['error']})" if lacks["error"] else ""
-        display.say(f"{job['name']}: {len(lacks['behind'])} files are not on {lacks['url']} yet{why}")
+        display.say(f"{job['name']}: {len(lacks['behind'])} file(s) not on {lacks['url']} yet{why}")
     return job
 
 

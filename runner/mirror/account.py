@@ -133,7 +133,8 @@ class Account:
             mine = replace(mine, seed=found.seed, threads=found.threads)
         if mine != found:
             put_bytes(medium, IDENTITY, json.dumps({"version": mirroring.VERSION, **asdict(mine)}).encode())
-        self.set(replace(self.status, owner=owner, refused=False))
+        strange = self.status.strange or (found is not None and found.owner != self.status.owner)
+        self.set(replace(self.status, owner=owner, strange=strange, refused=False))
         return found
 
     def failed(self, error: Exception) -> None:

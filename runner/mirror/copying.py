@@ -87,6 +87,7 @@ def copy_all(account: Account, medium: Medium) -> None:
 def _compare(account: Account, medium: Medium) -> set[str]:
     """List what the mirror has; forget what it was thought to have, and say so where it should have it."""
     sizes: dict[str, int] = {}
+    medium.sweep("")
     for folder in (CHECKPOINTS, BEST):
         medium.sweep(folder)
         sizes |= {f"{folder}/{file}": size for file, size in medium.sizes(folder).items()}
@@ -99,7 +100,8 @@ def _compare(account: Account, medium: Medium) -> set[str]:
             continue  # it was to go
         what = "is gone" if name not in sizes else f"has {sizes[name]} bytes, not {known.size_bytes}"
         account.tell("mirror-damaged", path=name, reason=f"{account.orders.place}/{name} {what}")
-    account.set(replace(account.status, files=held))
+    strange = any(mirrored.is_checkpoint(name) and name not in held for name in sizes)
+    account.set(replace(account.status, files=held, strange=strange))
     return {name for name in sizes if mirrored.belongs(name)}
 
 

@@ -64,7 +64,7 @@ def fetch(account: Account, medium: Medium) -> Fetched | None:
     found = newest or max(filter(_is_end, fetched), key=_step, default=None)
     if whose is not None and (found is not None or fetched):
         _tell(account, found, whose, [*fetched, *filter(None, [newest])], began_s)
-    account.set(replace(account.status, fetching=False))
+    account.set(replace(account.status, fetching=False, strange=False))
     account.worked()
     return found
 

@@ -50,7 +50,7 @@ class Medium(Protocol):
         """Remove a file; a missing one is fine."""
 
     def sweep(self, folder: str) -> None:
-        """Remove what a killed process left half-written in a folder."""
+        """Remove what a killed process left half-written in a folder; "" is the place's own."""
 
     def close(self) -> None:
         """Let go of what is open."""

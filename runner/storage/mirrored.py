@@ -40,6 +40,7 @@ class Status:
     place: str = ""  #: the mirror's URL with the job's name; "" before it was used
     owner: str = ""  #: the name by which the mirror is this home's (see `core.mirroring`)
     fetching: bool = False  #: a fetch has begun and is not done
+    strange: bool = False  #: it holds checkpoints that are not among `files`
     refused: bool = False  #: the error is one that no retry helps
     error: str = ""  #: why the last try failed; "" where it did not
     failing_since: str | None = None
@@ -59,6 +60,7 @@ def load(paths: JobPaths) -> Status:
             place=str(value["place"]),
             owner=str(value["owner"]),
             fetching=bool(value["fetching"]),
+            strange=bool(value["strange"]),
             refused=bool(value["refused"]),
             error=str(value["error"]),
             failing_since=None if since is None else str(since),
@@ -146,7 +148,7 @@ def must_fetch(paths: JobPaths, url: str, name: str) -> bool:
     if any(map(is_checkpoint, local(paths))):
         return False
     known = status.place == place(url, name) and status.owner
-    return not known or any(map(is_checkpoint, status.files))
+    return not known or status.strange or any(map(is_checkpoint, status.files))
 
 
 def _files(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -127,17 +128,29 @@ class SftpServer(Place):
 
 
 class S3Server(Place):
-    """moto's server: it holds its objects in memory, so that it only seems to go away."""
+    """A bucket on moto's server, which holds it in memory: it is stopped where it is to be gone."""
 
     kind = "s3"
     process: subprocess.Popen[bytes] | None = None
+    port = 0
 
     @property
     def url(self) -> str:
-        return "s3://bucket/some/folder"
+        return f"s3://{self.bucket}/some/folder"
+
+    @classmethod
+    def serve(cls) -> None:
+        """Start the server, one for all tests of this process."""
+        if cls.process is not None:
+            return
+        cls.port = free_port()
+        argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(cls.port)]
+        cls.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        atexit.register(cls.process.kill)
+        wait_for(lambda: _listens(cls.port), "the S3 server")
 
     def prepare(self, root: Path) -> None:
-        self.port = free_port()
+        self.serve()
         for name, value in {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
             "AWS_ACCESS_KEY_ID": "key",
@@ -147,12 +160,9 @@ class S3Server(Place):
             "AWS_SHARED_CREDENTIALS_FILE": str(root / "none"),
         }.items():
             self.environ.setenv(name, value)
-        log = (root / "moto.log").open("ab")
-        argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self.process = subprocess.Popen(argv, stdout=log, stderr=log)
-        wait_for(lambda: _listens(self.port), "the S3 server")
+        self.bucket = f"bucket-{os.urandom(4).hex()}"
         self.client = boto3.client("s3")
-        self.client.create_bucket(Bucket="bucket")
+        self.client.create_bucket(Bucket=self.bucket)
 
     def up(self) -> None:
         assert self.process is not None
@@ -164,21 +174,19 @@ class S3Server(Place):
 
     def files(self, name: str) -> dict[str, bytes]:
         prefix = f"some/folder/{name}/"
-        found = self.client.list_objects_v2(Bucket="bucket", Prefix=prefix).get("Contents", ())
+        found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents", ())
         keys = [one["Key"] for one in found]
-        bodies = {key: self.client.get_object(Bucket="bucket", Key=key)["Body"].read() for key in keys}
+        bodies = {key: self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in keys}
         return {key.removeprefix(prefix): body for key, body in bodies.items()}
 
     def write(self, path: str, data: bytes) -> None:
-        self.client.put_object(Bucket="bucket", Key=f"some/folder/{path}", Body=data)
+        self.client.put_object(Bucket=self.bucket, Key=f"some/folder/{path}", Body=data)
 
     def delete(self, path: str) -> None:
-        self.client.delete_object(Bucket="bucket", Key=f"some/folder/{path}")
+        self.client.delete_object(Bucket=self.bucket, Key=f"some/folder/{path}")
 
     def close(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+        self.up()
 
 
 def _listens(port: int) -> bool:
