@@ -36,13 +36,14 @@ def work_of(spec: Mapping[str, Any]) -> bytes:
     return json.dumps(kept, sort_keys=True, default=str).encode()
 
 
-def refusal(mine: str, work: str, found: Identity | None) -> str | None:
+def refusal(mine: str, work: str, found: Identity | None, seed: int | None = None) -> str | None:
     """Say why a mirror must not be used; None where it may.
 
     Args:
         mine: the owner by which this home knows the mirror; "" where it never used it.
         work: of this home's job.
         found: what the mirror says; None where it is unclaimed.
+        seed: what this home has trained with; None where it goes on from what the mirror has.
     """
     if found is None or found.owner == mine:
         return None
@@ -50,6 +51,8 @@ def refusal(mine: str, work: str, found: Identity | None) -> str | None:
         return "another home has taken it over"
     if found.work != work:
         return "it is another job's: its script, command, args, env, seed or source is not this one's"
+    if seed is not None and found.seed != seed:
+        return "another home has trained this job there, with another seed"
     return None
 
 

@@ -107,19 +107,20 @@ class Account:
         """Report a fact."""
         durable.append(self._facts, jsontext.encode({"event": event, **fields}) + b"\n")
 
-    def claim(self, medium: Medium, *, anew: bool = False) -> Identity | None:
+    def claim(self, medium: Medium, *, anew: bool = False, to_fetch: bool = False) -> Identity | None:
         """Make sure that the mirror is this home's; return whose it was, None where it was nobody's.
 
         Args:
             medium: the job's place on it.
             anew: give it a new owner, so that a home that used it before keeps off.
+            to_fetch: this home goes on from what it holds, as the one that it knows.
 
         Raises:
             ForeignMirrorError: it is another's.
             MirrorError: it cannot be told.
         """
         orders, found = self.orders, identity(medium, self.orders.place)
-        why = mirroring.refusal(self.status.owner, orders.work, found)
+        why = mirroring.refusal(self.status.owner, orders.work, found, None if to_fetch else orders.seed)
         if why:
             raise ForeignMirrorError(
                 f"{orders.place}: {why}; name another mirror or job, or remove that folder, or, to use what "
@@ -129,7 +130,7 @@ class Account:
         if anew or not owner:
             owner = secrets.token_hex(8)
         mine = Identity(orders.name, orders.work, owner, orders.seed, orders.threads)
-        if anew and found is not None:
+        if to_fetch and found is not None:
             mine = replace(mine, seed=found.seed, threads=found.threads)
         if mine != found:
             put_bytes(medium, IDENTITY, json.dumps({"version": mirroring.VERSION, **asdict(mine)}).encode())

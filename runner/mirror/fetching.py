@@ -51,7 +51,7 @@ def fetch(account: Account, medium: Medium) -> Fetched | None:
         OSError: this machine's disk failed.
     """
     began_s = time.monotonic()
-    whose = account.claim(medium, anew=not account.status.fetching)
+    whose = account.claim(medium, anew=not account.status.fetching, to_fetch=True)
     account.set(replace(account.status, fetching=True))
     there = [
         *(f"{CHECKPOINTS}/{file}" for file in medium.sizes(CHECKPOINTS)),

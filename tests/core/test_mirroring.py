@@ -34,6 +34,12 @@ def test_who_may_use_a_mirror(mine: str, work: str, found: Identity | None, word
     assert word is None or word in str(why)
 
 
+def test_what_was_trained_with_another_seed_is_not_mixed() -> None:
+    assert refusal("", "work", MIRROR, seed=7) is None
+    assert refusal("owner", "work", MIRROR, seed=8) is None
+    assert "another seed" in str(refusal("", "work", MIRROR, seed=8))
+
+
 def test_an_identity_comes_back_as_it_went() -> None:
     assert mirroring.parse({"version": 1, **asdict(MIRROR)}) == MIRROR
 
