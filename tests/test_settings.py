@@ -192,6 +192,18 @@ BAD = [
         '[checkpoint]\nbest = "/tmp/best.keras"',
         "job.toml:2: checkpoint.best must be a file name without folders",
     ),
+    (
+        "[checkpoint]\nbest_keep = 3",
+        'job.toml:2: checkpoint.best_keep is for a series of files, such as best = "best-{epoch:03d}',
+    ),
+    (
+        '[checkpoint]\nbest = "b-{epoch}.keras"\nbest_keep = 0',
+        "job.toml:3: checkpoint.best_keep must be a whole number from 1 to 10000",
+    ),
+    (
+        '[checkpoint]\narchive = "auto"',
+        'job.toml:2: checkpoint.archive must be "none", or a time, steps or epochs such as',
+    ),
     ('[checkpoint]\nbest = ".keras"', "job.toml:2: checkpoint.best must be a file name without folders"),
     ('[checkpoint]\nbest = "b-{epoch.keras"', "job.toml:2: checkpoint.best is not a valid template"),
     (
@@ -365,6 +377,8 @@ def test_every_key_of_the_contract(folder):
         monitor = "val_accuracy"
         mode = "max"
         best = "weights-improvement-{epoch:02d}-{val_accuracy:.2f}.weights.h5"
+        best_keep = 4
+        archive = "10 epochs"
         [restart]
         budget = 9
         backoff = "500ms..2m"
@@ -393,6 +407,8 @@ def test_every_key_of_the_contract(folder):
         "val_accuracy",
         Mode.MAX,
         "weights-improvement-{epoch:02d}-{val_accuracy:.2f}.weights.h5",
+        best_keep=4,
+        archive=Every(CadenceUnit.EPOCHS, 10),
     )
     assert spec.restart == RestartSpec(9, 0.5, 120.0, (2, 3))
     assert spec.limits == LimitsSpec(math.inf, 90.0, 5400.0, 86400.0, 8 * 1024**3)
@@ -402,7 +418,7 @@ def test_every_key_of_the_contract(folder):
 
 def test_the_words_auto_and_none(folder):
     (folder / "job.toml").write_text(
-        'python = "auto"\n[checkpoint]\nevery = "auto"\nmode = "auto"\n'
+        'python = "auto"\n[checkpoint]\nevery = "auto"\nmode = "auto"\nbest_keep = "all"\narchive = "none"\n'
         '[limits]\nhang = "auto"\nwall = "none"\nmemory = "none"\n[restart]\nbackoff = "5s"\n'
     )
     assert load_spec(folder) == JobSpec(restart=RestartSpec(backoff_min_s=5, backoff_max_s=5))

@@ -15,10 +15,12 @@ from runner.core.best import SUFFIXES
 from runner.core.exactness import Kind
 from runner.core.job import ACTIVE, SETTLED, Attempt, Job, State, seconds_between
 from runner.errors import NoSuchJobError, UnreadableRecordError
-from runner.storage import mirrored, records
+from runner.storage import disk, mirrored, records
 from runner.storage.layout import Home, JobPaths
 
 UNREADABLE = "unreadable"
+#: With less than that left nothing can be expected to be written.
+_DISK_BYTES_MIN = 1 << 20
 #: No count of ours comes near this; a script's own may be anything.
 _COUNT_MAX = 2**63
 
@@ -91,6 +93,8 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "steps_per_s": progress.get("steps_per_s") if state in ACTIVE else None,
         "rss_bytes": progress.get("rss_bytes") if state in ACTIVE else None,
         "checkpoint": checkpoint,
+        "saving": progress.get("saving") if state in ACTIVE else None,
+        "disk": _disk(paths) if state in ACTIVE else None,
         "best": _placed(paths, record.get("best")),
         "metrics": progress.get("metrics") or {},
         "goodput": _goodput(record.get("ledger") or {}, running_s),
@@ -156,10 +160,29 @@ def _progress(paths: JobPaths, attempt: int) -> dict[str, Any]:
         **{key: _count(progress.get(key)) for key in _COUNTS},
         "steps_per_s": _number(progress.get("steps_per_s")),
         "phase": phase if isinstance(phase, str) else None,
+        "saving": _saving(progress.get("saving")),
         "metrics": {key: _number(value) for key, value in metrics.items()}
         if isinstance(metrics, dict)
         else {},
     }
+
+
+def _saving(value: Any) -> dict[str, Any] | None:
+    """Read what a checkpoint costs, and since when and why saving fails, where it does."""
+    if not isinstance(value, dict) or not value:
+        return None
+    numbers = ("interval_s", "stall_s", "save_s", "size_bytes", "retry_s")
+    words = ("since", "reason")
+    return {
+        **{key: _number(value.get(key)) for key in numbers},
+        **{key: str(value[key]) if key in value else None for key in words},
+    }
+
+
+def _disk(paths: JobPaths) -> str | None:
+    """Say what is wrong with the disk that the state lies on, where a worker may not be able to tell."""
+    trouble = disk.trouble(paths.dir, _DISK_BYTES_MIN)
+    return None if trouble is None else str(trouble)
 
 
 _COUNTS = ("step", "epoch", "epochs", "steps_per_epoch", "rss_bytes")

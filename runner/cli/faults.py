@@ -22,6 +22,7 @@ from runner.cli.lab import HANG_SIGNAL, Lab
 from runner.core.job import State
 from runner.settings import load_spec
 from runner.storage import eventlog
+from runner.supervisor.attempts import read_identity
 
 RECOVERY_S_MAX = 180.0
 _STOPPED_S = 3.0
@@ -172,14 +173,17 @@ def _disk(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     """Let saves fail as on a full disk: no file may grow beyond a little less than a checkpoint's size."""
     limit = _limit_bytes(lab, name, job["attempt"])
     struck = _announce(lab, hit, "no space for checkpoints")
-    pid = job["pid"]
-    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, before[1]))
+    keeper = read_identity(lab.home.job(name).attempt(job["attempt"]), "keeper")
+    pids = [job["pid"], *([keeper.pid] if keeper is not None else [])]
+    before = resource.prlimit(job["pid"], resource.RLIMIT_FSIZE)
+    for pid in pids:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, before[1]))
     failed = _until(
         lab, lambda: _event_since(lab, name, "save-failed", job["revision"]) is not None, _FULL_S_MAX
     )
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
     after = lab.look(name)
     hit.recovery_s = time.time() - struck
     hit.held = after["attempt"] == job["attempt"]

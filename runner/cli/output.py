@@ -77,6 +77,11 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
 
 
+def moment(seconds: float) -> str:
+    """Write a short duration for people: 1.3 ms, 240 ms, 2.4 s."""
+    return f"{1000 * seconds:.{1 if seconds < 0.01 else 0}f} ms" if seconds < 1 else duration(seconds)
+
+
 def size(size_bytes: float) -> str:
     """Write a size for people, in powers of 1024."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -37,6 +37,8 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("progress", progress(job) if job["step"] else ""),
         ("metrics", metrics(job["metrics"])),
         ("checkpoint", "step {step}, {path}".format(**job["checkpoint"]) if job["checkpoint"] else ""),
+        ("saving", saving(job["saving"]) if job["saving"] else ""),
+        ("disk", job["disk"] or ""),
         ("best", best(job["best"]) if job["best"] else ""),
         ("mirror", mirror(job["mirror"]) if job["mirror"] else ""),
         ("exactness", exactness(job["exactness"]) if job["exactness"] else ""),
@@ -88,6 +90,16 @@ def progress(job: dict[str, Any]) -> str:
 def metrics(values: dict[str, Any]) -> str:
     """Write metrics on one line."""
     return ", ".join(f"{name} {output.metric(value)}" for name, value in values.items())
+
+
+def saving(found: dict[str, Any]) -> str:
+    """Write what checkpoints cost, or why they fail."""
+    if found["reason"]:
+        again = f"; tried again within {output.duration(found['retry_s'] or 0)}"
+        return f"fails since {found['since']}: {found['reason']}{again}"
+    every = f"every {output.duration(found['interval_s'])}: " if found["interval_s"] is not None else ""
+    stall, write = output.moment(found["stall_s"] or 0), output.moment(found["save_s"] or 0)
+    return f"{every}{output.size(found['size_bytes'] or 0)}, written in {write}, training paused {stall}"
 
 
 def best(found: dict[str, Any]) -> str:

@@ -89,6 +89,7 @@ _WORDS: dict[str, Callable[[Event], str | None]] = {
     "mirror-failed": _reason("the mirror fails"),
     "mirror-recovered": lambda _: "the mirror works again",
     "mirror-damaged": _reason("the mirror has lost something"),
+    "pruned": lambda event: f"checkpoints of steps {event.get('steps')} removed: {event.get('reason')}",
     "quarantined": lambda event: f"{event.get('path')} failed verification: {event.get('reason')}",
     "refused": lambda event: f"{event.get('verb')} refused: {event.get('reason')}",
     "adopted": lambda event: f"a new supervisor took over attempt {event.get('attempt')}, which runs on",

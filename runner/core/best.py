@@ -113,6 +113,20 @@ def improves(monitor: Monitor, value: float, best: Best | None) -> bool:
     return value > best.value if monitor.mode is Mode.MAX else value < best.value
 
 
+def ranks(monitor: Monitor, value: float, others: Collection[Best], keep: int) -> bool:
+    """Tell whether `value` is among the `keep` best: there are fewer others, or it is better than one."""
+    if not math.isfinite(value):
+        return False
+    rivals = [other for other in others if other.monitor == monitor]
+    return len(rivals) < keep or any(improves(monitor, value, rival) for rival in rivals)
+
+
+def surplus(models: Collection[Best], keep: int) -> list[Best]:
+    """List those that are not among the `keep` best of one metric; of equals the earlier stays."""
+    ranked = sorted(models, key=lambda one: (-one.value if one.mode is Mode.MAX else one.value, one.step))
+    return ranked[max(1, keep) :]
+
+
 def fields(template: str) -> tuple[str, ...]:
     """List the fields of a template, in order; one that has any names a series of files.
 
@@ -178,6 +192,11 @@ def announcement(monitor: Monitor, value: float, previous: Best | None, epoch: i
     return (
         f"Epoch {epoch + 1}: {monitor.metric} improved from {before} to {value:.5f}, saving model to {path}"
     )
+
+
+def runner_up(found: Best, path: str) -> str:
+    """Say that a model is kept though it is not the best."""
+    return f"Epoch {found.epoch + 1}: {found.metric} is {found.value:.5f}, saving model to {path}"
 
 
 def listed(names: Collection[str]) -> str:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from runner.core.actions import Ask
+from runner.core.cadence import Past
 from runner.core.exactness import Kind
 from runner.core.spec import JobSpec
 
@@ -61,6 +62,10 @@ class Outcome(StrEnum):
     PREEMPTED = "preempted"  #: checkpointed and left in order to run again
     STOPPED = "stopped"  #: ended on request
     ABANDONED = "abandoned"  #: lost with the machine or with its shim: nobody saw the end
+
+
+#: The outcomes that nobody has asked for.
+DEATHS = frozenset({Outcome.FAILED, Outcome.CRASHED, Outcome.HUNG, Outcome.OUT_OF_MEMORY, Outcome.ABANDONED})
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,13 @@ class Job:
         if last is None or not last.exit_code:
             return 1
         return last.exit_code
+
+    @property
+    def past(self) -> Past:
+        """What the attempts so far have lived through."""
+        spent = self.ledger
+        lived_s = spent.useful_s + spent.lost_s + spent.down_s + spent.checkpoint_s
+        return Past(lived_s, sum(attempt.outcome in DEATHS for attempt in self.attempts))
 
     def with_attempt(self, attempt: Attempt) -> Job:
         """Return the record with its newest attempt replaced, or `attempt` added when its number is new."""

@@ -14,7 +14,7 @@ from runner.core.job import BestRef, CheckpointRef, Classified, Job, seconds_bet
 #: write there that its job succeeded.
 FACTS = frozenset(
     {
-        *("resumed", "replayed", "checkpoint", "best", "quarantined", "save-failed"),
+        *("resumed", "replayed", "checkpoint", "best", "quarantined", "save-failed", "pruned", "runner-up"),
         *("classified", "warning", "phase", "fit-started", "fit-finished"),
         *("restored", "mirror-failed", "mirror-recovered"),
     }

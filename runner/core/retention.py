@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -14,12 +14,31 @@ class Kept:
     pinned: frozenset[int] = frozenset()  #: by a person
     best: frozenset[int] = frozenset()  #: by metric
     sources: frozenset[int] = frozenset()  #: others started from them
+    archived: frozenset[int] = frozenset()  #: see `archived`
 
     @property
     def steps(self) -> frozenset[int]:
         """All of them."""
         own = frozenset() if self.verified is None else frozenset({self.verified})
-        return own | self.pinned | self.best | self.sources
+        return own | self.pinned | self.best | self.sources | self.archived
+
+
+def archived(places: Mapping[int, float], period: float) -> frozenset[int]:
+    """Return the steps of the checkpoints that are kept for ever: the first one of each period.
+
+    The same ones again when the others are gone.
+
+    Args:
+        places: step -> where its checkpoint lies, counted in what the period is: steps, epochs or seconds.
+        period: more than 0; the first, which begins with the training, has none.
+    """
+    kept, last = set(), 0
+    for step in sorted(places):
+        number = int(places[step] // period)
+        if number > last:
+            kept.add(step)
+            last = number
+    return frozenset(kept)
 
 
 def evicted(steps: Collection[int], keep: int, kept: Kept) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from runner.core import mirroring
 from runner.core.mirroring import Identity
+from runner.core.spec import CadenceUnit, Every
 from runner.errors import ForeignMirrorError, MirrorError, UnreadableRecordError
 from runner.mirror.medium import BadCopyError, Medium
 from runner.storage import durable, jsontext, lock, mirrored, records
@@ -37,6 +38,8 @@ class Orders:
     name: str
     url: str
     keep: int
+    archive: Every | None
+    thins_best: bool  #: of a series of best models some go again
     seed: int
     threads: int
     active: bool  #: an attempt may be writing
@@ -64,6 +67,8 @@ def orders(home: Home, name: str) -> Orders | None:
             name=name,
             url=str(url),
             keep=int(spec["checkpoint"]["keep"]),
+            archive=_every(spec["checkpoint"].get("archive")),
+            thins_best=spec["checkpoint"].get("best_keep") is not None,
             seed=int(record["seed"]),
             threads=int(record["threads"]),
             active=record["state"] in ("running", "stopping"),
@@ -71,6 +76,10 @@ def orders(home: Home, name: str) -> Orders | None:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnreadableRecordError(f"{home.job(name).record}: cannot be understood ({error!r})") from None
+
+
+def _every(value: dict[str, Any] | None) -> Every | None:
+    return None if value is None else Every(CadenceUnit(value["unit"]), float(value["count"]))
 
 
 def _work(spec: dict[str, Any], folder: Path) -> str:

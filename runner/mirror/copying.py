@@ -7,8 +7,8 @@ Promises:
 - A file counts as mirrored once the medium has given back what was sent. Nothing is removed there before.
 - The files that a checkpoint needs (metrics, ends of fits) are there before it is.
 
-Limits: of what is not a step's checkpoint nothing is ever removed, but for marks of checkpoints that are no
-longer pinned; a best model of a name that came again is replaced.
+Limits: of what is not a step's checkpoint only marks of checkpoints that are no longer pinned are removed,
+and models of a series of which this home keeps the best few.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from runner.core import retention
 from runner.core.best import SUFFIXES
+from runner.core.spec import CadenceUnit
 from runner.errors import StorageError
 from runner.mirror.account import Account
 from runner.mirror.examine import Found, check_name, examine
@@ -121,6 +122,7 @@ def _copy(account: Account, medium: Medium, name: str) -> bool:
         medium.put(name, fd, lambda pieces: _check(pieces, name, sent))
     finally:
         os.close(fd)
+    epoch = sent.info.epoch if sent.info is not None else None
     if sent.info is not None or name.endswith(SUFFIXES):
         account.tell(
             "mirrored",
@@ -129,7 +131,7 @@ def _copy(account: Account, medium: Medium, name: str) -> bool:
             size_bytes=sent.size_bytes,
             took_s=round(time.monotonic() - began_s, 3),
         )
-    held = {**account.status.files, name: Held(sent.size_bytes, stamp)}
+    held = {**account.status.files, name: Held(sent.size_bytes, stamp, epoch)}
     account.set(replace(account.status, files=held))
     return True
 
@@ -169,18 +171,46 @@ def _unpin(account: Account, medium: Medium, present: set[str]) -> None:
 
 
 def _surplus(account: Account, present: set[str]) -> list[str]:
-    """Apply the retention to what the mirror has; nothing goes where none of it is known to be good.
+    """List what retention lets go of what the mirror has; nothing where none of it is known to be good.
 
     What this home still has stays there too: it would only be copied again.
     """
+    held, here = account.status.files, mirrored.local(account.paths)
     steps = {step: name for name in present if (step := mirrored.step_of(name)) is not None}
-    verified = [step for step, name in steps.items() if name in account.status.files]
-    if not verified:
-        return []
-    here = {step for name in mirrored.local(account.paths) if (step := mirrored.step_of(name)) is not None}
-    pinned = {step for name in present if (step := mirrored.pinned_step(name)) is not None}
-    kept = retention.Kept(verified=max(verified), pinned=frozenset(pinned), sources=frozenset(here))
-    return [steps[step] for step in retention.evicted(steps, account.orders.keep, kept)]
+    verified = [step for step, name in steps.items() if name in held]
+    gone = []
+    if verified:
+        kept = retention.Kept(
+            verified=max(verified),
+            pinned=frozenset(step for name in present if (step := mirrored.pinned_step(name)) is not None),
+            archived=_archived(account, steps),
+            sources=frozenset(step for name in here if (step := mirrored.step_of(name)) is not None),
+        )
+        gone = [steps[step] for step in retention.evicted(steps, account.orders.keep, kept)]
+    models = {name for name in here if _is_best(name)}
+    if account.orders.thins_best and models & held.keys():
+        gone += sorted(name for name in present & held.keys() if _is_best(name) and name not in models)
+    return gone
+
+
+def _is_best(name: str) -> bool:
+    return name.startswith(f"{BEST}/") and name.endswith(SUFFIXES)
+
+
+def _archived(account: Account, steps: dict[int, str]) -> frozenset[int]:
+    """Return the steps that are kept for ever; one of which the place is not known counts as such."""
+    period, places, unknown = account.orders.archive, dict[int, float](), set[int]()
+    if period is None:
+        return frozenset()
+    for step, name in steps.items():
+        held = account.status.files.get(name)
+        if period.unit is CadenceUnit.STEPS:
+            places[step] = step
+        elif held is None or held.epoch is None:
+            unknown.add(step)
+        else:
+            places[step] = held.epoch if period.unit is CadenceUnit.EPOCHS else held.stamp[1] / 1e9
+    return retention.archived(places, period.count) | unknown
 
 
 def _remove(account: Account, medium: Medium, name: str) -> None:

@@ -117,7 +117,8 @@ def _fetch(account: Account, medium: Medium, name: str) -> Fetched:
         for piece in medium.read(name):
             durable.write_all(fd, piece)
     status = path.lstat()
-    held = Held(status.st_size, mirrored.stamp_of(status))
+    epoch = infos[0].epoch if infos[0] is not None else None
+    held = Held(status.st_size, mirrored.stamp_of(status), epoch)
     account.set(replace(account.status, files={**account.status.files, name: held}))
     return Fetched(name, status.st_size, infos[0])
 

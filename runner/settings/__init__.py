@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.core.best import fields
 from runner.core.spec import CheckpointSpec, JobSpec, LimitsSpec, ResourcesSpec, RestartSpec
 from runner.errors import BadJobError
 from runner.settings import media, values
@@ -47,6 +48,8 @@ KEYS = {
     "checkpoint.mode": Key("mode", values.mode),
     "checkpoint.best": Key("best", values.best),
     "checkpoint.mirror": Key("mirror", media.mirror),
+    "checkpoint.best_keep": Key("best_keep", values.best_keep),
+    "checkpoint.archive": Key("archive", values.archive),
     "restart.budget": Key("budget", values.integer(0, 1_000_000)),
     "restart.backoff": Key("backoff", values.backoff),
     "restart.fatal_exit_codes": Key("fatal_exit_codes", values.exit_codes),
@@ -143,6 +146,11 @@ def _unknown(path: tuple[str, ...]) -> str:
 
 
 def _check_together(given: dict[str, Any], lines: dict[tuple[str, ...], int]) -> None:
+    template = given.get("checkpoint.best", CheckpointSpec.best)
+    if given.get("checkpoint.best_keep") is not None and not fields(template):
+        where = f"{FILE}:{_line_of(('checkpoint', 'best_keep'), lines)}"
+        series = 'best = "best-{epoch:03d}.weights.h5"'
+        raise BadJobError(f"{where}: checkpoint.best_keep is for a series of files, such as {series}")
     if "command" not in given:
         return
     for key, remedy in (

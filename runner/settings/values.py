@@ -134,9 +134,21 @@ def number(low: float, high: float) -> Check:
 
 def every(value: Any, _folder: Path) -> Every:
     """Take a checkpoint cadence."""
-    if value == "auto":
-        return Every()
-    expected = '"auto", or a time, steps or epochs such as "30s", "500 steps" or "1 epoch"'
+    return Every() if value == "auto" else _period(value, "auto")
+
+
+def archive(value: Any, _folder: Path) -> Every | None:
+    """Take what is to be kept for ever: one checkpoint of each period, or "none"."""
+    return None if value == "none" else _period(value, "none")
+
+
+def best_keep(value: Any, folder: Path) -> int | None:
+    """Take how many models of a series stay, or "all"."""
+    return None if value == "all" else integer(1, 10_000)(value, folder)
+
+
+def _period(value: Any, word: str) -> Every:
+    expected = f'"{word}", or a time, steps or epochs such as "30s", "500 steps" or "1 epoch"'
     if not isinstance(value, str):
         raise fail(expected, value)
     counted = _COUNTED.fullmatch(value)

@@ -64,6 +64,11 @@ class Snapshot:
     #: HDF5 attributes by path; a path that is no link is a group, made where it is missing.
     attributes: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the arrays have."""
+        return sum(array.nbytes for array in self.arrays.values())
+
 
 def write(path: Path, snapshot: Snapshot, *, created: str, still: Callable[[], None] = lambda: None) -> int:
     """Replace `path` durably by a checkpoint, verified before it appears; return its size in bytes.

@@ -31,6 +31,7 @@ class Held:
 
     size_bytes: int
     stamp: tuple[int, int, int]  #: of the local file that it is a copy of: inode, time, size
+    epoch: int | None = None  #: of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def load(paths: JobPaths) -> Status:
     try:
         value = records.load_json(paths.mirror_status)
         files = {
-            str(name): Held(int(held["size_bytes"]), _stamp(held["stamp"]))
+            str(name): Held(int(held["size_bytes"]), _stamp(held["stamp"]), held["epoch"])
             for name, held in value["files"].items()
         }
         since = value["failing_since"]

@@ -37,6 +37,7 @@ class Book:
         self.jobs: dict[str, Job] = {}
         self.refused: set[str] = set()  #: names whose record cannot be read: left alone, loudly
         self.postponed: set[str] = set()  #: names whose record the disk did not give us: to be tried again
+        self._unsaved: dict[str, str] = {}  #: what the disk refused last, of whom
 
     @property
     def names(self) -> set[str]:
@@ -68,17 +69,28 @@ class Book:
         try:
             records.save_job(self.home.job(job.name).record, job)
         except OSError as error:
-            log.error("%s: cannot save its record: %s; trying again", job.name, error)
+            self._say_refused(job.name, f"cannot save its record: {error}")
             return False
+        self._say_taken(job.name)
         self.jobs[job.name] = job
         return True
+
+    def _say_refused(self, name: str, what: str) -> None:
+        """Log what the disk refuses, once for as long as it does so in the same words."""
+        if self._unsaved.get(name) != what:
+            self._unsaved[name] = what
+            log.error("%s: %s; trying again", name, what)
+
+    def _say_taken(self, name: str) -> None:
+        if self._unsaved.pop(name, None):
+            log.info("%s: its record is saved again", name)
 
     def log_events(self, job: Job) -> bool:
         """Append the record's outbox to the event log; False where the disk refused."""
         try:
             eventlog.append(self.home.job(job.name).events, job.outbox)
         except OSError as error:
-            log.error("%s: cannot append to its event log: %s; trying again", job.name, error)
+            self._say_refused(job.name, f"cannot append to its event log: {error}")
             return False
         if job.outbox and self.jobs.get(job.name) is job:
             self.jobs[job.name] = replace(job, outbox=())

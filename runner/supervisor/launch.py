@@ -58,6 +58,7 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "entry": spec.entry if not spec.command else None,
         "args": list(spec.args),
         "checkpoint": asdict(spec.checkpoint),
+        "past": asdict(job.past),
         "memory_bytes": spec.limits.memory_bytes,
         "keeper": [_PYTHON, "-I", str(_KEEPER)] if not spec.command else None,
         "from": str(start_from) if start_from.exists() else None,

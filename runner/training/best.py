@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +32,7 @@ from runner.storage import checkpoint, digests, durable
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training import whole
+from runner.training.identity import best_from, identity, identity_in
 from runner.training.quarantine import Report, set_aside
 
 #: The identity of the best model, beside it.
@@ -102,14 +102,21 @@ class BestKeeper:
             self._warn(monitor)
             return None
         value = values[monitor.metric]
-        if not rules.improves(monitor, value, self._best):
+        is_best = rules.improves(monitor, value, self._best)
+        if not is_best and not self._ranks(monitor, value):
             return None
         name = rules.file_name(self._spec.best, epoch, step, values)
         if isinstance(name, Refusal):
             self._warn(name)
             return None
         found = Best(monitor.metric, monitor.mode, value, epoch, step, name)
-        return self._save(found, make_snapshot, save_whole)
+        if is_best:
+            message = self._save(found, make_snapshot, save_whole)
+        else:
+            message = self._save_runner_up(found, make_snapshot, save_whole)
+        if message:
+            self._thin_out(monitor)
+        return message
 
     def take(self, snapshot: Snapshot) -> bool:
         """Save a model that was found the best and not saved before; its state says by what (`identity`).
@@ -119,7 +126,7 @@ class BestKeeper:
         Raises:
             ValueError, TypeError, KeyError: its state does not say it.
         """
-        found = _best_from(snapshot.state["best"])
+        found = best_from(snapshot.state["best"])
         if rules.improves(found.monitor, found.value, self._best):
             return self._save(found, lambda: snapshot, _never) is not None
         return True
@@ -127,15 +134,9 @@ class BestKeeper:
     def _save(
         self, found: Best, make_snapshot: Callable[[], Snapshot], save_whole: Callable[[Path], None]
     ) -> str | None:
-        path, previous = self._paths.best / found.file, self._best
+        previous = self._best
         try:
-            durable.make_folder(self._paths.best)
-            snapshot = make_snapshot()
-            if found.file.endswith(whole.SUFFIX):
-                whole.save(path, snapshot, save_whole, comment=identity(found))
-            else:
-                state = {**snapshot.state, "best": identity(found)}
-                checkpoint.write(path, replace(snapshot, state=state), created=_now())
+            self._write(found, make_snapshot, save_whole)
             self._best, self._unsettled = found, (found, previous)  # on the disk: from now on it is the floor
             self._commit(found, previous)
             self._unsettled = None
@@ -145,6 +146,51 @@ class BestKeeper:
             return None
         where = self._relative(found.file)
         return rules.announcement(found.monitor, found.value, previous, found.epoch, where)
+
+    def _write(
+        self, found: Best, make_snapshot: Callable[[], Snapshot], save_whole: Callable[[Path], None]
+    ) -> None:
+        path = self._paths.best / found.file
+        durable.make_folder(self._paths.best)
+        snapshot = make_snapshot()
+        if found.file.endswith(whole.SUFFIX):
+            whole.save(path, snapshot, save_whole, comment=identity(found))
+        else:
+            state = {**snapshot.state, "best": identity(found)}
+            checkpoint.write(path, replace(snapshot, state=state), created=_now())
+
+    # The others of a series, where the best few are to be kept: their files say by what.
+
+    def _ranks(self, monitor: Monitor, value: float) -> bool:
+        """Tell whether a model that is not the best is to be kept besides it."""
+        keep = self._spec.best_keep
+        return keep is not None and rules.ranks(monitor, value, self._models(monitor), keep)
+
+    def _models(self, monitor: Monitor) -> list[Best]:
+        found = [one for path in self._files() if (one := identity_in(path)) is not None]
+        return [one for one in found if one.monitor == monitor]
+
+    def _save_runner_up(
+        self, found: Best, make_snapshot: Callable[[], Snapshot], save_whole: Callable[[Path], None]
+    ) -> str | None:
+        where = self._relative(found.file)
+        try:
+            self._write(found, make_snapshot, save_whole)
+        except _FAILURES as error:
+            reason = str(error) or type(error).__name__
+            self._tell({"event": "save-failed", "path": where, "reason": reason})
+            return None
+        told = {key: getattr(found, key) for key in ("step", "epoch", "metric", "value")}
+        self._tell({"event": "runner-up", "path": where, **told})
+        return rules.runner_up(found, where)
+
+    def _thin_out(self, monitor: Monitor) -> None:
+        """Remove the models of a series that are no longer among the best few."""
+        if self._spec.best_keep is not None:
+            for one in rules.surplus(self._models(monitor), self._spec.best_keep):
+                if self._best is None or one.file != self._best.file:
+                    with contextlib.suppress(OSError):
+                        durable.remove(self._paths.best / one.file)
 
     def _settle(self) -> None:
         """Record a saved model whose record could not be written before."""
@@ -196,7 +242,7 @@ class BestKeeper:
         try:
             with path.open("rb") as file:
                 raw = json.loads(file.read(_RECORD_BYTES_MAX))
-            return _Committed(_best_from(raw), str(raw["digest"] if "digest" in raw else raw["sha256"]))
+            return _Committed(best_from(raw), str(raw["digest"] if "digest" in raw else raw["sha256"]))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -221,7 +267,7 @@ class BestKeeper:
         except OSError as error:
             self._pass_over(path, error)
             return False
-        claimed = _identity_in(path)
+        claimed = identity_in(path)
         if claimed is None or (path.name.endswith(whole.SUFFIX) and claimed == committed.best):
             reason = f"{path}: its bytes do not match the digest in {RECORD}; delete it or restore a copy"
             set_aside(self._paths, path, reason, self._tell)
@@ -229,7 +275,7 @@ class BestKeeper:
 
     def _unrecorded(self) -> list[Best]:
         """List the models that claim to be better than the recorded one, the best first."""
-        found = [identity for path in self._files() if (identity := _identity_in(path)) is not None]
+        found = [identity for path in self._files() if (identity := identity_in(path)) is not None]
         if self._best is not None:
             best = self._best
             found = [one for one in found if one.monitor == best.monitor]
@@ -252,7 +298,7 @@ class BestKeeper:
             if claimed.file.endswith(whole.SUFFIX):
                 whole.verify(path)
                 return claimed
-            return replace(_best_from(checkpoint.read(path).state["best"]), file=claimed.file)
+            return replace(best_from(checkpoint.read(path).state["best"]), file=claimed.file)
         except (BadCheckpointError, ValueError, TypeError, KeyError) as error:
             set_aside(self._paths, path, str(error), self._tell)
         except OSError as error:
@@ -287,50 +333,6 @@ class BestKeeper:
     def _tell(self, fact: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             self._report(fact)
-
-
-def identity(best: Best) -> dict[str, Any]:
-    """Return what a model's file says of itself, in its state under "best"."""
-    return {
-        "metric": best.metric,
-        "mode": str(best.mode),
-        "value": best.value,
-        "epoch": best.epoch,
-        "step": best.step,
-        "file": best.file,
-    }
-
-
-def _best_from(raw: dict[str, Any]) -> Best:
-    """Read an identity.
-
-    Raises:
-        ValueError, TypeError, KeyError: it is none.
-    """
-    best = Best(
-        metric=str(raw["metric"]),
-        mode=Mode(raw["mode"]),
-        value=float(raw["value"]),
-        epoch=int(raw["epoch"]),
-        step=int(raw["step"]),
-        file=str(raw["file"]),
-    )
-    if "/" in best.file or not best.file.endswith(rules.SUFFIXES) or not math.isfinite(best.value):
-        raise ValueError(f"no best model can be {best.file!r} with the value {best.value!r}")
-    return best
-
-
-def _identity_in(path: Path) -> Best | None:
-    """Read by what a model's file claims to be best, cheaply; None where it claims nothing or is damaged."""
-    try:
-        if path.name.endswith(whole.SUFFIX):
-            return replace(_best_from(json.loads(whole.comment_of(path))), file=path.name)
-        info = checkpoint.describe(path)
-        if info.metric is None or info.mode is None or info.value is None:
-            return None
-        return Best(info.metric, Mode(info.mode), info.value, info.epoch, info.step, path.name)
-    except (StorageError, OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
 
 
 def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:

@@ -37,8 +37,9 @@ def register_package() -> None:
 
 def main() -> NoReturn:
     """Run the script that launch.json names; ends the process as the script would have."""
-    from runner.training import imports, instrument, launch, worker
+    from runner.training import imports, instrument, launch, steady, worker
 
+    steady.steady_output()
     orders = launch.load()
     os.environ.pop(launch.KEEPER, None)
     os.chdir(orders.cwd)

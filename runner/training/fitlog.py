@@ -103,10 +103,7 @@ class FitLog:
         worker = self._worker
         metrics = values.of_epoch(self._camera.model, logs)
         line = {"epoch": epoch, "step": worker.step, "fit": self._number, "time": now_text(), **metrics}
-        try:
-            worker.metrics.append(line)
-        except OSError as error:
-            worker.facts.warn(f"metrics.jsonl misses lines: {error}")
+        worker.note_metrics(line)
         worker.progress.set(step=worker.step, epoch=epoch, metrics=metrics)
         worker.progress.write_if_due()
         return metrics

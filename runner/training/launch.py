@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.core.cadence import NO_PAST, Past
 from runner.core.spec import CadenceUnit, CheckpointSpec, Every, Mode
 from runner.storage.layout import AttemptPaths, JobPaths
 
@@ -31,6 +32,7 @@ class Launch:
     grace_s: float
     checkpoint: CheckpointSpec
     start_from: Path | None
+    past: Past = NO_PAST  #: what earlier attempts have lived through
     memory_bytes: int | None = None  #: what the job may take; None: no limit of its own
     #: Descriptors of the socket to the keeper, and of the memory for snapshots.
     keeper: tuple[int, int] | None = None
@@ -64,6 +66,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Launch:
         grace_s=float(value["grace_s"]),
         checkpoint=_checkpoint(value["checkpoint"]),
         start_from=Path(value["from"]) if value.get("from") else None,
+        past=Past(**value.get("past", {})),
         memory_bytes=value.get("memory_bytes"),
         keeper=_keeper(environ.get(KEEPER)),
         rehearse=bool(value.get("rehearse")),
@@ -83,12 +86,17 @@ def _keeper(text: str | None) -> tuple[int, int] | None:
 
 
 def _checkpoint(value: Mapping[str, Any]) -> CheckpointSpec:
-    every = value["every"]
     return CheckpointSpec(
-        every=Every(CadenceUnit(every["unit"]), float(every["count"])),
+        every=_every(value["every"]),
         keep=int(value["keep"]),
         monitor=value["monitor"],
         mode=Mode(value["mode"]),
         best=str(value["best"]),
         mirror=value.get("mirror"),
+        best_keep=value.get("best_keep"),
+        archive=_every(value["archive"]) if value.get("archive") else None,
     )
+
+
+def _every(value: Mapping[str, Any]) -> Every:
+    return Every(CadenceUnit(value["unit"]), float(value["count"]))

@@ -115,7 +115,7 @@ class Attached(Run):
         epoch = part.epoch if part is not None and part.epochs is not None else None
         number = part.number if part is not None else max(0, here.fits - 1)
         values = {name: plain(value) for name, value in metrics.items()}
-        here.metrics.append({"epoch": epoch, "step": int(step), "fit": number, "time": now_text(), **values})
+        here.note_metrics({"epoch": epoch, "step": int(step), "fit": number, "time": now_text(), **values})
         here.progress.set(metrics={**here.progress.values["metrics"], **values})
         here.progress.write_if_due()
         if part is not None and not self._broken:

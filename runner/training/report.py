@@ -1,6 +1,7 @@
 """What the worker tells the outside: facts, progress, one line of metrics an epoch.
 
-Limits: a fact that cannot be written is lost with a line on stderr; training never stops for it.
+What the disk refuses is said on stderr, waits in memory and follows when the disk takes it; training never
+stops for it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.storage import durable
+from runner.training.steady import Lines
 
 #: progress.json is written at most this often.
 PROGRESS_EVERY_S = 1.0
@@ -42,8 +44,7 @@ class Facts:
 
     def __init__(self, path: Path):
         self._path = path
-        self._lock = threading.Lock()
-        self._fd: int | None = None
+        self._lines = Lines(path)
         self._said: set[tuple[Any, ...]] = set()
 
     def __call__(self, event: str, **fields: Any) -> None:
@@ -53,14 +54,15 @@ class Facts:
     def append(self, fact: Mapping[str, Any]) -> None:
         """Append one fact; from any thread."""
         line = json.dumps(fact, default=str) + "\n"
-        with self._lock:
-            try:
-                if self._fd is None:
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                    self._fd = os.open(self._path, flags, 0o644)
-                durable.write_all(self._fd, line.encode())
-            except OSError as error:
-                sys.stderr.write(f"runner: {self._path}: {error}; not recorded: {line}")
+        try:
+            self._lines.append(line.encode())
+        except OSError as error:
+            sys.stderr.write(f"runner: {self._path}: {error}; to be recorded later: {line}")
+
+    def flush(self) -> None:
+        """Write what waits for the disk, as far as that can be done."""
+        with contextlib.suppress(OSError):
+            self._lines.flush()
 
     def warn(self, message: str, **fields: Any) -> None:
         """Append a warning, once per text and fields."""
@@ -101,7 +103,7 @@ class Progress:
             "steps_per_s": None,
             "metrics": {},
             "checkpoint_step": None,
-            "checkpoint_s": None,
+            "saving": {},
             "own_batches": 0,
             "rss_bytes": 0,
         }
@@ -163,31 +165,17 @@ def _resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class MetricsLog:
+class MetricsLog(Lines):
     """`metrics.jsonl`: one line an epoch; a resume cuts it back to where the checkpoint knew it."""
 
-    def __init__(self, path: Path):
-        self._path = path
-        self._fd: int | None = None
+    def note(self, values: Mapping[str, Any]) -> None:
+        """Append one line.
 
-    def size(self) -> int:
-        """Return the number of bytes so far."""
-        try:
-            return self._path.stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def cut(self, size: int) -> None:
-        """Drop everything after `size` bytes."""
-        if self.size() > size:
-            os.truncate(self._path, size)
-
-    def append(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
-        if self._fd is None:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        Raises:
+            OSError: it could not be written now; it waits.
+        """
         line = json.dumps({name: _jsonable(value) for name, value in values.items()}) + "\n"
-        durable.write_all(self._fd, line.encode())
+        self.append(line.encode())
 
 
 def _jsonable(value: Any) -> Any:

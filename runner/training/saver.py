@@ -5,7 +5,7 @@ Promises:
 - The fact "checkpoint" is reported only when the file is durable and was verified (P3).
 - A save that fails never stops training, and never costs an older checkpoint: it is reported as "save-failed"
   and tried again, with growing delays.
-- Old checkpoints go only when a newer one is durable.
+- Old checkpoints go only when a newer one is durable, or to make room for one: never the last good one.
 - `latest` returns the newest checkpoint that verifies; what does not is quarantined (P4).
 
 One daemon thread writes; it publishes each file in one rename, so the process may end at any moment. At most
@@ -18,11 +18,12 @@ its file may lie on the very disk that is full.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,9 +33,9 @@ import numpy as np
 
 from runner.core import cadence, retention
 from runner.core.cadence import Moment, Saved
-from runner.core.spec import CadenceUnit, CheckpointSpec
+from runner.core.spec import CadenceUnit, CheckpointSpec, Every
 from runner.errors import BadCheckpointError, StorageError
-from runner.storage import checkpoint, durable, hdf5layout
+from runner.storage import checkpoint, disk, durable, hdf5layout
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training.quarantine import Report, set_aside
@@ -43,6 +44,8 @@ from runner.training.quarantine import Report, set_aside
 Layout = list[tuple[tuple[int, ...], np.dtype[Any]]]
 _TEMPORARY = re.compile(r"\.step-\d{12}\.weights\.h5\.\d+-[0-9a-f]{8}\.tmp")
 _FAILURES = (OSError, StorageError, MemoryError)
+#: What a file takes beyond its arrays, until one has been written.
+_OVERHEAD_BYTES = 65536
 _LOADED_EARLY = hdf5layout  # not at the first save, from a disk that may then be failing
 _log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Saver:
         report: Report,
         clock: Callable[[], float] = time.monotonic,
         before: Callable[[], None] = lambda: None,
+        past: cadence.Past = cadence.NO_PAST,
     ) -> None:
         """Begin.
 
@@ -66,6 +70,7 @@ class Saver:
             report: takes facts, from any thread.
             clock: monotonic, in seconds.
             before: called in the writer thread before each checkpoint, and after `nudge`; raises nothing.
+            past: what the job's earlier attempts lived through.
         """
         self._before = before
         self._nudged = False
@@ -78,6 +83,10 @@ class Saver:
         self._resumed_step = 0
         self._epoch_step = -1
         self._cost_s: float | None = None
+        self._auto = spec.every.unit is CadenceUnit.AUTO
+        self._overhead = _OVERHEAD_BYTES
+        self._began = clock()
+        self._past = past
         self._verified: int | None = None
         self._failures = 0
         self._retry_at = 0.0
@@ -138,13 +147,18 @@ class Saver:
         if self._failures:
             at_this_step = epoch_ended or self._spec.every.unit is not CadenceUnit.EPOCHS
             return at_this_step and now_s >= self._retry_at and not self.busy
-        if self._spec.every.unit is CadenceUnit.AUTO and self.busy:
+        if self._auto and self.busy:
             return False
         moment = Moment(step, now_s, epoch_ended)
-        found = cadence.due(self._spec.every, moment, self._saved, self._cost_s, steps_per_epoch)
+        interval_s = self._interval_s() if self._auto else 0.0
+        found = cadence.due(self._spec.every, moment, self._saved, interval_s, steps_per_epoch)
         if not found:
             self._quiet = cadence.quiet_until(self._spec.every, moment, self._saved, steps_per_epoch)
         return found
+
+    def _interval_s(self) -> float:
+        mtbf_s = cadence.mtbf_s(self._past.lived(self._clock() - self._began))
+        return cadence.interval_s(self._cost_s, mtbf_s)
 
     def submit(self, snapshot: Snapshot, stall_s: float) -> None:
         """Hand a snapshot to the writer thread; `stall_s` is how long training stood still to take it."""
@@ -249,11 +263,11 @@ class Saver:
         with self._disk:
             begun_s, cpu_s = self._clock(), time.thread_time()
             path = self._paths.checkpoint(snapshot.step)
-            durable.make_folder(path.parent)
-            size, elsewhere_s = self._write(path, snapshot)
+            size, elsewhere_s = self._fit_in(path, snapshot)
             save_s, cpu_s = self._clock() - begun_s, time.thread_time() - cpu_s + elsewhere_s
             self._verified = snapshot.step
             self._failures = 0
+            self._overhead = max(self._overhead, size - snapshot.nbytes)
             measured_s = cadence.cost_s(stall_s, before_s + cpu_s)
             self._cost_s = cadence.settled_s(self._cost_s, measured_s)
             self._tell(
@@ -265,10 +279,46 @@ class Saver:
                     "size_bytes": size,
                     "save_s": round(save_s, 6),
                     "stall_s": round(stall_s, 6),
+                    "interval_s": round(self._interval_s(), 3) if self._auto else None,
                 }
             )
             self._evict()
             return path
+
+    def _fit_in(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
+        """Write the file, after making room for it where there is none."""
+        if not self._paths.dir.is_dir():
+            reason = "the job's state folder is gone; is its disk mounted?"
+            raise OSError(errno.ENOENT, reason, str(self._paths.dir))
+        durable.make_folder(path.parent)
+        needed = snapshot.nbytes + self._overhead
+        short = disk.trouble(path.parent, needed)
+        if short is not None and not (short.errno == errno.ENOSPC and self._prune(needed)):
+            raise short
+        try:
+            return self._write(path, snapshot)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._prune():
+                raise
+        return self._write(path, snapshot)
+
+    def _prune(self, needed: int | None = None) -> bool:
+        """Remove what may go in need, oldest first, until there is room; tell whether there is.
+
+        The newest checkpoint that is known to be good stays, and what has a reason of its own.
+        """
+        found = dict(self._paths.list_checkpoints())
+        gone = []
+        for step in retention.evicted(found, 1, self._kept(found)):
+            if needed is not None and disk.free_bytes(self._paths.checkpoints) >= needed:
+                break
+            with contextlib.suppress(OSError):
+                durable.remove(found[step])
+                gone.append(step)
+        if gone:
+            reason = "the disk has no room for the next checkpoint"
+            self._tell({"event": "pruned", "steps": gone, "reason": reason})
+        return bool(gone) if needed is None else disk.free_bytes(self._paths.checkpoints) >= needed
 
     def _write(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
         """Write the file; return its size, and the processor time that this took in other processes."""
@@ -282,16 +332,42 @@ class Saver:
         self._quiet = (0.0, 0.0)
         self._retry_at = self._clock() + cadence.retry_s(self._failures)
         path = self._paths.checkpoint(snapshot.step).relative_to(self._paths.dir)
-        self._tell({"event": "save-failed", "path": str(path), "reason": _reason(error)})
+        retry_s = cadence.retry_s(self._failures)
+        self._tell({"event": "save-failed", "path": str(path), "reason": _reason(error), "retry_s": retry_s})
 
     def _evict(self) -> None:
         """Apply the retention; what cannot be removed stays until the next time."""
         found = dict(self._paths.list_checkpoints())
-        pinned = frozenset(step for step in found if self._paths.pin(step).exists())
-        kept = retention.Kept(verified=self._verified, pinned=pinned)
-        for step in retention.evicted(found, self._spec.keep, kept):
+        for step in retention.evicted(found, self._spec.keep, self._kept(found)):
             with contextlib.suppress(OSError):
                 durable.remove(found[step])
+
+    def _kept(self, found: Mapping[int, Path]) -> retention.Kept:
+        pinned = frozenset(step for step in found if self._paths.pin(step).exists())
+        archived = self._archived(found)
+        return retention.Kept(verified=self._verified, pinned=pinned, archived=archived)
+
+    def _archived(self, found: Mapping[int, Path]) -> frozenset[int]:
+        """Return the steps that are kept for ever; one whose place cannot be read counts as such."""
+        period, places, unknown = self._spec.archive, dict[int, float](), set[int]()
+        if period is None:
+            return frozenset()
+        for step, path in found.items():
+            try:
+                places[step] = self._place(period, step, path)
+            except (OSError, StorageError):
+                unknown.add(step)
+        return retention.archived(places, period.count) | unknown
+
+    def _place(self, period: Every, step: int, path: Path) -> float:
+        """Return where a checkpoint lies, counted in what the period is."""
+        match period.unit:
+            case CadenceUnit.STEPS:
+                return step
+            case CadenceUnit.EPOCHS:
+                return checkpoint.describe(path).epoch
+            case _:
+                return path.stat().st_mtime
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: only one attempt of a job runs at a time."""

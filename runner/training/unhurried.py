@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from runner.core import best as rules
 from runner.core.best import Best, Monitor
 from runner.core.spec import CheckpointSpec
-from runner.training.best import BestKeeper, identity
+from runner.training.best import BestKeeper
+from runner.training.identity import identity
 
 if TYPE_CHECKING:
     from runner.storage.checkpoint import Snapshot

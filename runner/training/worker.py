@@ -6,13 +6,15 @@ script has imported Keras, never before.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import faulthandler
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -24,7 +26,7 @@ from runner.storage import mirrored
 from runner.training.allowance import Allowance
 from runner.training.entropy import Entropy
 from runner.training.launch import Launch
-from runner.training.report import Facts, MetricsLog, Progress
+from runner.training.report import Facts, MetricsLog, Progress, now_text
 from runner.training.stopping import Stake, Stop, leave
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 #: The exit code of a configuration that no retry can help (EX_CONFIG).
 BAD_CONFIGURATION = 78
+#: How long a checkpoint that is being written is waited for when the script has ended.
+SETTLE_S = 60.0
 #: After so many fits the log tells how one resumes only where that differs from the fit before.
 _FITS_TOLD = 20
 
@@ -50,7 +54,7 @@ class Worker:
         self.progress = Progress(launch.paths.progress, launch.attempt)
         self.metrics = MetricsLog(launch.paths.metrics)
         self.stop = Stop(launch.grace_s)
-        self.stop.tick = self.progress.write_if_due
+        self.stop.tick = self._tick
         self.entropy = Entropy(launch.seed)
         self.ends = Allowance(self)  #: for keeping the ends of fits
         self.step = 0  #: completed steps over all fits
@@ -69,6 +73,7 @@ class Worker:
         self.seeded = False  #: the job's seed stands in for the operating system's entropy
         self._told_last: tuple[Kind, str] | None = None
         self._saver: Saver | None = None
+        self._saver_made_in: int | None = None  #: a process id: a fork of it is not to settle anything
         self._shelf: Shelf | None = None
         self._best: BestKeeper | None = None
         self._fit_best: Unhurried | None = None
@@ -77,6 +82,20 @@ class Worker:
     def entry(self) -> Path | None:
         """The script; None where the job is a command."""
         return self.launch.cwd / self.launch.entry if self.launch.entry else None
+
+    def _tick(self) -> None:
+        """Once a second: write what is due, and what the disk has refused."""
+        self.progress.write_if_due()
+        self.facts.flush()
+        with contextlib.suppress(OSError):
+            self.metrics.flush()
+
+    def note_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl; where the disk refuses it, it follows later."""
+        try:
+            self.metrics.note(line)
+        except OSError as error:
+            self.facts.warn(f"metrics.jsonl cannot be written, its lines wait in memory: {error}")
 
     def set_cadence(self, every: Every) -> None:
         """Let checkpoints be due by another cadence than the job's; before the first is asked for."""
@@ -111,14 +130,31 @@ class Worker:
     def _make_saver(self) -> Saver:
         from runner.training.saver import Saver
 
+        if self._saver_made_in is None:
+            self._saver_made_in = os.getpid()
+            # Behind h5py's own import, hence before what that does as the process ends.
+            atexit.register(self._settle)
         launch = self.launch
-        arguments = launch.paths, launch.checkpoint, self._report, time.monotonic, self.flush_best
+        told, before, past = self._report, self.flush_best, launch.past
+        arguments = launch.paths, launch.checkpoint, told, time.monotonic, before, past
         shelf = self._open_shelf()
         if shelf is not None:
             from runner.training.kept import KeptSaver
 
             return KeptSaver(*arguments, shelf=shelf)
         return Saver(*arguments)
+
+    def _settle(self) -> None:
+        """Write what waits, and let nothing be written while the interpreter takes itself apart.
+
+        A thread that is stopped inside HDF5 then keeps its lock for ever, and the main thread waits for it.
+        """
+        if self._saver is not None and os.getpid() == self._saver_made_in:
+            with contextlib.suppress(OSError, StorageError):
+                self.flush_best()
+            if not self._saver.flush(SETTLE_S):
+                self.facts.warn("a checkpoint was still being written as the script ended; it is given up")
+            self._tick()
 
     def _open_shelf(self) -> Shelf | None:
         """Return this process's memory for snapshots; None where it has none."""
@@ -145,7 +181,12 @@ class Worker:
         """Take a fact of the saver's, and show it in the progress too."""
         self.facts.append(fact)
         if fact["event"] == "checkpoint":
-            self.progress.set(checkpoint_step=fact["step"], checkpoint_s=fact["save_s"])
+            costs = {key: fact[key] for key in ("interval_s", "stall_s", "save_s", "size_bytes")}
+            self.progress.set(checkpoint_step=fact["step"], saving=costs)
+        elif fact["event"] == "save-failed":
+            saving = {"since": now_text(), **self.progress.values["saving"]}
+            saving.update({"reason": fact["reason"], "retry_s": fact["retry_s"]})
+            self.progress.set(saving=saving)
 
     @property
     def fit_best(self) -> Unhurried:

@@ -9,11 +9,14 @@ import pytest
 
 from runner.core.cadence import (
     LOOK_S,
+    NO_PAST,
     Moment,
+    Past,
     Saved,
     cost_s,
     due,
     interval_s,
+    mtbf_s,
     quiet_until,
     retry_s,
     settled_s,
@@ -30,22 +33,45 @@ AUTO = Every()
 def test_auto_spends_half_a_percent_between_a_second_and_five_minutes(
     cost: float | None, interval: float
 ) -> None:
-    assert interval_s(cost) == pytest.approx(interval)
+    assert interval_s(cost, mtbf_s=10.0) == pytest.approx(interval)
 
 
 @pytest.mark.parametrize(
-    ("cost", "step", "now_s", "expected"),
+    ("past", "cost", "interval"),
     [
-        (None, 5, 0.9, False),  # the first one comes early ...
-        (None, 5, 1.0, True),
-        (0.02, 5, 3.9, False),  # ... the later ones as their cost allows
-        (0.02, 5, 4.0, True),
-        (900.0, 5, 300.0, True),  # however dear
-        (None, 0, 9.0, False),  # no step since: nothing new to save
+        (NO_PAST, 0.02, 4.899),  # sqrt(2 * 0.02 * 600)
+        (Past(lived_s=35_400.0), 0.02, 37.95),  # ten hours without a failure: less is spent on saving
+        (Past(lived_s=35_400.0, deaths=9), 0.02, 12.0),
+        (Past(lived_s=100.0, deaths=40), 0.02, 4.0),  # however often it fails, half a percent
+        (Past(lived_s=1e9), 0.02, 300.0),
     ],
 )
-def test_auto(cost: float | None, step: int, now_s: float, expected: bool) -> None:
-    assert due(AUTO, Moment(step, now_s), Saved(0, 0.0), cost, None) is expected
+def test_auto_weighs_what_saving_costs_against_what_failures_cost(
+    past: Past, cost: float, interval: float
+) -> None:
+    assert interval_s(cost, mtbf_s(past)) == pytest.approx(interval, rel=1e-3)
+
+
+def test_the_interval_is_the_one_at_which_least_is_lost() -> None:
+    cost, mtbf = 0.03, 3600.0
+
+    def lost(interval: float) -> float:
+        return cost / interval + interval / 2 / mtbf  # saving; on average half an interval per failure
+
+    best = interval_s(cost, mtbf)
+    assert lost(best) < min(lost(0.8 * best), lost(1.25 * best))
+
+
+def test_life_adds_up() -> None:
+    assert Past(5.0, 2).lived(3.0) == Past(8.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("interval", "step", "now_s", "expected"),
+    [(4.0, 5, 3.9, False), (4.0, 5, 4.0, True), (1.0, 0, 9.0, False)],  # no step since: nothing to save
+)
+def test_auto(interval: float, step: int, now_s: float, expected: bool) -> None:
+    assert due(AUTO, Moment(step, now_s), Saved(0, 0.0), interval, None) is expected
 
 
 @pytest.mark.parametrize(("now_s", "expected"), [(29.9, False), (30.0, True)])
@@ -67,7 +93,7 @@ def test_seconds(now_s: float, expected: bool) -> None:
     ],
 )
 def test_steps(count: float, saved: int, step: int, expected: bool) -> None:
-    assert due(Every(CadenceUnit.STEPS, count), Moment(step, 0.0), Saved(saved, 0.0), None, None) is expected
+    assert due(Every(CadenceUnit.STEPS, count), Moment(step, 0.0), Saved(saved, 0.0), 0.0, None) is expected
 
 
 @pytest.mark.parametrize(
@@ -76,22 +102,22 @@ def test_steps(count: float, saved: int, step: int, expected: bool) -> None:
 )
 def test_epochs(count: float, ended: bool, since: int, expected: bool) -> None:
     moment, saved = Moment(10, 0.0, ended), Saved(0, 0.0, since)
-    assert due(Every(CadenceUnit.EPOCHS, count), moment, saved, None, 10) is expected
+    assert due(Every(CadenceUnit.EPOCHS, count), moment, saved, 0.0, 10) is expected
 
 
 def test_a_part_of_an_epoch_is_counted_in_steps_where_their_number_is_known() -> None:
     half = Every(CadenceUnit.EPOCHS, 0.5)
-    assert due(half, Moment(50, 0.0), Saved(0, 0.0), None, 100)
-    assert not due(half, Moment(49, 0.0), Saved(0, 0.0), None, 100)
-    assert not due(half, Moment(50, 0.0), Saved(0, 0.0), None, None)
-    assert due(half, Moment(100, 0.0, epoch_ended=True), Saved(0, 0.0, 1), None, None)
+    assert due(half, Moment(50, 0.0), Saved(0, 0.0), 0.0, 100)
+    assert not due(half, Moment(49, 0.0), Saved(0, 0.0), 0.0, 100)
+    assert not due(half, Moment(50, 0.0), Saved(0, 0.0), 0.0, None)
+    assert due(half, Moment(100, 0.0, epoch_ended=True), Saved(0, 0.0, 1), 0.0, None)
 
 
 def test_the_share_of_training_time_stays_below_half_a_percent() -> None:
     cost, now_s, saved, saves = 0.05, 0.0, Saved(0, 0.0), 0
     for step in range(1, 100_001):  # a thousand seconds of 10 ms steps
         now_s += 0.01
-        if due(AUTO, Moment(step, now_s), saved, cost, None):
+        if due(AUTO, Moment(step, now_s), saved, interval_s(cost, 10.0), None):
             saved, saves = Saved(step, now_s), saves + 1
     assert 0.0045 <= saves * cost / now_s <= 0.0051
 
@@ -119,11 +145,11 @@ def test_asking_only_after_a_quiet_time_misses_nothing(every: Every) -> None:
         moment = Moment(step, 0.005 * step, epoch_ended=step % 50 == 0)
         if moment.epoch_ended:
             saved = replace(saved, epochs_since=saved.epochs_since + 1)
-        really = due(every, moment, saved, None, 50)
+        really = due(every, moment, saved, 1.0, 50)
         looked = step >= quiet[0] or moment.now_s >= quiet[1] or moment.epoch_ended
         if really and not looked:
             assert every.unit in {CadenceUnit.AUTO, CadenceUnit.SECONDS}, "late by a look at most"
-            assert not due(every, Moment(step - 4, moment.now_s - LOOK_S), saved, None, 50)
+            assert not due(every, Moment(step - 4, moment.now_s - LOOK_S), saved, 1.0, 50)
         if looked:
             asked += 1
             if really:

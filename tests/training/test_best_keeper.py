@@ -17,7 +17,7 @@ from runner.core.spec import CheckpointSpec, Mode
 from runner.storage import checkpoint
 from runner.storage.layout import JobPaths
 from runner.training.best import RECORD, BestKeeper
-from tests.storage.snapshots import small
+from tests.storage.snapshots import CREATED, small
 
 SERIES = "weights-improvement-{epoch:02d}-{val_accuracy:.2f}.weights.h5"
 ACCURACY = {"monitor": "val_accuracy"}
@@ -117,6 +117,50 @@ def test_a_series_keeps_all(bench: Bench) -> None:
         "weights-improvement-02-0.75.weights.h5",
         "weights-improvement-04-0.80.weights.h5",
     ]
+
+
+def test_of_a_series_the_few_best_stay_whether_they_were_the_best_or_not(bench: Bench) -> None:
+    spec = {"best": "w-{epoch:02d}.weights.h5", "best_keep": 3, **ACCURACY}
+    keeper = bench.keeper(**spec)
+    saved = bench.train(keeper, [0.5, 0.8, 0.6, 0.4, 0.7, 0.8, math.nan, 0.9], "val_accuracy")
+    assert saved == [True, True, True, False, True, True, False, True]
+    assert bench.files() == [RECORD, "w-02.weights.h5", "w-06.weights.h5", "w-08.weights.h5"]
+    assert [fact["epoch"] for fact in bench.events("best")] == [0, 1, 7]
+    assert [(fact["epoch"], fact["value"]) for fact in bench.events("runner-up")] == [
+        (2, 0.6),
+        (4, 0.7),
+        (5, 0.8),
+    ]
+    assert bench.said[2] == "Epoch 3: val_accuracy is 0.60000, saving model to best/w-03.weights.h5"
+    assert bench.record()["value"] == 0.9
+    for name, value in (("w-02", 0.8), ("w-06", 0.8), ("w-08", 0.9)):
+        assert checkpoint.verify(bench.paths.best / f"{name}.weights.h5").value == value
+    # An older checkpoint is resumed, and the epochs after it run again: nothing changes.
+    again = bench.keeper(**spec)
+    assert bench.train(again, [0.6, 0.4, 0.7, 0.8], "val_accuracy", first=2) == [False] * 4
+    assert bench.files() == [RECORD, "w-02.weights.h5", "w-06.weights.h5", "w-08.weights.h5"]
+
+
+def test_the_best_model_is_never_thinned_out(bench: Bench) -> None:
+    """Not even by one that claims to be better and was never recorded as the best."""
+    spec = {"best": "w-{epoch:02d}.weights.h5", "best_keep": 1, **ACCURACY}
+    keeper = bench.keeper(**spec)
+    bench.train(keeper, [0.5], "val_accuracy")
+    claims = {"metric": "val_accuracy", "mode": "max", "value": 0.95, "epoch": 7, "step": 70}
+    state = {**small().state, "best": {**claims, "file": "other.weights.h5"}}
+    path = bench.paths.best / "other.weights.h5"
+    checkpoint.write(path, replace(small(70, 7), state=state), created=CREATED)
+    assert bench.train(keeper, [0.6], "val_accuracy", first=1) == [True]
+    assert "w-02.weights.h5" in bench.files()
+    assert bench.record()["file"] == "w-02.weights.h5"
+
+
+def test_a_runner_up_that_cannot_be_saved_is_told_and_ends_nothing(bench: Bench) -> None:
+    keeper = bench.keeper(best="w-{epoch:02d}.weights.h5", best_keep=2, **ACCURACY)
+    bench.train(keeper, [0.5], "val_accuracy")
+    (bench.paths.best / "w-02.weights.h5").mkdir()
+    assert bench.train(keeper, [0.4], "val_accuracy", first=1) == [False]
+    assert [fact["path"] for fact in bench.events("save-failed")] == ["best/w-02.weights.h5"]
 
 
 def test_a_resume_from_an_older_checkpoint_keeps_the_floor(bench: Bench) -> None:

@@ -27,7 +27,8 @@ from runner.storage.layout import JobPaths
 from runner.storage.slots import Kind, Slots
 from runner.supervisor.attempts import snapshots_bytes
 from runner.training import kept, launch, room, shelf
-from runner.training.best import BestKeeper, identity
+from runner.training.best import BestKeeper
+from runner.training.identity import identity
 from runner.training.kept import KeptSaver
 from runner.training.report import Facts
 from runner.training.saver import Saver

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -34,6 +35,7 @@ class Bench:
     """A saver on a folder of its own, with its facts and its clock."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.paths = JobPaths(folder)
         self.facts: list[dict[str, Any]] = []
         self.clock = Clock()
@@ -164,6 +166,30 @@ def test_the_newest_and_the_pinned_are_kept(bench: Bench) -> None:
     for step in (4, 5):
         saver.save_now(small(step))
     assert bench.steps() == [1, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("archive", "left"),
+    [
+        (Every(CadenceUnit.STEPS, 4), [4, 8, 12, 14]),
+        (Every(CadenceUnit.EPOCHS, 2), [6, 12, 14]),  # of three steps each
+        (Every(CadenceUnit.SECONDS, 3600), [1, 14]),
+    ],
+)
+def test_one_of_each_period_is_kept_for_ever(bench: Bench, archive: Every, left: list[int]) -> None:
+    saver = bench.saver(keep=1, archive=archive)
+    for step in range(1, 15):
+        saver.save_now(small(step, step // 3))
+        # As if all were of the same hour, whenever the test runs.
+        os.utime(bench.paths.checkpoint(step), (7200, 7200))
+    assert bench.steps() == left
+
+
+def test_one_whose_place_cannot_be_told_is_not_thrown_away(bench: Bench) -> None:
+    bench.fill(1, 2)
+    bench.paths.checkpoint(1).write_bytes(b"damaged")
+    bench.saver(keep=1, archive=Every(CadenceUnit.EPOCHS, 5)).save_now(small(3))
+    assert bench.steps() == [1, 3]
 
 
 def test_the_last_verified_is_kept_though_others_are_of_later_steps(bench: Bench) -> None:

@@ -1,0 +1,113 @@
+"""A disk that is full for a while: training goes on, and nothing is missing afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.cli import facts
+from runner.core.job import State
+from tests.system.conftest import Site, assert_events_in_order, wait_for
+
+#: Trains ten epochs, prints much, and waits in the seventh for leave to go on.
+SCRIPT = """
+import hashlib, os, time
+import keras, numpy as np
+
+out = os.environ["OUT"]
+
+
+class Pace(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        time.sleep(0.01)
+
+    def on_epoch_end(self, epoch, logs=None):
+        print("." * 5000)
+        open(f"{out}/epoch-{epoch}", "w").close()
+        while epoch == 6 and not os.path.exists(f"{out}/go"):
+            time.sleep(0.01)
+
+
+keras.utils.set_random_seed(3)
+x, y = np.random.rand(160, 64), np.random.rand(160, 1)
+layers = [keras.layers.Dense(256, "relu"), keras.layers.Dropout(0.2), keras.layers.Dense(1)]
+model = keras.Sequential([keras.Input((64,)), *layers])
+model.compile("adam", "mse")
+history = model.fit(x, y, batch_size=16, epochs=10, verbose=1, callbacks=[Pace()], validation_data=(x, y))
+arrays = [np.asarray(one).tobytes() for one in (*model.variables, *model.optimizer.variables)]
+with open(f"{out}/result", "w") as file:
+    file.write(hashlib.sha256(b"".join(arrays)).hexdigest() + repr(history.history))
+print("the last line")
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def submit(site: Site, name: str, out: Path) -> None:
+    staged = site.home.jobs / f".{name}.tmp"
+    staged.mkdir()
+    (staged / "train.py").write_text(SCRIPT)
+    toml = f'[checkpoint]\nevery = "4 steps"\n[env]\nOUT = {json.dumps(str(out))}\n[seed]\nvalue = 5\n'
+    (staged / "job.toml").write_text(toml)
+    (staged / ".submitted.json").write_text('{"version": 1, "source": null}')
+    staged.rename(site.home.folder(name))
+
+
+def metrics(site: Site, name: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in site.home.job(name).metrics.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        while True:
+            out.write(b"x" * 4096)
+
+
+def test_a_training_outlasts_a_full_disk_and_nothing_is_missing(small_disk: Path, tmp_path: Path) -> None:
+    site = Site(small_disk / "home")
+    site.log = tmp_path / "daemon.log"
+    plain, full = tmp_path / "plain", tmp_path / "full"
+    for out in (plain, full):
+        out.mkdir()
+    (plain / "go").touch()
+    try:
+        site.start()
+        submit(site, "plain", plain)
+        site.wait("plain", State.SUCCEEDED, timeout_s=90)
+        submit(site, "full", full)
+        wait_for(lambda: "checkpoint" in site.kinds("full"), "the first checkpoint", timeout_s=60)
+        fill(small_disk / "ballast")
+        wait_for((full / "epoch-6").exists, "the training to go on", timeout_s=60)
+        assert "are needed" in facts.gather(site.home, "full")["disk"]
+        (small_disk / "ballast").unlink()
+        # The script stands still: what follows is the retry, by the clock, not by a step.
+        wait_for(lambda: "save-failed" in site.kinds("full"), "what was not written then to follow")
+        assert facts.gather(site.home, "full")["disk"] is None
+        (full / "go").touch()
+        job = site.wait("full", State.SUCCEEDED, timeout_s=60)
+        assert job.attempt == 1
+        assert (full / "result").read_text() == (plain / "result").read_text()
+        assert metrics(site, "full") == metrics(site, "plain")
+        kinds = site.kinds("full")
+        assert "checkpoint" in kinds[len(kinds) - kinds[::-1].index("save-failed") :], "saving has recovered"
+        assert_events_in_order(site.events("full"))
+        log = site.home.job("full").attempt(1).log.read_text(errors="replace")
+        assert "bytes of output are missing here" in log
+        assert log.endswith("the last line\n")
+    finally:
+        site.close()
