@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from runner.core.job import State
 from tests.mirror.conftest import Home
 from tests.mirror.servers import Place, SftpServer
@@ -73,6 +75,7 @@ def test_a_mirror_that_goes_away_is_said_once_and_made_good_later(homes: Homes, 
     assert home.job_of("pace").attempt == 1
 
 
+@pytest.mark.parametrize("place", ["file", "s3"], indirect=True)
 def test_a_job_waits_for_a_mirror_that_cannot_be_reached(homes: Homes, place: Place) -> None:
     """Training anew would put the old checkpoints at risk; nothing is charged to the job."""
     first = homes("first")
@@ -109,22 +112,22 @@ def test_a_job_waits_for_a_mirror_that_cannot_be_reached(homes: Homes, place: Pl
     assert second.kinds("pace").count("mirror-failed") == (0 if place.kind == "s3" else 1)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(homes: Homes, place: Place) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(homes: Homes, folder: Place) -> None:
     first = homes("first")
     first.start()
-    first.pace("pace", place.url, 9)
+    first.pace("pace", folder.url, 9)
     first.wait("pace", State.SUCCEEDED)
     first.wait_mirrored("pace")
     first.close()
     newest = "checkpoints/step-000000000009.weights.h5"
-    data = bytearray(place.files("pace")[newest])
+    data = bytearray(folder.files("pace")[newest])
     data[len(data) // 2] ^= 1
-    place.write(f"pace/{newest}", bytes(data))
-    place.write("pace/best/b.weights.h5", b"not a model")
+    folder.write(f"pace/{newest}", bytes(data))
+    folder.write("pace/best/b.weights.h5", b"not a model")
 
     second = homes("second")
     second.start()
-    second.pace("pace", place.url, 9)
+    second.pace("pace", folder.url, 9)
     second.wait("pace", State.SUCCEEDED)
     warnings = [event["message"] for event in second.events("pace") if event["event"] == "warning"]
     assert len(warnings) == 2
@@ -132,7 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(homes: Homes, plac
     assert "bytes do not match its digest" in warnings[1]
     assert second.starts("pace")[0][2] == 8
     second.wait_mirrored("pace")
-    assert place.files("pace")[newest] == local_files(second, "pace")[newest], "the good one took its place"
+    assert folder.files("pace")[newest] == local_files(second, "pace")[newest], "the good one took its place"
 
 
 def test_what_the_mirror_lost_is_noticed_and_copied_again(homes: Homes, folder: Place) -> None:
