@@ -44,6 +44,15 @@ class Home(Site):
     def wait_mirrored(self, name: str) -> None:
         wait_for(lambda: self.is_mirrored(name), f"{name} to be mirrored")
 
+    def wait_held(self, name: str, from_step: int = 1) -> int:
+        """Wait until the mirror of a job that runs has a checkpoint of this step or a later one."""
+
+        def newest() -> int:
+            steps = [step for held in self.status(name).files if (step := mirrored.step_of(held)) is not None]
+            return max((step for step in steps if step >= from_step), default=0)
+
+        return wait_for(newest, f"step {from_step} of {name} on its mirror")
+
     def event(self, name: str, kind: str) -> dict[str, Any]:
         """Wait for the first event of a kind."""
         return wait_for(lambda: next((one for one in self.events(name) if one["event"] == kind), None), kind)

@@ -53,6 +53,7 @@ def test_run_does_not_wait_for_a_mirror_that_fails(runner: Bench, folder: Place,
         toml.write(f'[checkpoint]\nmirror = "{folder.url}"\n')
     (folder.root / "pace").mkdir()
     (folder.root / "pace/checkpoints").write_text("no folder, and there will be none")
+    runner.supervise()  # whose mirrors' process tries again and again
     answer = runner("run", str(job))
     assert answer.code == 0, answer.err
     assert (

@@ -186,7 +186,7 @@ def test_a_home_that_was_left_behind_keeps_off(homes: Homes, folder: Place) -> N
     first = homes("first")
     first.start()
     first.pace("pace", folder.url, 500, 0.1)
-    first.wait_mirrored("pace")
+    first.wait_held("pace")
     second = homes("second")
     second.start()
     second.pace("pace", folder.url, 500, 0.1)
@@ -194,7 +194,7 @@ def test_a_home_that_was_left_behind_keeps_off(homes: Homes, folder: Place) -> N
     assert taken > 0
     failed = first.event("pace", "mirror-failed")
     assert "another home has taken it over" in failed["reason"]
-    second.wait_mirrored("pace")
+    second.wait_held("pace", taken + 1)
     step = first.job_of("pace").durable_step
     wait_for(lambda: first.job_of("pace").durable_step >= step + 3, "the first to train on")
     assert "mirror-failed" not in second.kinds("pace")
@@ -203,14 +203,13 @@ def test_a_home_that_was_left_behind_keeps_off(homes: Homes, folder: Place) -> N
 def test_a_pinned_checkpoint_stays_on_the_mirror(homes: Homes, folder: Place) -> None:
     home = homes("home")
     home.start()
-    home.pace("pace", folder.url, 500, 0.1)
-    home.wait_mirrored("pace")
+    home.pace("pace", folder.url, 500, 0.7)
+    step = home.wait_held("pace")  # it is still here for a while: the pacer keeps two
     paths = home.home.job("pace")
-    step = paths.list_checkpoints()[0][0]
     paths.pin(step).touch()
     pin = f"checkpoints/{paths.pin(step).name}"
     wait_for(lambda: pin in folder.files("pace"), "the mark")
-    wait_for(lambda: home.job_of("pace").durable_step > step + 10, "newer checkpoints")
+    wait_for(lambda: home.job_of("pace").durable_step > step + 3, "newer checkpoints")
     assert f"checkpoints/{paths.checkpoint(step).name}" in folder.files("pace")
     paths.pin(step).unlink()
     wait_for(lambda: f"checkpoints/{paths.checkpoint(step).name}" not in folder.files("pace"), "it to go")
@@ -221,7 +220,7 @@ def test_what_is_behind_is_copied_after_the_supervisor_has_gone(homes: Homes, fo
     home = homes("home")
     daemon = home.start()
     home.pace("pace", folder.url, 500, 0.05)
-    home.wait_mirrored("pace")
+    home.wait_held("pace")
     copier = home.copier()
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(30) == 0
@@ -236,7 +235,7 @@ def test_the_daemon_itself_may_be_killed(homes: Homes, folder: Place) -> None:
     home.daemons[-1].wait()
     home.start()
     home.pace("pace", folder.url, 40, 0.1)
-    home.wait_mirrored("pace")
+    home.wait_held("pace")
     home.daemons[-1].kill()
     home.daemons[-1].wait()
     home.start()
