@@ -171,7 +171,7 @@ def _saving(value: Any) -> dict[str, Any] | None:
     """Read what a checkpoint costs, and since when and why saving fails, where it does."""
     if not isinstance(value, dict) or not value:
         return None
-    numbers = ("interval_s", "stall_s", "save_s", "size_bytes", "retry_s")
+    numbers = ("interval_s", "stall_s", "save_s", "size_bytes", "retry_s", "memory_bytes")
     words = ("since", "reason")
     return {
         **{key: _number(value.get(key)) for key in numbers},

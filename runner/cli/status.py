@@ -98,8 +98,10 @@ def saving(found: dict[str, Any]) -> str:
         again = f"; tried again within {output.duration(found['retry_s'] or 0)}"
         return f"fails since {found['since']}: {found['reason']}{again}"
     every = f"every {output.duration(found['interval_s'])}: " if found["interval_s"] is not None else ""
-    stall, write = output.moment(found["stall_s"] or 0), output.moment(found["save_s"] or 0)
-    return f"{every}{output.size(found['size_bytes'] or 0)}, written in {write}, training paused {stall}"
+    costs = f"{output.size(found['size_bytes'] or 0)}, written in {output.moment(found['save_s'] or 0)}"
+    pause = f"training paused {output.moment(found['stall_s'] or 0)}"
+    held = output.size(found["memory_bytes"]) if found["memory_bytes"] else ""
+    return f"{every}{costs}, {pause}" + (f"; snapshots take {held} of memory" if held else "")
 
 
 def best(found: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 300.0
 #: The first save of AUTO, when nothing is known of its cost.
 FIRST_S = 1.0
+FIRST_COST_S_MAX = 0.05
 #: Delays after a first and a second failed save, and so on, doubling.
 RETRY_S_MIN = 1.0
 RETRY_S_MAX = 300.0
@@ -130,8 +131,13 @@ def cost_s(stall_s: float, write_cpu_s: float) -> float:
 
 
 def settled_s(known_s: float | None, measured_s: float) -> float:
-    """Take a new measurement of the cost into the known one: one slow disk moment shall not last."""
-    return measured_s if known_s is None else (known_s + measured_s) / 2
+    """Take a new measurement of the cost into the known one: one slow moment shall not last.
+
+    The first has in it what is done only once: the next save, which tells more, is not to wait for minutes.
+    """
+    if known_s is None:
+        return min(measured_s, FIRST_COST_S_MAX)
+    return min(measured_s, (known_s + measured_s) / 2)
 
 
 def retry_s(failures: int) -> float:

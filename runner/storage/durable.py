@@ -14,6 +14,7 @@ Limits: a disk that lies about having flushed its cache is believed. Removal is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -126,8 +127,18 @@ def publish(path: Path, data: bytes) -> None:
         temporary.rename(path)
 
 
-def make_folder(path: Path) -> None:
-    """Create `path` and the missing folders above it, durably."""
+def make_folder(path: Path, within: Path | None = None) -> None:
+    """Create `path` and the missing folders above it, durably.
+
+    Args:
+        path: may be there already.
+        within: a folder that has to be there: below the mount point of a disk that is gone nothing is made.
+
+    Raises:
+        OSError: it could not be made, or `within` is gone.
+    """
+    if within is not None and not within.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "this folder is gone; is its disk mounted?", str(within))
     missing = []
     folder = path
     while not folder.exists():

@@ -67,6 +67,8 @@ class Book:
         if previous is not None and not self.log_events(previous):
             return False  # its outbox must reach the log before it is replaced
         try:
+            if previous is not None:
+                self.home.job(job.name).dir.stat()  # where it is gone with its disk, none is made elsewhere
             records.save_job(self.home.job(job.name).record, job)
         except OSError as error:
             self._say_refused(job.name, f"cannot save its record: {error}")

@@ -71,6 +71,11 @@ def main() -> None:
     attempt = Attempt(worker, keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.tell_identity()
     attempt.supervise(wake)
+    if not attempt.kept:  # the keeper was killed, or hung: another one, and nobody at the other end
+        attempt.keeper, handed = start_keeper(launch, folder, libc, attempt.memory)
+        for fd in handed[:1]:
+            os.close(fd)
+        attempt.await_keeper(wake)
     write_outcome(folder, attempt.outcome(error, time.monotonic() - began))
 
 
@@ -81,6 +86,7 @@ class Attempt:
         self.worker = worker  # 0: it could not be started
         self.keeper = keeper  # 0: there is none, or it has ended
         self.memory = memory  # descriptor of what the keeper's snapshots lie in; -1: there is none
+        self.kept = not keeper  # nothing is left in memory
         self.folder = folder
         self.grace_s = grace_s
         self.status: int | None = None
@@ -115,6 +121,10 @@ class Attempt:
         self.deadlines.pop("kill", None)
         self.deadlines.pop("stop_hung", None)
         self.clear_tree(wake)
+        self.await_keeper(wake)
+
+    def await_keeper(self, wake: int) -> None:
+        """Give the keeper its time for what is left in memory."""
         self.deadlines["kill_keeper"] = time.monotonic() + self.keeper_s()
         while self.keeper:
             self.turn(wake, 1.0)
@@ -193,7 +203,7 @@ class Attempt:
             if pid == 0:
                 return
             if pid == self.keeper:
-                self.keeper = 0
+                self.keeper, self.kept = 0, status == 0
             if pid == self.worker:
                 self.status = status
                 self.usage = self_usage
@@ -238,17 +248,21 @@ class Attempt:
         }
 
 
-def start_keeper(launch: dict[str, Any], folder: str, libc: ctypes.CDLL) -> tuple[int, tuple[int, ...]]:
+def start_keeper(
+    launch: dict[str, Any], folder: str, libc: ctypes.CDLL, memory: int = -1
+) -> tuple[int, tuple[int, ...]]:
     """Start the keeper, where there is to be one; return its pid, and what the worker is handed.
 
-    That is the descriptors of a socket to the keeper and of the memory for snapshots.
+    That is the descriptors of a socket to the keeper and of the memory for snapshots, which is made where
+    there is none. Where nobody takes the socket, the keeper writes what is left in memory, and ends.
     """
     if not launch.get("keeper"):
         return 0, ()
     try:
-        memory = os.memfd_create("runner-snapshots")
-        os.truncate(memory, MEMORY_SIZE)
-        os.pwrite(memory, MEMORY_MAGIC, 0)
+        if memory < 0:
+            memory = os.memfd_create("runner-snapshots")
+            os.truncate(memory, MEMORY_SIZE)
+            os.pwrite(memory, MEMORY_MAGIC, 0)
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with mine:
             handed = (mine.fileno(), memory)

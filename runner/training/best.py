@@ -151,7 +151,7 @@ class BestKeeper:
         self, found: Best, make_snapshot: Callable[[], Snapshot], save_whole: Callable[[Path], None]
     ) -> None:
         path = self._paths.best / found.file
-        durable.make_folder(self._paths.best)
+        durable.make_folder(self._paths.best, self._paths.dir)
         snapshot = make_snapshot()
         if found.file.endswith(whole.SUFFIX):
             whole.save(path, snapshot, save_whole, comment=identity(found))

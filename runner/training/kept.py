@@ -3,7 +3,8 @@
 A snapshot is taken into the memory itself (`storage.slots`), which outlives this process, so that little is
 lost when it is killed. What is due for the disk the keeper (`training.keeper`) writes from there: training
 waits for no disk and for no lock of HDF5's. Everything else is as in `Saver`, which this falls back to where
-the memory does not suffice or the keeper is lost; both are told.
+the memory does not suffice or the keeper is lost; both are told. In the latter case snapshots go on: when
+this process has ended, the shim starts another keeper for what they hold.
 
 Limits: a snapshot that finds no free slot is left out, or goes the old way where it is due for the disk.
 """

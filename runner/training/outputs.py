@@ -90,7 +90,7 @@ def _begin(record: Path, callbacks: Sequence[Any]) -> None:
                 _cut(callback, one)
         before = known["files"]
     processes = [*_earlier, _here()]
-    durable.make_folder(record.parent)
+    durable.make_folder(record.parent, record.parent.parent)
     durable.write(record, json.dumps({"files": before, "processes": processes}).encode())
 
 

@@ -52,7 +52,7 @@ def keep(worker: Worker, number: int, near_end: Snapshot | None) -> bool:
         near_end = near_end or _newest(worker, number)
         if near_end is None:
             return False
-        durable.make_folder(path.parent)
+        durable.make_folder(path.parent, paths.dir)
         checkpoint.write(path, near_end, created=now_text())
     except (OSError, StorageError) as error:
         worker.facts("save-failed", path=str(path.relative_to(paths.dir)), reason=str(error))

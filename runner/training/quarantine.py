@@ -20,7 +20,7 @@ def set_aside(paths: JobPaths, path: Path, reason: str, report: Report) -> None:
     Where that fails (a read-only disk), the file stays and a warning says so; it is not loaded either way.
     """
     try:
-        durable.make_folder(paths.quarantine)
+        durable.make_folder(paths.quarantine, paths.dir)
         target = _free(paths.quarantine, path.name)
         durable.write(target.with_name(target.name + ".reason"), f"{reason}\n".encode())
         durable.move(path, target)

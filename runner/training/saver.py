@@ -287,10 +287,7 @@ class Saver:
 
     def _fit_in(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
         """Write the file, after making room for it where there is none."""
-        if not self._paths.dir.is_dir():
-            reason = "the job's state folder is gone; is its disk mounted?"
-            raise OSError(errno.ENOENT, reason, str(self._paths.dir))
-        durable.make_folder(path.parent)
+        durable.make_folder(path.parent, self._paths.dir)
         needed = snapshot.nbytes + self._overhead
         short = disk.trouble(path.parent, needed)
         if short is not None and not (short.errno == errno.ENOSPC and self._prune(needed)):

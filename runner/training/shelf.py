@@ -55,6 +55,7 @@ class Shelf:
         """
         self._slots: Slots | None = Slots(memory)
         self._channel: socket.socket | None = socket.socket(fileno=os.dup(channel))
+        self._given_up: socket.socket | None = None
         self._limit_bytes = limit_bytes
         self._tell = tell
         self._owner = os.getpid()
@@ -77,6 +78,11 @@ class Shelf:
     def on(self) -> bool:
         """Whether snapshots are kept here, now."""
         return self.slots() is not None
+
+    def held_bytes(self) -> int:
+        """Return how much memory is taken."""
+        slots = self.slots()
+        return slots.held_bytes() if slots is not None else 0
 
     def prepare(self, size: int) -> None:
         """Make memory ready for snapshots of about `size` bytes; a lot of it by another thread."""
@@ -246,9 +252,11 @@ class Shelf:
         return True
 
     def _lose(self) -> None:
+        """Do without the keeper; what is in memory another one writes when this process has ended."""
         if os.getpid() == self._owner and self._channel is not None:
-            self._channel = None
-            self.switch_off("the keeper has ended, and the training process writes its checkpoints itself")
+            # Not closed: one that only hangs would take that for the end of this process.
+            self._given_up, self._channel = self._channel, None
+            self._tell("the keeper has ended or hangs: the training process writes its checkpoints itself")
 
     def switch_off(self, reason: str) -> None:
         """Keep nothing from now on, and give the memory back."""

@@ -41,7 +41,7 @@ def save(
     folder = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     file = folder / f"model{SUFFIX}"
     try:
-        durable.make_folder(folder)
+        durable.make_folder(folder, folder.parent)
         save_whole(file)
         _ = comment_of(file)  # a torn file would be taken for an empty one, and appended to
         with zipfile.ZipFile(file, "a") as archive:

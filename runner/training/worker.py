@@ -182,6 +182,7 @@ class Worker:
         self.facts.append(fact)
         if fact["event"] == "checkpoint":
             costs = {key: fact[key] for key in ("interval_s", "stall_s", "save_s", "size_bytes")}
+            costs["memory_bytes"] = self._shelf.held_bytes() if self._shelf is not None else 0
             self.progress.set(checkpoint_step=fact["step"], saving=costs)
         elif fact["event"] == "save-failed":
             saving = {"since": now_text(), **self.progress.values["saving"]}

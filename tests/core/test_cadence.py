@@ -124,8 +124,10 @@ def test_the_share_of_training_time_stays_below_half_a_percent() -> None:
 
 def test_the_cost_is_the_pause_and_the_processor_time() -> None:
     assert cost_s(0.01, 0.4) == pytest.approx(0.41)
-    assert settled_s(None, 3.0) == 3.0
+    assert settled_s(None, 0.01) == 0.01
+    assert settled_s(None, 3.0) == 0.05  # the first, with all that is done once
     assert settled_s(1.0, 3.0) == 2.0
+    assert settled_s(3.0, 1.0) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ class Bench:
     """A job's folder for best models, and what was reported."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir()
         self.paths = JobPaths(folder)
         self.facts: list[dict[str, Any]] = []
         self.said: list[str | None] = []

@@ -321,6 +321,8 @@ def test_where_the_keeper_is_killed_the_worker_writes_by_itself_and_says_so(benc
     assert "keeper has ended" in next(f["message"] for f in bench.told if f["event"] == "warning")
     save(bench, small(5))
     assert bench.events().count("warning") == 1
+    keep(bench, small(6))
+    assert [slot.step for slot in bench.slots().newest(Kind.SNAPSHOT)][:1] == [6], "for another keeper"
 
 
 def test_a_checkpoint_that_the_worker_did_not_live_to_report_is_reported(bench: Bench) -> None:
@@ -440,15 +442,16 @@ def test_a_worker_without_xxhash_gets_files_that_it_can_read(
 
 SHIM = Path(runner.__file__).parent / "supervisor" / "shim.py"
 SCRIPT = """
-import time
+import os, time
 import keras, numpy as np
 keras.utils.set_random_seed(3)
 x, y = np.random.rand(640, 8), np.random.rand(640, 1)
 layers = [keras.layers.Dense(16, "relu"), keras.layers.Dropout(0.2), keras.layers.Dense(1)]
 model = keras.Sequential([keras.Input((8,)), *layers])
 model.compile("adam", "mse")
-slowly = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(0.02))
-history = model.fit(x, y, batch_size=16, epochs=4, verbose=0, callbacks=[slowly], validation_data=(x, y))
+pace_s = float(os.environ.get("PACE", "0"))
+slowly = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(pace_s))
+history = model.fit(x, y, batch_size=16, epochs=30, verbose=0, callbacks=[slowly], validation_data=(x, y))
 print("RESULT weights", b"".join(w.tobytes() for w in model.get_weights()).hex())
 print("RESULT history", history.history)
 """
@@ -460,7 +463,7 @@ def test_a_killed_training_goes_on_from_memory_though_the_disk_was_never_due(tmp
     job = Job(tmp_path / "kept", "train.py", text=SCRIPT, keeper=True)
     seen = 0
     for _ in range(3):
-        attempt = job.start(every=("epochs", 1000))
+        attempt = job.start(every=("epochs", 1000), env={"PACE": "0.02"})
         assert attempt.beside is not None
         slots = Slots(os.dup(attempt.beside.memory))
 
@@ -482,7 +485,10 @@ def test_a_killed_training_goes_on_from_memory_though_the_disk_was_never_due(tmp
     assert best.step == min(losses, key=lambda step: losses[step])
 
 
-def test_the_shim_starts_the_keeper_and_lets_it_end_before_it_tells_the_outcome(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeper_dies", [False, True])
+def test_the_shim_has_a_keeper_write_what_is_left_before_it_tells_the_outcome(
+    tmp_path: Path, keeper_dies: bool
+) -> None:
     job = Job(tmp_path, "train.py", text=SCRIPT)
     named = {"argv": [sys.executable, str(BOOTSTRAP)], "keeper": [sys.executable, "-I", str(KEEPER)]}
     environ = job.prepare(every=("epochs", 1000), **named)
@@ -492,7 +498,7 @@ def test_the_shim_starts_the_keeper_and_lets_it_end_before_it_tells_the_outcome(
     with (tmp_path / "lock").open("w") as lock:
         shim = subprocess.Popen(
             ["bash", "-c", f"exec 3>&{lock.fileno()}; exec {sys.executable} -I -S {SHIM} {attempt.dir}"],
-            env=job.environment({}),
+            env=job.environment({"PACE": "0.02"}),
             pass_fds=[lock.fileno()],
         )
     while not job.paths.progress.exists() or job.progress()["step"] < 60:
@@ -500,6 +506,8 @@ def test_the_shim_starts_the_keeper_and_lets_it_end_before_it_tells_the_outcome(
         time.sleep(0.01)
     identities = json.loads(attempt.shim.read_text())
     assert snapshots_bytes(attempt) > 4096, "not counted to the job's memory"
+    if keeper_dies:
+        os.kill(identities["keeper"]["pid"], signal.SIGKILL)
     os.kill(identities["worker"]["pid"], signal.SIGKILL)
     assert shim.wait(60) == 0
     assert json.loads(attempt.outcome.read_text())["signal"] == "SIGKILL"

@@ -303,7 +303,9 @@ def test_the_first_one_of_auto_comes_after_a_second_of_training(bench: Bench) ->
 def test_the_cost_stretches_the_interval(bench: Bench) -> None:
     saver = bench.saver()
     saver.due(1, None, epoch_ended=False)
-    saver.submit(small(1), 0.5)  # a pause of half a second: at most every 100 s
+    saver.submit(small(1), 0.04)
+    assert saver.flush(30)
+    saver.submit(small(2), 0.96)  # half a second on average: at most every 100 s
     assert saver.flush(30)
     bench.clock.now_s += 99.0
     assert not saver.due(9, None, epoch_ended=False)
