@@ -144,7 +144,7 @@ class Account:
         if mine != found:
             put_bytes(medium, IDENTITY, json.dumps({"version": mirroring.VERSION, **asdict(mine)}).encode())
         strange = self.status.strange or (found is not None and found.owner != self.status.owner)
-        self.set(replace(self.status, owner=owner, strange=strange, refused=False))
+        self.set(replace(self.status, owner=owner, strange=strange))
         return found
 
     def failed(self, error: Exception) -> None:
@@ -154,14 +154,13 @@ class Account:
         if before.failing_since is None:
             self.tell("mirror-failed", reason=reason)
         since = before.failing_since or now()
-        refused = isinstance(error, ForeignMirrorError)
-        self.set(replace(before, error=reason, failing_since=since, refused=refused))
+        self.set(replace(before, error=reason, failing_since=since))
 
     def worked(self) -> None:
         """Take in that the mirror is as it should be."""
         if self.status.failing_since is not None:
             self.tell("mirror-recovered", failing_since=self.status.failing_since)
-            self.set(replace(self.status, error="", failing_since=None, refused=False))
+            self.set(replace(self.status, error="", failing_since=None))
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def _try(account: Account, medium: Medium, name: str) -> Fetched | None:
 
 def _fetch(account: Account, medium: Medium, name: str) -> Fetched:
     path = account.paths.dir / name
-    durable.make_folder(path.parent)
+    durable.make_folder(path.parent, account.paths.dir)
     infos: list[Info | None] = []
     with durable.replacing(path, verify=lambda temporary: infos.append(_verify(temporary, name))) as fd:
         for piece in medium.read(name):

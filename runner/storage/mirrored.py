@@ -42,7 +42,6 @@ class Status:
     owner: str = ""  #: the name by which the mirror is this home's (see `core.mirroring`)
     fetching: bool = False  #: a fetch has begun and is not done
     strange: bool = False  #: it holds checkpoints that are not among `files`
-    refused: bool = False  #: the error is one that no retry helps
     error: str = ""  #: why the last try failed; "" where it did not
     failing_since: str | None = None
     files: dict[str, Held] = field(default_factory=dict)  #: by name, such as "best/best.weights.h5"
@@ -62,7 +61,6 @@ def load(paths: JobPaths) -> Status:
             owner=str(value["owner"]),
             fetching=bool(value["fetching"]),
             strange=bool(value["strange"]),
-            refused=bool(value["refused"]),
             error=str(value["error"]),
             failing_since=None if since is None else str(since),
             files=files,

@@ -216,12 +216,17 @@ def test_a_pinned_checkpoint_stays_on_the_mirror(homes: Homes, folder: Place) ->
     assert pin not in folder.files("pace")
 
 
-def test_what_is_behind_is_copied_after_the_supervisor_has_gone(homes: Homes, folder: Place) -> None:
+def test_the_process_that_copies_outlives_the_supervisor_but_not_an_upgrade(
+    homes: Homes, folder: Place
+) -> None:
     home = homes("home")
     daemon = home.start()
     home.pace("pace", folder.url, 500, 0.05)
     home.wait_held("pace")
-    copier = home.copier()
+    before = home.copier()
+    daemon.send_signal(signal.SIGHUP)  # the daemon that it becomes starts its own
+    copier = wait_for(lambda: (found := home.copier()) != before and found, "another process that copies")
+    assert not os.path.exists(f"/proc/{before}")  # noqa: PTH110
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(30) == 0
     home.wait_mirrored("pace")
