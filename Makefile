@@ -27,7 +27,7 @@ $(READY): pyproject.toml
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: $(PYTHON) cannot make virtual environments; install Debian's package python3-venv" >&2; exit 1; }
 	@echo "setup: installing into .venv with $$("$(PYTHON)" --version) (TensorFlow is some 600 MB; minutes the first time)"
 	@"$(PYTHON)" -m venv .venv
-	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off --editable ".[examples,dev]" \
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off --editable ".[examples,mirror,dev]" \
 		| sed -un 's/^ *\(Downloading\|Using cached\) \(.*\)\.\(whl\|tar\.gz\)\( .*\)\?$$/  \2\4/p'
 	@touch $(READY)
 	@echo "setup: done"

@@ -9,6 +9,8 @@ An error's text is one line that names the thing, the path, what was expected an
     ├── RefusedError            5  legal words, but not now
     │   └── AlreadyRunningError    another supervisor holds this home
     ├── BadJobError             1  job.toml or the job's folder cannot be accepted
+    ├── MirrorError             1  a mirror does not give or take what it should, now
+    │   └── ForeignMirrorError  5  a mirror holds what is not this job's
     └── StorageError            1  a file of ours
         ├── UnreadableRecordError  a record exists but cannot be read
         └── BadCheckpointError     a checkpoint fails its digest or has an unknown format
@@ -55,6 +57,16 @@ class AlreadyRunningError(RefusedError):
 
 class BadJobError(RunnerError):
     """A job's folder or its job.toml cannot be accepted."""
+
+
+class MirrorError(RunnerError):
+    """A mirror cannot be reached, or does not do what is asked; later it may."""
+
+
+class ForeignMirrorError(MirrorError):
+    """A mirror holds another job's checkpoints, or another home has taken them over."""
+
+    exit_code = 5
 
 
 class StorageError(RunnerError):

@@ -7,7 +7,7 @@
 # Each installation is a virtual environment of its own, PREFIX/releases/NNNN, and PREFIX/current links to the newest.
 # So a running worker keeps the very files that it started with; a release that nothing runs from is removed by the
 # next installation. $PYTHON chooses the interpreter (3.11 or newer, outside of /home and /root, which the service
-# does not see). pip's own variables (PIP_INDEX_URL, ...) hold as always.
+# does not see). pip's own variables (PIP_INDEX_URL, ...) hold as always. $EXTRAS names extras of pyproject.toml, such as "mirror".
 set -euo pipefail
 
 readonly unit=training-runner.service user=training-runner home=/var/lib/training-runner
@@ -65,7 +65,7 @@ make_release() { # sets $release
     (
         umask 022
         "$python" -m venv "$release"
-        "$release/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$here/.."
+        "$release/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$here/..${EXTRAS:+[$EXTRAS]}"
         # Not before it can start does it take the place of what runs.
         "$release/bin/python" -P -m runner.supervisor --help >/dev/null
     ) || { rm -rf "$release"; fail "the release could not be built; what was installed before is untouched"; }

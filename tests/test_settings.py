@@ -134,6 +134,25 @@ BAD = [
     ('[checkpoint]\nevery = "0s"', 'job.toml:2: checkpoint.every must be "auto", or a time'),
     ('[checkpoint]\nevery = "5 parsecs"', 'job.toml:2: checkpoint.every must be "auto", or a time'),
     ('[checkpoint]\nevery = ""', 'job.toml:2: checkpoint.every must be "auto", or a time'),
+    ("[checkpoint]\nmirror = 5", 'job.toml:2: checkpoint.mirror must be a URL such as "s3://BUCKET/FOLDER"'),
+    ('[checkpoint]\nmirror = "ftp://host/a"', "job.toml:2: checkpoint.mirror must be a URL such as"),
+    ('[checkpoint]\nmirror = "/mnt/disk"', "job.toml:2: checkpoint.mirror must be a URL such as"),
+    ('[checkpoint]\nmirror = "sftp://host:x/a"', "job.toml:2: checkpoint.mirror must be a URL such as"),
+    (
+        '[checkpoint]\nmirror = "file://mnt/disk"',
+        'job.toml:2: checkpoint.mirror must have three slashes after file: "file://mnt/disk"; expected a URL',
+    ),
+    ('[checkpoint]\nmirror = "file:///"', 'job.toml:2: checkpoint.mirror names no folder: "file:///"'),
+    ('[checkpoint]\nmirror = "file:///a/../b"', "job.toml:2: checkpoint.mirror must not lead upward with .."),
+    ('[checkpoint]\nmirror = "sftp:///a"', "job.toml:2: checkpoint.mirror names no host"),
+    ('[checkpoint]\nmirror = "sftp://host"', "job.toml:2: checkpoint.mirror names no folder"),
+    ('[checkpoint]\nmirror = "s3://"', "job.toml:2: checkpoint.mirror names no bucket"),
+    ('[checkpoint]\nmirror = "s3://My_Bucket/a"', "job.toml:2: checkpoint.mirror is no name of a bucket"),
+    ('[checkpoint]\nmirror = "s3://bucket/a?b"', "job.toml:2: checkpoint.mirror takes no ? and no #"),
+    (
+        '[checkpoint]\nmirror = "sftp://user:word@host/a"',
+        "job.toml:2: checkpoint.mirror must not hold a password or a secret key; give it in the daemon's",
+    ),
     (
         "[restart]\nbackoff = 5",
         'job.toml:2: restart.backoff must be a range of times such as "1s..60s", not 5',
@@ -478,3 +497,30 @@ def test_any_bytes_give_a_spec_or_one_line(folder, data):
     except BadJobError as error:
         message = str(error)
     assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("file:///mnt/disk/", "file:///mnt/disk"),
+        ("sftp://user@host:2222/a%20b", "sftp://user@host:2222/a%20b"),
+        ("s3://bucket", "s3://bucket"),
+    ],
+)
+def test_a_mirror(url: str, kept: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    (tmp_path / "job.toml").write_text(f'[checkpoint]\nmirror = "{url}"\n')
+    assert load_spec(tmp_path).checkpoint.mirror == kept
+
+
+def test_a_mirror_whose_library_is_missing_names_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    (tmp_path / "job.toml").write_text('[checkpoint]\nmirror = "sftp://host/folder"\n')
+    code = (
+        "import sys; sys.modules['paramiko'] = None\n"
+        "from pathlib import Path; from runner.settings import load_spec; load_spec(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], check=False, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert "job.toml:2: checkpoint.mirror needs paramiko for sftp://" in last
+    assert "pip install 'training-runner[mirror]'" in last

@@ -31,6 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "storage": {"storage", "core", "errors"},
     "supervisor": {"supervisor", "core", "storage", "settings", "errors"},
     "training": {"training", "core", "storage", "errors"},
+    "mirror": {"mirror", "core", "storage", "errors"},
     "settings": {"settings", "core.spec", "core.best", "errors"},
     "errors": set(),
     "cli": {"cli", "supervisor", "training", "settings", "storage", "core", "errors"},
@@ -49,6 +50,7 @@ WELCOME = {"runner/storage/digests.py": {"xxhash"}}
 #: Tops of processes: where everything that is left over is caught, told and turned into an exit code.
 TOPS = {
     "runner/supervisor/__main__.py",
+    "runner/mirror/__main__.py",
     "runner/supervisor/shim.py",
     "runner/training/bootstrap.py",
     "runner/cli/__init__.py",
@@ -196,8 +198,11 @@ def test_the_daemon_loads_nothing_heavy() -> None:
     ).stdout.split()
     assert "runner.supervisor.supervisor" in loaded
     heavy = {"tensorflow", "keras", "h5py", "numpy", "typer", "click", "rich", "sklearn"}
+    heavy |= {"fsspec", "s3fs", "paramiko", "botocore"}
     assert not heavy & set(loaded)
-    assert not [name for name in loaded if name.startswith(("runner.training", "runner.cli"))]
+    assert not [
+        name for name in loaded if name.startswith(("runner.training", "runner.cli", "runner.mirror"))
+    ]
 
 
 # --- who may touch what -----------------------------------------------------------------------------------

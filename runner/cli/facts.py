@@ -11,10 +11,11 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
+from runner.core.best import SUFFIXES
 from runner.core.exactness import Kind
 from runner.core.job import ACTIVE, SETTLED, Attempt, Job, State, seconds_between
 from runner.errors import NoSuchJobError, UnreadableRecordError
-from runner.storage import disk, records
+from runner.storage import disk, mirrored, records
 from runner.storage.layout import Home, JobPaths
 
 UNREADABLE = "unreadable"
@@ -97,6 +98,7 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "best": _placed(paths, record.get("best")),
         "metrics": progress.get("metrics") or {},
         "goodput": _goodput(record.get("ledger") or {}, running_s),
+        "mirror": _mirror(paths, record.get("spec") or {}),
         "exactness": _exactness(record.get("classified"), record.get("exactness") or ""),
         "exit_code": _exit_code(state, attempts),
         "source": record.get("source"),
@@ -106,6 +108,25 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "finished_at": record.get("finished_at"),
         "revision": int(record.get("revision") or 0),
         "attempts": attempts,
+    }
+
+
+def _mirror(paths: JobPaths, spec: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the job's mirror holds and lacks; None where it has none."""
+    url = (spec.get("checkpoint") or {}).get("mirror")
+    if not url:
+        return None
+    place, known = mirrored.place(str(url), paths.dir.name), mirrored.load(paths)
+    if known.place != place:
+        known = mirrored.Status(place=place)
+    steps = [step for name in known.files if (step := mirrored.step_of(name)) is not None]
+    return {
+        "url": place,
+        "steps": sorted(steps),
+        "best": sorted(name for name in known.files if name.startswith("best/") and name.endswith(SUFFIXES)),
+        "behind": sorted(mirrored.behind(paths, known)),
+        "error": known.error or None,
+        "failing_since": known.failing_since,
     }
 
 

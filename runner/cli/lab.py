@@ -83,7 +83,7 @@ class Lab:
         """
         argv = [sys.executable, "-P", "-m", "runner.supervisor", "--home", str(self.home.root)]
         self._daemon = started = subprocess.Popen(
-            [*argv, "--follow", str(os.getpid())],
+            [*argv, "--follow", str(os.getpid()), "--no-mirrors"],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from runner.cli import daemon, facts
@@ -20,6 +21,10 @@ def command(names: NamesArgument, home: HomeOption = None) -> None:
 
 
 def _forget(home: Home, name: str) -> None:
+    with contextlib.suppress(UnreadableRecordError):
+        mirror = facts.gather(home, name)["mirror"]
+        if mirror is not None and mirror["steps"]:
+            print(f"{name}: {mirror['url']} is left: the same job, submitted again, would go on from there")
     held = _hold(home)
     if held is None:
         daemon.ask(home, name, Request.REMOVE)

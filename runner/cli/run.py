@@ -24,11 +24,13 @@ from runner.core.events import Request
 from runner.core.job import State
 from runner.errors import RefusedError
 from runner.settings import load_spec
-from runner.storage import requests
+from runner.storage import lock, requests
 from runner.storage.layout import Home
 
 _POLL_S = 0.1
 _LOG_LINES = 15
+#: The process that copies is up within this time.
+_COPIER_S = 5.0
 EXIT_PAUSED = 130  # 128 + SIGINT
 #: What makes a job run that does not.
 _REMEDY = {
@@ -55,6 +57,7 @@ def command(folder: DirArgument, name: NewNameOption = None, home: HomeOption = 
     print(f"{name}: state in {where.job(name).dir}")
     with _interrupts() as asked, open_display() as display:
         job = _Foreground(where, name, display).run(asked)
+        job = wait_mirrored(where, job, display, asked)
     raise typer.Exit(_farewell(where, folder, job))
 
 
@@ -124,6 +127,25 @@ class _Foreground:
         if self._request is not None and self._request.exists():
             return False  # what was asked has yet to take effect
         return facts.is_settled(job) or job["state"] == State.PAUSED
+
+
+def wait_mirrored(home: Home, job: dict[str, Any], display: Display, asked: list[int]) -> dict[str, Any]:
+    """Wait until the job's mirror has all that was saved, unless it fails, or somebody does not want to."""
+    interrupts, began_s, seen = len(asked), time.monotonic(), False
+    while (lacks := job["mirror"]) and lacks["behind"] and not lacks["error"]:
+        copied = lock.is_locked(home.mirror_lock)
+        if copied and not seen:
+            display.say(f"{job['name']}: copying to {lacks['url']} (Ctrl-C: leave that to the background)")
+        gone = not copied and (seen or time.monotonic() - began_s > _COPIER_S)
+        if gone or interrupts > 1 or len(asked) > interrupts:
+            break
+        seen = seen or copied
+        time.sleep(_POLL_S)
+        job = facts.gather(home, job["name"])
+    if lacks and lacks["behind"]:
+        why = f" ({lacks['error']})" if lacks["error"] else ""
+        display.say(f"{job['name']}: {len(lacks['behind'])} file(s) not on {lacks['url']} yet{why}")
+    return job
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("saving", saving(job["saving"]) if job["saving"] else ""),
         ("disk", job["disk"] or ""),
         ("best", best(job["best"]) if job["best"] else ""),
+        ("mirror", mirror(job["mirror"]) if job["mirror"] else ""),
         ("exactness", exactness(job["exactness"]) if job["exactness"] else ""),
         ("not kept", ", ".join(job["exactness"]["missed"]) if job["exactness"] else ""),
         ("from", job["source"]),
@@ -49,6 +50,16 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("finished", job["finished_at"]),
     ]
     return [(label, text) for label, text in lines if text]
+
+
+def mirror(found: dict[str, Any]) -> str:
+    """Write what the mirror holds, how far it is behind, and what is wrong with it."""
+    steps, behind = found["steps"], found["behind"]
+    held = f"steps {', '.join(str(step) for step in steps)}" if steps else "no checkpoint yet"
+    held += ", the best model" if found["best"] else ""
+    held += f", {len(behind)} {'file' if len(behind) == 1 else 'files'} behind" if behind else ""
+    failing = f"; FAILS since {found['failing_since']}: {found['error']}" if found["error"] else ""
+    return f"{held}, {found['url']}{failing}"
 
 
 def exactness(found: dict[str, Any]) -> str:

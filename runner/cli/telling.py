@@ -60,6 +60,12 @@ def _classified(event: Event) -> str | None:
     return f"resumes are exact {event.get('reason')}" if event.get("kind") == Kind.BY_REPLAY else None
 
 
+def _restored(event: Event) -> str:
+    size = output.size(event.get("size_bytes") or 0)
+    what = f"step {event['step']}" if event.get("step") is not None else "no checkpoint"
+    return f"fetched from {event.get('mirror')}: {what}, {event.get('files')} files, {size}"
+
+
 def _reason(words: str) -> Callable[[Event], str]:
     return lambda event: f"{words}: {event['reason']}" if event.get("reason") else words
 
@@ -80,6 +86,10 @@ _WORDS: dict[str, Callable[[Event], str | None]] = {
     "wall-over": _reason("over its time limit"),
     "memory-over": _reason("over its memory limit"),
     "save-failed": _reason("a checkpoint could not be saved"),
+    "restored": _restored,
+    "mirror-failed": _reason("the mirror fails"),
+    "mirror-recovered": lambda _: "the mirror works again",
+    "mirror-damaged": _reason("the mirror has lost something"),
     "pruned": lambda event: f"checkpoints of steps {event.get('steps')} removed: {event.get('reason')}",
     "quarantined": lambda event: f"{event.get('path')} failed verification: {event.get('reason')}",
     "refused": lambda event: f"{event.get('verb')} refused: {event.get('reason')}",

@@ -171,6 +171,7 @@ class Job:
     classified: Classified | None = None  #: the same, in parts
     ledger: Ledger = field(default_factory=Ledger)
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
+    mirror_read: int = 0  #: bytes of what the mirror's process reported that are relayed
     asked_at: str | None = None  #: when it was last asked to run again; waiting before that is nobody's loss
     source: str | None = None  #: the job and checkpoint this one started from, as NAME@STEP
     started_at: str | None = None

@@ -16,8 +16,11 @@ FACTS = frozenset(
     {
         *("resumed", "replayed", "checkpoint", "best", "quarantined", "save-failed", "pruned", "runner-up"),
         *("classified", "warning", "phase", "fit-started", "fit-finished"),
+        *("restored", "mirror-failed", "mirror-recovered"),
     }
 )
+#: The kinds of facts that the mirror's process reports; they change nothing in a record.
+MIRROR_FACTS = frozenset({"mirrored", "mirror-damaged", "mirror-failed", "mirror-recovered", "warning"})
 #: A record names no more than these of what checkpoints cannot hold.
 _MISSED_MAX = 20
 _REPLAY_S_MAX = 1e9
@@ -52,6 +55,8 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
             return replace(job, checkpoint=None) if gone else job
         case "best":
             return replace(job, best=_best(fact))
+        case "restored":
+            return _restored(job, fact)
         case "classified":
             return _classified(job, fact)
         case "replayed":
@@ -97,6 +102,14 @@ def _resumed(job: Job, step: int, now: str) -> Job:
     down_s = seconds_between(attempt.started_at, now)
     ledger = replace(job.ledger, down_s=job.ledger.down_s + down_s, useful_s=job.ledger.useful_s - down_s)
     return replace(job.with_attempt(replace(attempt, start_step=step, resumed_at=now)), ledger=ledger)
+
+
+def _restored(job: Job, fact: Mapping[str, Any]) -> Job:
+    """Take in what came from the job's mirror: whose seed and threads it has, it goes on as."""
+    job = replace(job, seed=_count(fact["seed"]), threads=max(1, _count(fact["threads"])))
+    if "best" in fact:
+        job = replace(job, best=_best(fact["best"]))
+    return replace(job, checkpoint=_checkpoint(fact)) if "path" in fact else job
 
 
 def _checkpoint(fact: Mapping[str, Any]) -> CheckpointRef:

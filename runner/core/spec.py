@@ -49,6 +49,7 @@ class CheckpointSpec:
     best: str = "best.weights.h5"
     best_keep: int | None = None  #: of a series the so many best models; None: each that was the best so far
     archive: Every | None = None  #: kept for ever: the first checkpoint of each such period
+    mirror: str | None = None  #: where committed checkpoints are copied to, as a URL
 
 
 @dataclass(frozen=True)

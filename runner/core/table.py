@@ -278,7 +278,8 @@ def _after(job: Job, event: Ended, outcome: Outcome, moment: Moment, was: State)
         return Decision(_enter(replace(job, backoff_s=0.0), State.QUEUED, moment))
     if verdict.delay_s == 0:
         return _start(job, moment)
-    reason = f"{outcome.value}; next attempt in {verdict.delay_s:.1f} s"
+    why = f" ({event.reason})" if outcome is Outcome.PREEMPTED and event.reason else ""
+    reason = f"{outcome.value}{why}; next attempt in {verdict.delay_s:.1f} s"
     job = _enter(job, State.BACKOFF, moment, reason, delay_s=round(verdict.delay_s, 3))
     return Decision(job, (Wait(verdict.delay_s),))
 

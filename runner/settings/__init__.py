@@ -21,7 +21,7 @@ from typing import Any
 from runner.core.best import fields
 from runner.core.spec import CheckpointSpec, JobSpec, LimitsSpec, ResourcesSpec, RestartSpec
 from runner.errors import BadJobError
-from runner.settings import values
+from runner.settings import media, values
 from runner.settings.text import FILE, key_lines, one_line, parse, read
 
 __all__ = ["FILE", "KEYS", "TABLES", "load_spec"]
@@ -47,6 +47,7 @@ KEYS = {
     "checkpoint.monitor": Key("monitor", values.text),
     "checkpoint.mode": Key("mode", values.mode),
     "checkpoint.best": Key("best", values.best),
+    "checkpoint.mirror": Key("mirror", media.mirror),
     "checkpoint.best_keep": Key("best_keep", values.best_keep),
     "checkpoint.archive": Key("archive", values.archive),
     "restart.budget": Key("budget", values.integer(0, 1_000_000)),

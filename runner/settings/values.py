@@ -69,7 +69,7 @@ def parse_size(value: Any) -> int:
     return int(float(match[1]) * _SIZE_UNITS[match[2]])
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Quote a value from the file as TOML would, shortened."""
     if isinstance(value, bool):
         text = str(value).lower()
@@ -86,8 +86,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 70 else text[:67] + "..."
 
 
-def _fail(expected: str, value: Any) -> WrongError:
-    return WrongError(f"must be {expected}, not {_shown(value)}")
+def fail(expected: str, value: Any) -> WrongError:
+    """Make the error of a value that is not what was expected."""
+    return WrongError(f"must be {expected}, not {shown(value)}")
 
 
 def duration(words: dict[str, float | None] | None = None, *, positive: bool = True) -> Check:
@@ -101,9 +102,9 @@ def duration(words: dict[str, float | None] | None = None, *, positive: bool = T
         try:
             seconds = parse_duration(value)
         except ValueError:
-            raise _fail(" or ".join(choices), value) from None
+            raise fail(" or ".join(choices), value) from None
         if positive and seconds <= 0:
-            raise _fail("more than zero", value)
+            raise fail("more than zero", value)
         return seconds
 
     return check
@@ -114,7 +115,7 @@ def integer(low: int, high: int) -> Check:
 
     def check(value: Any, _folder: Path) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _fail(f"a whole number from {low} to {high}", value)
+            raise fail(f"a whole number from {low} to {high}", value)
         return value
 
     return check
@@ -125,7 +126,7 @@ def number(low: float, high: float) -> Check:
 
     def check(value: Any, _folder: Path) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise _fail(f"a number from {low:g} to {high:g}", value)
+            raise fail(f"a number from {low:g} to {high:g}", value)
         return float(value)
 
     return check
@@ -149,7 +150,7 @@ def best_keep(value: Any, folder: Path) -> int | None:
 def _period(value: Any, word: str) -> Every:
     expected = f'"{word}", or a time, steps or epochs such as "30s", "500 steps" or "1 epoch"'
     if not isinstance(value, str):
-        raise _fail(expected, value)
+        raise fail(expected, value)
     counted = _COUNTED.fullmatch(value)
     if counted and int(counted[1]) > 0:
         unit = CadenceUnit.STEPS if counted[2].startswith("step") else CadenceUnit.EPOCHS
@@ -159,7 +160,7 @@ def _period(value: Any, word: str) -> Every:
     except ValueError:
         seconds = 0.0
     if seconds <= 0:
-        raise _fail(expected, value)
+        raise fail(expected, value)
     return Every(CadenceUnit.SECONDS, seconds)
 
 
@@ -167,15 +168,15 @@ def backoff(value: Any, _folder: Path) -> tuple[float, float]:
     """Take a range of times; one time stands for both ends."""
     expected = 'a range of times such as "1s..60s"'
     if not isinstance(value, str):
-        raise _fail(expected, value)
+        raise fail(expected, value)
     low, dots, high = value.partition("..")
     try:
         least_s = parse_duration(low.strip())
         most_s = parse_duration(high.strip()) if dots else least_s
     except ValueError:
-        raise _fail(expected, value) from None
+        raise fail(expected, value) from None
     if not 0 < least_s <= most_s:
-        raise _fail('a range from a shorter to a longer time, such as "1s..60s"', value)
+        raise fail('a range from a shorter to a longer time, such as "1s..60s"', value)
     return least_s, most_s
 
 
@@ -186,23 +187,23 @@ def memory(value: Any, _folder: Path) -> int | None:
     try:
         size = parse_size(value)
     except ValueError:
-        raise _fail('a size such as "8GiB" or "512MB", or "none"', value) from None
+        raise fail('a size such as "8GiB" or "512MB", or "none"', value) from None
     if size < 1024 * 1024:
-        raise _fail("at least 1MiB", value)
+        raise fail("at least 1MiB", value)
     return size
 
 
 def mode(value: Any, _folder: Path) -> Mode:
     """Take the direction that is better."""
     if value not in list(Mode) or not isinstance(value, str):
-        raise _fail('"auto", "min" or "max"', value)
+        raise fail('"auto", "min" or "max"', value)
     return Mode(value)
 
 
 def text(value: Any, _folder: Path) -> str:
     """Take a metric's name."""
     if not isinstance(value, str) or not value or not value.isprintable() or len(value) > 200:
-        raise _fail("the name of a metric", value)
+        raise fail("the name of a metric", value)
     return value
 
 
@@ -211,17 +212,17 @@ def exit_codes(value: Any, _folder: Path) -> tuple[int, ...]:
     codes = value if isinstance(value, list) else [None]
     for code in codes:
         if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
-            raise _fail("a list of exit codes from 1 to 255", value if code is None else code)
+            raise fail("a list of exit codes from 1 to 255", value if code is None else code)
     return tuple(codes)
 
 
 def strings(value: Any, _folder: Path) -> tuple[str, ...]:
     """Take a list of strings that a program can be given."""
     if not isinstance(value, list):
-        raise _fail('a list of strings such as ["--epochs", "50"]', value)
+        raise fail('a list of strings such as ["--epochs", "50"]', value)
     for item in value:
         if not isinstance(item, str):
-            raise WrongError(f"must hold strings only, not {_shown(item)}; quote it")
+            raise WrongError(f"must hold strings only, not {shown(item)}; quote it")
         if "\0" in item:
             raise WrongError("must not hold a NUL character")
         if len(item.encode()) >= ARGUMENT_BYTES_MAX:
@@ -236,7 +237,7 @@ def env_value(name: str, value: Any) -> str:
     if name in RESERVED_ENV:
         raise WrongError("is set by the runner itself; choose another name")
     if not isinstance(value, str):
-        raise WrongError(f'must be a string; quote it: {name} = "{_shown(value)}"')
+        raise WrongError(f'must be a string; quote it: {name} = "{shown(value)}"')
     return strings([value], Path())[0]
 
 
@@ -244,7 +245,7 @@ def best(value: Any, _folder: Path) -> str:
     """Take the template of the best models' file names."""
     if not isinstance(value, str):
         example = 'such as "best.weights.h5" or "best-{epoch:02d}-{val_loss:.2f}.keras"'
-        raise _fail(f"a file name {example}", value)
+        raise fail(f"a file name {example}", value)
     problem = template_problem(value)
     if problem:
         raise WrongError(problem)
@@ -257,18 +258,18 @@ def best(value: Any, _folder: Path) -> str:
 def entry(value: Any, folder: Path) -> str:
     """Take the path of a script inside the job's folder."""
     if not isinstance(value, str) or not value or "\0" in value:
-        raise _fail('the path of a script in the job\'s folder, such as "train.py"', value)
+        raise fail('the path of a script in the job\'s folder, such as "train.py"', value)
     path = folder / value
     if Path(value).is_absolute() or not is_inside(path, folder):
-        raise WrongError(f"must stay inside the job's folder: {_shown(value)}")
+        raise WrongError(f"must stay inside the job's folder: {shown(value)}")
     try:
         kind = path.stat().st_mode
     except OSError as error:
-        raise WrongError(f"names {_shown(value)}: {error.strerror}") from None
+        raise WrongError(f"names {shown(value)}: {error.strerror}") from None
     if not stat.S_ISREG(kind):
-        raise WrongError(f"names {_shown(value)}, which is not a regular file")
+        raise WrongError(f"names {shown(value)}, which is not a regular file")
     if not os.access(path, os.R_OK):
-        raise WrongError(f"names {_shown(value)}, which may not be read; see its permissions")
+        raise WrongError(f"names {shown(value)}, which may not be read; see its permissions")
     return value
 
 
@@ -281,7 +282,7 @@ def command(value: Any, folder: Path) -> tuple[str, ...]:
         _program(words[0], folder)
     elif shutil.which(words[0]) is None:
         raise WrongError(
-            f'names {_shown(words[0])}, which is not in PATH; for one in the folder write "./..."'
+            f'names {shown(words[0])}, which is not in PATH; for one in the folder write "./..."'
         )
     return words
 
@@ -289,7 +290,7 @@ def command(value: Any, folder: Path) -> tuple[str, ...]:
 def python(value: Any, folder: Path) -> str:
     """Take "auto" or the path of an interpreter."""
     if not isinstance(value, str) or "\0" in value or (value != "auto" and "/" not in value):
-        raise _fail('"auto" or the path of an interpreter, such as "/usr/bin/python3"', value)
+        raise fail('"auto" or the path of an interpreter, such as "/usr/bin/python3"', value)
     if value != "auto":
         _program(value, folder)
     return value
@@ -300,8 +301,8 @@ def _program(value: str, folder: Path) -> None:
     try:
         kind = path.stat().st_mode
     except OSError as error:
-        raise WrongError(f"names {_shown(value)}: {error.strerror}") from None
+        raise WrongError(f"names {shown(value)}: {error.strerror}") from None
     if not stat.S_ISREG(kind):
-        raise WrongError(f"names {_shown(value)}, which is not a regular file")
+        raise WrongError(f"names {shown(value)}, which is not a regular file")
     if not os.access(path, os.X_OK):
-        raise WrongError(f"names {_shown(value)}, which is not executable; chmod +x it")
+        raise WrongError(f"names {shown(value)}, which is not executable; chmod +x it")

@@ -104,6 +104,21 @@ def write(path: Path, data: bytes) -> None:
         write_all(fd, data)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Append `data` durably; `path` is made where it is missing.
+
+    Raises:
+        OSError: any step failed; some of it may be there all the same.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sync_folder(path.parent)
+
+
 def publish(path: Path, data: bytes) -> None:
     """Replace `path` atomically but not durably: for what is worthless after a reboot."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

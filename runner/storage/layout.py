@@ -168,6 +168,26 @@ class JobPaths:
         """Held (flock) by a supervisor that serves this one job (`runner run`)."""
         return self.dir / ".supervisor.lock"
 
+    @property
+    def mirror(self) -> Path:
+        """Folder of what is known of the job's mirror; writer: who holds the lock in it."""
+        return self.dir / "mirror"
+
+    @property
+    def mirror_status(self) -> Path:
+        """What the mirror holds, and what went wrong last."""
+        return self.mirror / "status.json"
+
+    @property
+    def mirror_facts(self) -> Path:
+        """What the mirror's process reports, one JSON a line, relayed to events.jsonl."""
+        return self.mirror / "facts.jsonl"
+
+    @property
+    def mirror_lock(self) -> Path:
+        """Held (flock) by the process that copies to or from the job's mirror."""
+        return self.mirror / ".lock"
+
     def attempt(self, number: int) -> AttemptPaths:
         """Return the folder of attempt `number`, counted from 1."""
         return AttemptPaths(self.attempts / f"{number:04d}")
@@ -238,6 +258,11 @@ class Home:
     def supervisor(self) -> Path:
         """Identity of the running supervisor; writer: supervisor."""
         return self.state / ".supervisor.json"
+
+    @property
+    def mirror_lock(self) -> Path:
+        """Held (flock) by the one process that copies this home's checkpoints to their mirrors."""
+        return self.state / ".mirror.lock"
 
     def folder(self, name: str) -> Path:
         """Return the folder that was submitted as job `name`: the worker's working directory."""

@@ -45,9 +45,12 @@ def parse(argv: list[str]) -> tuple[Home, Config]:
     parser.add_argument("--on-term", choices=("drain", "leave"), default="drain")
     parser.add_argument("--only", metavar="NAME")
     parser.add_argument("--follow", type=int, metavar="PID")
+    parser.add_argument("--no-mirrors", action="store_true")
     options = parser.parse_args(argv)
     home = Home(find_home(options.home, os.environ, Path.cwd()))
-    return home, Config(options.on_term == "drain", options.only, options.follow)
+    return home, Config(
+        options.on_term == "drain", options.only, options.follow, mirrors=not options.no_mirrors
+    )
 
 
 def main(argv: list[str]) -> int:

@@ -19,10 +19,11 @@ from runner.core.actions import Ask
 from runner.core.events import Ended, StartFailed
 from runner.core.hang import Pulse
 from runner.core.job import Job, Outcome
+from runner.core.restart import EXIT_CONFIG, EXIT_RETRY
 from runner.errors import UnreadableRecordError
-from runner.storage import lock, memory, records
+from runner.storage import lock, memory, mirrored, records
 from runner.storage.layout import AttemptPaths, Home
-from runner.supervisor import launch, process
+from runner.supervisor import launch, mirrors, process
 from runner.supervisor.loop import Loop
 from runner.supervisor.process import Identity
 
@@ -52,6 +53,8 @@ class Live:
     number: int
     shim: Identity | None = None
     pidfd: int = -1
+    fetch: int = -1  #: a pidfd, while its checkpoints are fetched from the job's mirror
+    fetched: bool = False  #: they were looked for
     asked: Ask | None = None
     waited_s: float = 0.0
     wall_s: float = -1.0  #: how long the job has run, as far as its limit counts; below 0: not summed yet
@@ -62,10 +65,28 @@ class Live:
 class Attempts:
     """Starts, adopts, asks and watches attempts."""
 
-    def __init__(self, home: Home, loop: Loop, on_end: Callable[[str, Ended | StartFailed], None]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        loop: Loop,
+        on_end: Callable[[str, Ended | StartFailed], None],
+        must_fetch: Callable[[Job], bool],
+        caught_up: Callable[[str], Job | None],
+    ) -> None:
+        """Begin.
+
+        Args:
+            home: of the jobs.
+            loop: the supervisor's.
+            on_end: takes the end of an attempt.
+            must_fetch: tells whether a job's checkpoints are to be looked for on its mirror first.
+            caught_up: returns a job's record once all is in it that was reported; None: to be asked again.
+        """
         self._home = home
         self._loop = loop
         self._on_end = on_end
+        self._must_fetch = must_fetch
+        self._caught_up = caught_up
         self.live: dict[str, Live] = {}
         #: What the shims hold for snapshots, held here too: what no disk took is there for the next one.
         self._memories: dict[str, int] = {}
@@ -117,6 +138,10 @@ class Attempts:
             self._finish(attempt, Ended(asked=True, reason="asked to end before it could be started"))
             return
         try:
+            if not attempt.fetched and self._must_fetch(job):
+                attempt.fetch = mirrors.start_fetch(self._home, job)
+                self._loop.on_readable(attempt.fetch, lambda: self._fetch_ended(attempt))
+                return
             pid = launch.start_shim(self._home, job, self._memories.get(job.name))
         except launch.StillLockedError:
             self._loop.after(_SOON_S, lambda: self._spawn(attempt, job))
@@ -131,6 +156,29 @@ class Attempts:
         attempt.shim = process.identify(pid)
         attempt.pidfd = os.pidfd_open(pid)
         self._watch(attempt)
+
+    def _fetch_ended(self, attempt: Live) -> None:
+        """Go on with the attempt after a look at its mirror, or end it."""
+        self._loop.forget(attempt.fetch)
+        code = mirrors.reap(attempt.fetch)
+        attempt.fetch, attempt.fetched = -1, True
+        reason = mirrored.load(self._home.job(attempt.name)).error or "its mirror could not be looked at"
+        if attempt.asked is not None:
+            reason = "asked to end while its checkpoints were being fetched"
+            self._finish(attempt, Ended(exit_code=EXIT_RETRY, asked=True, reason=reason))
+        elif code == 0:
+            self._spawn_fetched(attempt)
+        elif code == EXIT_CONFIG:
+            self._finish(attempt, StartFailed(f"its mirror cannot be used: {reason}"))
+        else:
+            self._finish(attempt, Ended(exit_code=EXIT_RETRY, reason=f"its mirror cannot be read: {reason}"))
+
+    def _spawn_fetched(self, attempt: Live) -> None:
+        job = self._caught_up(attempt.name)
+        if job is not None:
+            self._spawn(attempt, job)
+        else:
+            self._loop.after(_REFUSED_S, lambda: self._spawn_fetched(attempt))
 
     def _find_shim(self, attempt: Live) -> None:
         """Find the shim that holds the lock; it may be too young to have written its identity."""
@@ -152,6 +200,8 @@ class Attempts:
             self._send(attempt)
 
     def _send(self, attempt: Live) -> None:
+        if attempt.fetch >= 0:
+            mirrors.end_fetch(attempt.fetch)
         if attempt.pidfd >= 0 and attempt.asked is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(attempt.pidfd, _SIGNALS[attempt.asked])

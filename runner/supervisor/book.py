@@ -10,8 +10,10 @@ import logging
 import random
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from runner.core.job import Job, Moment
+from runner.core.reports import MIRROR_FACTS
 from runner.core.table import publish
 from runner.errors import UnreadableRecordError
 from runner.storage import durable, eventlog, records
@@ -99,6 +101,15 @@ class Book:
     def note(self, name: str, event: str, **details: object) -> None:
         """Record a fact that changes nothing else; a disk that refuses loses it, and says so."""
         job = publish(replace(self.jobs[name], outbox=()), moment(), event, **details)
+        if self.commit(job):
+            self.log_events(job)
+
+    def relay(self, name: str, facts: list[dict[str, Any]], read: int) -> None:
+        """Record what the job's mirror reported, once each; `read` is how far that was read."""
+        job = replace(self.jobs[name], outbox=(), mirror_read=read)
+        for fact in facts:
+            kind = str(fact.get("event"))
+            job = publish(job, moment(), kind if kind in MIRROR_FACTS else "note", **fact)
         if self.commit(job):
             self.log_events(job)
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from runner.core.job import Job
 from runner.storage import durable, lock, records
@@ -74,6 +74,38 @@ def interpreter(python: str, folder: Path) -> str:
     return str(own) if own.exists() else _PYTHON
 
 
+def start_python(home: Home, argv: list[str], log: IO[bytes] | None = None, **environ: str) -> int:
+    """Start a program of ours that nobody waits for, in a session of its own; return its pid.
+
+    Args:
+        home: what it works on.
+        argv: the arguments of Python.
+        log: for stdout and stderr; else stderr is ours.
+        environ: to be added to the environment.
+
+    Raises:
+        OSError: no process could be made.
+    """
+    outputs = [] if log is None else [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
+    return os.posix_spawn(
+        _PYTHON,
+        [_PYTHON, "-P", *argv],
+        {**_environ(), "RUNNER_HOME": str(home.root), **environ},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            *outputs,
+        ],
+        setsid=True,
+        setsigmask=[],
+        setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGHUP, signal.SIGTERM],
+    )
+
+
+def _environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
+
+
 def start_shim(home: Home, job: Job, memory_fd: int | None = None) -> int:
     """Start the shim of the job's newest attempt; return its pid.
 
@@ -98,13 +130,12 @@ def start_shim(home: Home, job: Job, memory_fd: int | None = None) -> int:
         plan = {**launch_plan(home, job), "memory_fd": None if memory_fd is None else _SHIM_MEMORY_FD}
         records.save_json(attempt.launch, plan, durably=False)
         durable.link(paths.current, f"attempts/{attempt.dir.name}")
-        environ = {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
         # Copies above the numbers that they get: neither takes the other's place.
         handed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (lock_fd, memory_fd) if fd is not None]
         return os.posix_spawn(
             _PYTHON,
             [_PYTHON, "-I", "-S", str(_SHIM), str(attempt.dir)],
-            environ,
+            _environ(),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(attempt.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),

@@ -29,6 +29,7 @@ from runner.supervisor.book import Book, moment
 from runner.supervisor.broom import OTHERS_S, Broom
 from runner.supervisor.intake import QUIET_S, Inbox
 from runner.supervisor.loop import Loop, Timer
+from runner.supervisor.mirrors import Mirrors
 from runner.supervisor.vitals import Vitals
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Config:
     only: str | None = None  #: serve this one job, and end when it does
     follow_pid: int | None = None  #: drain when this process ends
     capacity: Capacity | None = None
+    mirrors: bool = True  #: copy checkpoints to the jobs' mirrors, and fetch them from there
 
 
 class Supervisor:
@@ -65,7 +67,10 @@ class Supervisor:
         self.book = Book(home, self._broom)
         self.loop = Loop()
         self.inbox = Inbox(self.book, self.handle, config.only)
-        self.attempts = Attempts(home, self.loop, self._attempt_ended)
+        self.mirrors = Mirrors(home, self.loop, self.book, wanted=config.mirrors)
+        self.attempts = Attempts(
+            home, self.loop, self._attempt_ended, self.mirrors.must_fetch, self._caught_up
+        )
         self.vitals = Vitals(home, self.attempts)
         self.draining = False
         self.exec_again = False
@@ -92,6 +97,7 @@ class Supervisor:
             notify.notify("READY=1", self._status_line())
             log.info("supervising %s: %s", self.home.root, self._status_line())
             self.loop.run()
+            (self.mirrors.end if self.exec_again else self.mirrors.leave)()
         finally:
             observer.stop()
             observer.join()
@@ -309,6 +315,7 @@ class Supervisor:
             self._relay_job(name)
             if name in self.attempts.live and (limit := self.vitals.check(self.book.jobs[name])):
                 self.handle(name, limit)
+        self.mirrors.tend()
 
     def _relay_job(self, name: str) -> bool:
         """Take over some of what the attempt reported; tell whether there may be more."""
@@ -318,6 +325,18 @@ class Supervisor:
         paths = self.home.job(name).attempt(job.attempt)
         facts, read = eventlog.read_from(paths.facts, job.facts_read)
         return read != job.facts_read and self.handle(name, Reported(tuple(facts), read)) is not None
+
+    def _caught_up(self, name: str) -> Job | None:
+        """Return the job's record with all that its attempt reported in it; None where the disk refuses."""
+        while self._relay_job(name):
+            pass
+        job = self.book.jobs[name]
+        facts = self.home.job(name).attempt(job.attempt).facts
+        return (
+            job
+            if not facts.exists() or eventlog.read_from(facts, job.facts_read)[1] == job.facts_read
+            else None
+        )
 
     def _admit(self) -> None:
         if self.draining:
@@ -350,6 +369,7 @@ class Supervisor:
         if not self.inbox.look():
             self.loop.after(QUIET_S / 2, self._scan_soon)
         self._admit()
+        self.mirrors.tend()
         self._end_if_done()
 
 

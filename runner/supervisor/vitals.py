@@ -33,6 +33,8 @@ class Vitals:
     def check(self, job: Job) -> Limit | None:
         """Look at the job's attempt if it is time; return the limit it went over, if any."""
         attempt = self._attempts.live[job.name]
+        if attempt.shim is None:
+            return None  # its checkpoints are being fetched, or it waits to be started
         now = time.monotonic()
         first = attempt.pulse.seen_at == 0.0
         if first:

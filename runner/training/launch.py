@@ -92,6 +92,7 @@ def _checkpoint(value: Mapping[str, Any]) -> CheckpointSpec:
         monitor=value["monitor"],
         mode=Mode(value["mode"]),
         best=str(value["best"]),
+        mirror=value.get("mirror"),
         best_keep=value.get("best_keep"),
         archive=_every(value["archive"]) if value.get("archive") else None,
     )

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from runner.core.exactness import Kind, text
 from runner.core.spec import Every
 from runner.errors import StorageError
+from runner.storage import mirrored
 from runner.training.allowance import Allowance
 from runner.training.entropy import Entropy
 from runner.training.launch import Launch
@@ -216,7 +217,12 @@ class Worker:
             StorageError: there are checkpoints, and none can be read.
         """
         self.searched = True
+        paths, mirror = self.launch.paths, self.launch.checkpoint.mirror
+        were_there = mirror is not None and bool(paths.list_checkpoints())
         found = self.saver.latest()
+        if found is None and were_there and mirror and mirrored.must_fetch(paths, mirror, self.launch.job):
+            self.say("runner: no checkpoint here is good: its mirror is looked at before anything is trained")
+            leave()
         if found is None and not self.launch.paths.fit(0).exists():
             self.metrics.cut(0)
         elif found is not None:

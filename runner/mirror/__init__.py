@@ -1,0 +1,1 @@
+"""Copies of committed checkpoints on another medium, in a process of its own."""
