@@ -42,7 +42,7 @@ from runner.training.quarantine import Report, set_aside
 
 #: Shapes and dtypes of arrays.
 Layout = list[tuple[tuple[int, ...], np.dtype[Any]]]
-_TEMPORARY = re.compile(r"\.step-\d{12}\.weights\.h5\.\d+-[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 _FAILURES = (OSError, StorageError, MemoryError)
 #: What a file takes beyond its arrays, until one has been written.
 _OVERHEAD_BYTES = 65536
@@ -368,10 +368,11 @@ class Saver:
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: only one attempt of a job runs at a time."""
-        with contextlib.suppress(OSError):
-            for path in list(self._paths.checkpoints.iterdir()):
-                if _TEMPORARY.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+        for folder in (self._paths.checkpoints, self._paths.quarantine):
+            with contextlib.suppress(OSError):
+                for path in list(folder.iterdir()):
+                    if _TEMPORARY.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
 
     def _tell(self, fact: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):

@@ -150,12 +150,15 @@ def test_what_cannot_be_read_is_no_reason_to_train_anew(bench: Bench) -> None:
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(bench: Bench) -> None:
     bench.fill(10)
-    ours = bench.paths.checkpoints / ".step-000000000020.weights.h5.4711-0a1b2c3d.tmp"
+    bench.paths.quarantine.mkdir()
+    names = (".step-000000000020.weights.h5", ".fit-000.weights.h5", ".loop-000.weights.h5")
+    ours = [bench.paths.checkpoints / f"{name}.4711-0a1b2c3d.tmp" for name in names]
+    ours.append(bench.paths.quarantine / ".step-000000000020.weights.h5.reason.4711-0a1b2c3d.tmp")
     foreign = [bench.paths.checkpoints / name for name in (".notes.tmp", "x.tmp", "step-1.weights.h5")]
-    for path in (ours, *foreign):
+    for path in (*ours, *foreign):
         path.write_bytes(b"")
     bench.saver()
-    assert not ours.exists()
+    assert not any(path.exists() for path in ours)
     assert all(path.exists() for path in foreign)
 
 
