@@ -26,7 +26,9 @@ NAMES = {
     10: "mprotect", 11: "munmap", 12: "brk", 13: "rt_sigaction", 14: "rt_sigprocmask", 16: "ioctl",
     17: "pread64", 18: "pwrite64", 19: "readv", 20: "writev", 21: "access", 24: "sched_yield", 25: "mremap",
     28: "madvise", 32: "dup", 33: "dup2", 39: "getpid", 40: "sendfile", 44: "sendto", 45: "recvfrom",
-    46: "sendmsg", 47: "recvmsg", 54: "setsockopt", 55: "getsockopt", 56: "clone", 72: "fcntl", 73: "flock",
+    46: "sendmsg", 47: "recvmsg",
+    48: "shutdown", 51: "getsockname", 52: "getpeername", 54: "setsockopt", 55: "getsockopt", 56: "clone",
+    72: "fcntl", 73: "flock",
     74: "fsync", 75: "fdatasync", 76: "truncate", 77: "ftruncate", 78: "getdents", 79: "getcwd",
     82: "rename", 83: "mkdir", 84: "rmdir", 85: "creat", 86: "link", 87: "unlink", 88: "symlink",
     89: "readlink", 90: "chmod", 91: "fchmod", 96: "gettimeofday", 98: "getrusage", 124: "getsid",
@@ -43,7 +45,7 @@ FILE = frozenset(
     | {"rename", "mkdir", "rmdir", "creat", "link", "unlink", "symlink", "readlink", "statfs", "fstatfs"}
     | {"openat", "mkdirat", "newfstatat", "unlinkat", "renameat", "linkat", "symlinkat", "readlinkat"}
     | {"faccessat", "utimensat", "fallocate", "preadv", "pwritev", "renameat2", "copy_file_range", "statx"}
-    | {"preadv2", "pwritev2", "faccessat2", "chmod", "fchmod", "fchmodat", "sendfile", "ioctl"}
+    | {"preadv2", "pwritev2", "faccessat2", "chmod", "fchmod", "fchmodat", "sendfile"}
 )
 WRITES = frozenset({"write", "pwrite64", "writev", "pwritev", "pwritev2"})
 READS = frozenset({"read", "pread64", "readv", "preadv", "preadv2"})

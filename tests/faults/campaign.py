@@ -1,0 +1,43 @@
+"""The parts of the campaign, each played in a process of its own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults import calls, controls, disks, mutants, outages
+from tests.faults.table import Rules, Table
+
+PARTS: dict[str, Callable[[Rules, Table, Path], None]] = {
+    "errors": calls.errors,
+    "cuts": outages.cuts,
+    "kills": calls.kills,
+    "shorts": calls.shorts,
+    "full": outages.full,
+    "mutants": mutants.mutants,
+    "controls": controls.controls,
+}
+
+
+def play_part(name: str, seed: int, short: bool) -> Table:
+    """Play one part, in a process of its own."""
+    table, began = Table(), time.monotonic()
+    work = Path(tempfile.mkdtemp(prefix="faults-"))
+    try:
+        try:
+            disks.alone()
+        except disks.NoDiskError as error:
+            table.notes.append(f"{name}: {error}")
+        PARTS[name](Rules(seed, short), table, work)
+    except disks.NoDiskError as error:
+        table.findings.append(f"{name}: {error}")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    print(
+        f"{name}: {table.runs} runs, {len(table.findings)} findings, {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    return table
