@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def play_part(name: str, seed: int, short: bool) -> Table:
         except disks.NoDiskError as error:
             table.notes.append(f"{name}: {error}")
         PARTS[name](Rules(seed, short), table, work)
-    except disks.NoDiskError as error:
-        table.findings.append(f"{name}: {error}")
+    except Exception as error:  # noqa: BLE001 - a process's top: a part that breaks off has failed
+        told = "" if isinstance(error, disks.NoDiskError) else traceback.format_exc()
+        table.findings.append(f"{name}: broke off: {error}{told and chr(10)}{told}")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(

@@ -16,7 +16,7 @@ from runner.storage import checkpoint, durable
 from runner.storage.layout import JobPaths
 from tests.faults import calls, disks, mutants, outages, play, tracer
 from tests.faults.play import Hook, Stage
-from tests.faults.scenes import NEW, Run, Scene, Tell
+from tests.faults.scenes import NEW, OLD, Run, Scene, Tell
 from tests.faults.table import Rules, Table
 from tests.faults.tracer import Point
 from tests.storage.snapshots import CREATED
@@ -77,6 +77,32 @@ class WithoutSync(Control):
             super().act(folder, tell)
         finally:
             os.fsync = fsync
+
+
+class Hasty(Control):
+    """Makes room first."""
+
+    name = "evicts first"
+
+    def act(self, folder: Path, tell: Tell) -> None:
+        durable.remove(JobPaths(folder).checkpoint(OLD))
+        super().act(folder, tell)
+
+
+class Careless(Control):
+    """Its temporary file has a name that no start knows."""
+
+    name = "leaves a mess"
+
+    def act(self, folder: Path, tell: Tell) -> None:
+        path = JobPaths(folder).checkpoint(NEW)
+        temporary = path.with_name(f"{os.getpid()}.tmp")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT)
+        durable.write_all(fd, self.image)
+        os.fsync(fd)
+        os.close(fd)
+        durable.move(temporary, path)
+        tell({"event": "checkpoint", "step": NEW})
 
 
 class Deaf(Control):
@@ -156,6 +182,8 @@ def by_calls(folder: Path, work: Path, table: Table) -> None:
     (kept := work / "kept").mkdir()
     for scene, names, strike in (
         (InPlace(), tracer.WRITES | {"fsync"}, play.kill),
+        (Hasty(), tracer.WRITES, play.kill),
+        (Careless(), tracer.WRITES | {"fsync"}, play.kill),
         (InPlace(), tracer.WRITES, lambda point: play.once(point, errno.EIO)),
         (Deaf(), tracer.WRITES, lambda point: play.once(point, errno.EIO)),
         (Deaf(), tracer.WRITES, lambda point: play.Shorter(point, 0.5)),

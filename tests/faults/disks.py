@@ -92,8 +92,12 @@ def leave_free(mounted: Path, size: int) -> Path:
     taken = found.f_bavail * found.f_frsize - size
     fd = os.open(ballast, os.O_RDWR | os.O_CREAT)
     try:
-        if taken > 0:
-            os.posix_fallocate(fd, 0, taken)
+        while taken > 0:
+            try:
+                os.posix_fallocate(fd, 0, taken)
+                break
+            except OSError:  # the file itself needs some blocks to say where its own are
+                taken -= found.f_frsize
     finally:
         os.close(fd)
     return ballast

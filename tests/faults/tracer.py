@@ -18,6 +18,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 #: <asm/unistd_64.h>; others are named by their number.
@@ -99,6 +100,11 @@ class Call(NamedTuple):
         if self.name in _VECTORS:
             return _IOVEC.unpack(_peek(self.pid, self.arguments[1], _IOVEC.size))[1]
         return self.arguments[2]
+
+    @property
+    def file(self) -> str:
+        """What its first argument, a descriptor, stands for."""
+        return str(Path(f"/proc/{self.pid}/fd/{self.arguments[0]}").readlink())
 
 
 class Point(NamedTuple):
