@@ -107,6 +107,21 @@ def test_a_record_that_names_the_sha256_of_the_whole_file_is_taken_too(bench: Be
         assert (found.best is not None) is kept
 
 
+@pytest.mark.parametrize("name", ["best.weights.h5", "best.keras"])
+@pytest.mark.parametrize("damage", [{"value": 0.05}, {"metric": "val_lnss"}, {"epoch": 3}, {"mode": "max"}])
+def test_a_damaged_record_is_not_believed_where_the_model_says_otherwise(
+    bench: Bench, name: str, damage: dict[str, Any]
+) -> None:
+    bench.train(bench.keeper(best=name), [0.5])
+    (bench.paths.best / RECORD).write_text(json.dumps({**bench.record(), **damage}))
+    keeper = bench.keeper(best=name)
+    assert keeper.best is not None
+    assert (keeper.best.metric, keeper.best.value, keeper.best.epoch) == ("val_loss", 0.5, 0)
+    assert "the model is believed" in bench.events("quarantined")[0]["reason"]
+    assert bench.record()["value"] == 0.5
+    assert bench.train(keeper, [0.4], first=1) == [True]
+
+
 def test_a_first_nan_is_never_best(bench: Bench) -> None:
     assert bench.train(bench.keeper(), [math.nan, math.inf, 0.9]) == [False, False, True]
 
