@@ -15,6 +15,8 @@ from tests.faults.table import Rules, Table
 from tests.faults.tracer import Point
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+#: What part of a write or a read is done, and what becomes of the later ones.
+SHORTER = ((0.0, "whole"), (0.5, "whole"), (0.999, "part"), (0.5, "part"), (0.5, "error"))
 #: What every commit consists of, by one of the names that it may have.
 ESSENTIAL = [
     {"openat"}, {"write"}, {"pwrite64"}, {"preadv", "preadv2"}, {"pread64"}, {"fsync"}, {"close"},
@@ -63,7 +65,7 @@ def errors(rules: Rules, table: Table, work: Path) -> None:
         points = [point for point in points if point.name in tracer.FILE]
         for way, make in ways.items():
             for code in ERRORS:
-                for point in rules.some(points, 3 if stage.scene in scenes.SMALL else 1):
+                for point in rules.some(points, 2 if stage.scene in scenes.SMALL else 1):
                     run, ending = stage.play(make(point, code))
                     problems = stage.judge(run)
                     if not ending.acted:
@@ -82,14 +84,8 @@ def shorts(rules: Rules, table: Table, work: Path) -> None:
     happened = 0
     for stage, points in on_stages(scenes.ALL, work):
         points = [point for point in points if point.name in tracer.WRITES | tracer.READS]
-        for point in rules.some(points, 4):
-            for part, then in (
-                (0.0, "whole"),
-                (0.5, "whole"),
-                (0.999, "part"),
-                (0.5, "part"),
-                (0.5, "error"),
-            ):
+        for point in rules.some(points, 3):
+            for part, then in SHORTER if not rules.short else rules.chance.sample(SHORTER, 2):
                 hook = Shorter(point, part, then, errno.ENOSPC if point.name in tracer.WRITES else errno.EIO)
                 run, ending = stage.play(hook)
                 problems = stage.judge(run)
