@@ -40,7 +40,8 @@ RECORD = "best.json"
 VERSION = 1
 
 _RECORD_BYTES_MAX = 65536
-_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+# A file or a folder being written, or a folder being removed.
+_TEMPORARY = re.compile(r"\..+\.(\d+-)?[0-9a-f]{8}\.tmp")
 # What Keras may raise while it saves a whole model: layers that cannot be serialized, and the disk's errors.
 _FAILURES = (
     OSError,

@@ -264,9 +264,9 @@ def test_a_record_that_points_elsewhere_is_not_followed(bench: Bench) -> None:
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(bench: Bench) -> None:
     bench.train(bench.keeper(), [0.5])
-    left = bench.paths.best / ".best.keras.12-0a1b2c3d.tmp"
-    left.mkdir()
-    (left / "model.keras").write_bytes(b"half")
+    for name in (".best.keras.12-0a1b2c3d.tmp", "..best.keras.12-0a1b2c3d.tmp.4e5f6071.tmp"):
+        (left := bench.paths.best / name).mkdir()
+        (left / "model.keras").write_bytes(b"half")
     (bench.paths.best / ".best.weights.h5.12-0a1b2c3d.tmp").write_bytes(b"half")
     (bench.paths.best / "notes.txt").write_bytes(b"mine")
     bench.keeper()
