@@ -31,6 +31,7 @@ def main() -> int:
     seed = secrets.randbelow(10**6) if asked.seed is None else asked.seed
     chosen = [name for name in PARTS if name in asked.parts or not asked.parts]
     table, began = Table(), time.monotonic()
+    print(f"seed {seed}", flush=True)
     with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for found in pool.map(play_part, chosen, [seed] * len(chosen), [asked.short] * len(chosen)):
             table.merge(found)

@@ -22,6 +22,8 @@ PARTS: dict[str, Callable[[Rules, Table, Path], None]] = {
     "controls": controls.controls,
 }
 
+_SHOWN = 10
+
 
 def play_part(name: str, seed: int, short: bool) -> Table:
     """Play one part, in a process of its own."""
@@ -38,6 +40,8 @@ def play_part(name: str, seed: int, short: bool) -> Table:
         table.findings.append(f"{name}: broke off: {error}{told and chr(10)}{told}")
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    for one in table.findings[:_SHOWN]:
+        print(f"{name}: {one}", flush=True)
     print(
         f"{name}: {table.runs} runs, {len(table.findings)} findings, {time.monotonic() - began:.0f} s",
         flush=True,

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import os
 import socket
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from runner.core.spec import CheckpointSpec, Mode
@@ -29,7 +32,7 @@ from runner.storage import blocks, checkpoint, memory
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.storage.slots import Kind, Slots
-from runner.training import keeper, launch
+from runner.training import keeper, launch, whole
 from runner.training.best import BestKeeper
 from runner.training.report import Facts
 from runner.training.saver import Saver
@@ -331,8 +334,12 @@ class Best(Scene):
         paths = JobPaths(folder)
         logs = {"loss": 1.0, "val_loss": value}
         return BestKeeper(paths, self.spec, tell).consider(
-            step // 10, step, logs, lambda: self.snapshot(step), _no_whole_model
+            step // 10, step, logs, lambda: self.snapshot(step), lambda path: self.save_whole(path, step)
         )
+
+    def save_whole(self, path: Path, step: int) -> None:
+        """Do what Keras does where the whole model is wanted."""
+        raise AssertionError("only weights are saved here")
 
     def found(self, run: Run, facts: list[dict[str, Any]]) -> Iterator[str]:
         step, problems = newest(run.folder, facts, self.snapshot)
@@ -372,8 +379,41 @@ class BestSeries(Best):
     may_go = ("best/best.json",)
 
 
-def _no_whole_model(_path: Path) -> None:
-    raise AssertionError("only weights are saved here")
+class BestWhole(Best):
+    """The same with whole models, a zip file each, which is not ours to write."""
+
+    name = "best model, whole"
+    spec = replace(SPEC, best="best.keras")
+
+    def save_whole(self, path: Path, step: int) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", "{}")
+            archive.writestr("model.weights.h5", weights(step))
+
+    def best_after(self, run: Run, facts: list[dict[str, Any]]) -> Any:
+        paths = JobPaths(run.folder)
+        best = BestKeeper(paths, self.spec, facts.append).best
+        if best is None:
+            yield "the best model is lost"
+            return None
+        path = paths.best / best.file
+        whole.verify(path)
+        claimed = json.loads(whole.comment_of(path))["value"]
+        with zipfile.ZipFile(path) as archive:
+            found = archive.read("model.weights.h5")
+        if claimed != best.value or found != weights(OLD if best.value == 0.5 else NEW):
+            yield f"the best has the value {best.value}, says {claimed}, and holds something else"
+        return best.value
+
+
+@functools.cache
+def weights(step: int) -> bytes:
+    """Return a weights file of Keras's, about."""
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        for link, key in small(step).links.items():
+            file[link] = small(step).arrays[key]
+    return memory.getvalue()
 
 
 class _Facts(Facts):
@@ -521,8 +561,8 @@ class Stream(Best):
 
 
 SMALL: list[Scene] = [
-    Scene(), Replace(), Save(), First(), EndOfFit(), Quarantine(), Best(), BestSeries(), KeeperLast(),
-    KeeperAsked(),
+    Scene(), Replace(), Save(), First(), EndOfFit(), Quarantine(), Best(), BestSeries(), BestWhole(),
+    KeeperLast(), KeeperAsked(),
 ]  # fmt: skip
 LARGE: list[Scene] = [SaveLarge()]
 RETRIED: list[Scene] = [SaveAgain()]
