@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +98,22 @@ def test_what_was_saved_survives_every_cut(
     disk: Disk, save: Callable[[Path, int], bool], check: Callable[[Path, int], bool]
 ) -> None:
     assert survivals(disk, save, check) == CUTS
+
+
+def test_a_disk_that_is_gone_before_the_folder_is_synced_is_told(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On xfs the folder's fsync itself returns 0 then, and what was renamed is lost."""
+    fsync = os.fsync
+
+    def gone(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            disk.cut()
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", gone)
+    with pytest.raises(OSError, match="Input/output error"):
+        durable.write(disk.mounted / "file", b"whole")
 
 
 def without_file_sync(folder: Path, number: int) -> None:
