@@ -15,6 +15,9 @@ from tests.faults.table import Rules, Table
 from tests.faults.tracer import Point
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+#: Calls that only read: of the errors, EIO is theirs; of the others they get every so manieth.
+READING = tracer.READS | {"lseek", "getdents64"}
+THINNED = 8
 #: What part of a write or a read is done, and what becomes of the later ones.
 SHORTER = ((0.0, "whole"), (0.5, "whole"), (0.999, "part"), (0.5, "part"), (0.5, "error"))
 #: What every commit consists of, by one of the names that it may have.
@@ -65,7 +68,8 @@ def errors(rules: Rules, table: Table, work: Path) -> None:
         points = [point for point in points if point.name in tracer.FILE]
         for way, make in ways.items():
             for code in ERRORS:
-                for point in rules.some(points, 2 if stage.scene in scenes.SMALL else 1):
+                fitting = points if code == errno.EIO else thinned(points)
+                for point in rules.some(fitting, 2 if stage.scene in scenes.SMALL else 1):
                     run, ending = stage.play(make(point, code))
                     problems = stage.judge(run)
                     if not ending.acted:
@@ -79,13 +83,19 @@ def errors(rules: Rules, table: Table, work: Path) -> None:
     essential(table, "errors", rules)
 
 
+def thinned(points: list[Point]) -> list[Point]:
+    """Leave out most of the calls that only read."""
+    return [point for point in points if point.name not in READING or point.when % THINNED == 1]
+
+
 def shorts(rules: Rules, table: Table, work: Path) -> None:
     """Every write and every read does less than asked, honestly: once, always, or before an error."""
     happened = 0
     for stage, points in on_stages(scenes.ALL, work):
         points = [point for point in points if point.name in tracer.WRITES | tracer.READS]
         for point in rules.some(points, 3):
-            for part, then in SHORTER if not rules.short else rules.chance.sample(SHORTER, 2):
+            ways = SHORTER if point in thinned([point]) else SHORTER[1:2]
+            for part, then in ways if not rules.short else rules.chance.sample(ways, min(2, len(ways))):
                 hook = Shorter(point, part, then, errno.ENOSPC if point.name in tracer.WRITES else errno.EIO)
                 run, ending = stage.play(hook)
                 problems = stage.judge(run)

@@ -51,8 +51,8 @@ def large(step: int) -> Snapshot:
     if step != NEW:
         return small(step)
     size = blocks.DIRECT_BYTES_MIN + 12_345
-    filling = np.arange(size, dtype=np.uint32).astype(np.uint8)
-    return replace(small(step), arrays={**small(step).arrays, "variables/2": filling + np.uint8(step % 251)})
+    filling = np.random.default_rng(step).integers(256, size=size, dtype=np.uint8)
+    return replace(small(step), arrays={**small(step).arrays, "variables/2": filling})
 
 
 @dataclass
@@ -216,6 +216,7 @@ class SaveLarge(Save):
     """The same with a file that is written past the page cache."""
 
     name = "save a large one"
+    known = True
     snapshot = staticmethod(large)
 
 
@@ -238,6 +239,7 @@ class First(Scene):
     """The first checkpoint of a job: the folder comes into being, too."""
 
     name = "save the first"
+    known = True
 
     def prepare(self, folder: Path) -> None:
         folder.mkdir()
@@ -281,6 +283,7 @@ class Quarantine(Scene):
     """The newest checkpoint is damaged: the one before is resumed from, and that one is set aside."""
 
     name = "quarantine"
+    known = True
     may_go = ("checkpoints/step-000000000020",)
 
     def prepare(self, folder: Path) -> None:
@@ -383,6 +386,7 @@ class BestWhole(Best):
     """The same with whole models, a zip file each, which is not ours to write."""
 
     name = "best model, whole"
+    known = True
     spec = replace(SPEC, best="best.keras")
 
     def save_whole(self, path: Path, step: int) -> None:
