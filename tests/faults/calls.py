@@ -31,11 +31,12 @@ ESSENTIAL = [
 @contextlib.contextmanager
 def ground(work: Path) -> Iterator[Path]:
     """Return a folder to play in: a file system in memory where that can be had, with direct I/O."""
-    try:
-        with disks.in_memory(work / "memory"), disks.made(work / "memory", disks.KINDS["ext4"]) as disk:
-            yield disk.mounted
-    except disks.NoDiskError:
-        yield work
+    with contextlib.ExitStack() as mounts:
+        folder = work
+        with contextlib.suppress(disks.NoDiskError):
+            memory = mounts.enter_context(disks.in_memory(work / "memory"))
+            folder = mounts.enter_context(disks.made(memory, disks.KINDS["ext4"])).mounted
+        yield folder
 
 
 def on_stages(chosen: list[Scene], work: Path) -> Iterator[tuple[Stage, list[Point]]]:

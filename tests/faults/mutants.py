@@ -225,6 +225,7 @@ def in_best(rules: Rules, table: Table, folder: Path) -> None:
     """Damage the best model, or its record: it is never taken for the best by what is not true of it."""
     scene, template = scenes.Best(), folder / "best-template"
     scene.prepare(template)
+    (folder / "best-older").mkdir()
     scene.consider(folder / "best-older", OLD, 0.75, lambda _: None)
     for name in ("best.weights.h5", "best.json"):
         good = (template / "best" / name).read_bytes()

@@ -156,8 +156,8 @@ def full(rules: Rules, table: Table, work: Path) -> None:
 
 def sizes(scene: Scene, rules: Rules) -> Iterator[int]:
     """Yield how much room to leave: too little, hardly enough, and what lies between."""
-    if scene in scenes.SMALL:
-        steps = range(0, 41 << 10, 1 << 10)
+    if scene in scenes.SMALL:  # a saver wants some 64 KiB more than the file will take
+        steps = (*range(0, 24 << 10, 1 << 10), *range(24 << 10, 140 << 10, 6 << 10))
         yield from rules.chance.sample(steps, rules.count(len(steps), 2))
     else:
         yield from (rules.chance.randrange(12 << 20) for _ in range(rules.count(40, 2)))

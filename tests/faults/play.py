@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,8 +71,12 @@ class Stage:
     def _warm_up(self) -> None:
         """Act here once, so that no child has anything to import."""
         self.reset()
+        before = set(Path("/proc/self/fd").iterdir())
         self.scene.act(self.state, lambda _: None)
         self.scene.after()
+        for path in set(Path("/proc/self/fd").iterdir()) - before:  # what would end with the process
+            with contextlib.suppress(OSError):
+                os.close(int(path.name))
         if not self.scene.known:
             checkpoint._plans.clear()
 

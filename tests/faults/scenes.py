@@ -208,7 +208,8 @@ class Save(Scene):
     def others(self, run: Run) -> Iterator[str]:
         yield from super().others(run)
         there = JobPaths(run.folder).checkpoint(5).exists()
-        if not there and not JobPaths(run.folder).checkpoint(NEW).exists():
+        pruned = run.told_of("pruned")  # to make room
+        if not there and not pruned and not JobPaths(run.folder).checkpoint(NEW).exists():
             yield "a checkpoint went before a newer one was there"
 
 
@@ -216,6 +217,14 @@ class SaveLarge(Save):
     """The same with a file that is written past the page cache."""
 
     name = "save a large one"
+    known = True
+    snapshot = staticmethod(large)
+
+
+class WriteLarge(Scene):
+    """The same without a saver, which looks for room first."""
+
+    name = "write a large one"
     known = True
     snapshot = staticmethod(large)
 
@@ -431,11 +440,6 @@ class _Facts(Facts):
         super().append(fact)
         self._heard(dict(fact))
 
-    def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
 
 class KeeperLast(Best):
     """The worker has died: its keeper makes the newest snapshot in memory and a best model into files."""
@@ -444,7 +448,6 @@ class KeeperLast(Best):
     known = True
     may_go = ("best/", "attempts/")
     asks = False
-    _said: _Facts | None = None  # in the process that acted
 
     def prepare(self, folder: Path) -> None:
         super().prepare(folder)
@@ -484,17 +487,11 @@ class KeeperLast(Best):
     def act(self, folder: Path, tell: Tell) -> None:
         os.environ["RUNNER_STATE"], os.environ["RUNNER_ATTEMPT"] = str(folder), "1"
         os.environ[launch.KEEPER] = f"{os.dup(self._channel.fileno())},{self._memory}"
-        keeper.Facts = lambda path: self._facts(path, tell)  # type: ignore[misc,assignment]
+        keeper.Facts = lambda path: _Facts(path, tell)  # type: ignore[misc,assignment]
         keeper.main()
-
-    def _facts(self, path: Path, tell: Tell) -> _Facts:
-        self._said = _Facts(path, tell)
-        return self._said
 
     def after(self) -> list[dict[str, Any]]:
         told = []
-        if self._said is not None:
-            self._said.close()
         self._channel.close()
         with suppress(ConnectionError):
             while message := self._worker.recv(65536):
@@ -568,6 +565,6 @@ SMALL: list[Scene] = [
     Scene(), Replace(), Save(), First(), EndOfFit(), Quarantine(), Best(), BestSeries(), BestWhole(),
     KeeperLast(), KeeperAsked(),
 ]  # fmt: skip
-LARGE: list[Scene] = [SaveLarge()]
+LARGE: list[Scene] = [SaveLarge(), WriteLarge()]
 RETRIED: list[Scene] = [SaveAgain()]
 ALL = SMALL + LARGE
