@@ -243,13 +243,9 @@ def read(path: Path) -> Snapshot:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's state without its arrays, which are not looked at.
-
-    Raises: as `read`.
-    """
+    """Read a checkpoint's state; its arrays are not looked at. Raises as `read`."""
     with _opened(path) as fd:
-        state: dict[str, Any] = _manifest(fd, _header(fd, path), path)[0]["state"]
-        return state
+        return dict(_manifest(fd, _header(fd, path), path)[0]["state"])
 
 
 def verify(path: Path, *, hdf5: bool = True) -> Info:
@@ -306,10 +302,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _header(fd: int, path: Path) -> Info:
-    start = b""
-    while more := os.pread(fd, userblock.SIZE - len(start), len(start)):  # a short read is no damage
-        start += more
-    info = userblock.parse(start, path)
+    info = userblock.parse(blocks.beginning(fd, userblock.SIZE), path)
     size = os.fstat(fd).st_size
     if size != info.size_bytes:
         raise bad(path, f"it has {size} bytes where its header says {info.size_bytes}")

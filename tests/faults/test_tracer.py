@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.faults import tracer
 from tests.faults.tracer import Act, Call, Fail, Kill, Leave, Short
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the tracer knows x86-64 only")
 
 
 def write_twice(path: Path) -> int:
