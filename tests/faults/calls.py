@@ -24,7 +24,7 @@ SHORTER = ((0.0, "whole"), (0.5, "whole"), (0.999, "part"), (0.5, "part"), (0.5,
 ESSENTIAL = [
     {"openat"}, {"write"}, {"pwrite64"}, {"preadv", "preadv2"}, {"pread64"}, {"fsync"}, {"close"},
     {"rename", "renameat", "renameat2"}, {"unlink", "unlinkat"}, {"mkdir", "mkdirat"}, {"getdents64"},
-    {"fstat"}, {"newfstatat", "stat", "statx"},
+    {"fstat", "newfstatat", "stat", "statx"},
 ]  # fmt: skip
 
 

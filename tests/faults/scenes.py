@@ -391,6 +391,24 @@ class BestSeries(Best):
     may_go = ("best/best.json",)
 
 
+class BestFew(BestSeries):
+    """The same where the best two are kept: a third one goes, when the new one is there."""
+
+    name = "best models, two kept"
+    spec = replace(BestSeries.spec, best_keep=2)
+    may_go = ("best/best.json", "best/weights-01-0.75")
+
+    def prepare(self, folder: Path) -> None:
+        (folder / "best").mkdir(parents=True)
+        assert self.consider(folder, 5, 0.75, lambda _: None)
+        super().prepare(folder)
+
+    def others(self, run: Run) -> Iterator[str]:
+        yield from super().others(run)
+        if len(list((run.folder / "best").glob("weights-*.weights.h5"))) < 2:
+            yield "a model went before a better one was there"
+
+
 class BestWhole(Best):
     """The same with whole models, a zip file each, which is not ours to write."""
 
@@ -562,8 +580,8 @@ class Stream(Best):
 
 
 SMALL: list[Scene] = [
-    Scene(), Replace(), Save(), First(), EndOfFit(), Quarantine(), Best(), BestSeries(), BestWhole(),
-    KeeperLast(), KeeperAsked(),
+    Scene(), Replace(), Save(), First(), EndOfFit(), Quarantine(), Best(), BestSeries(), BestFew(),
+    BestWhole(), KeeperLast(), KeeperAsked(),
 ]  # fmt: skip
 LARGE: list[Scene] = [SaveLarge(), WriteLarge()]
 RETRIED: list[Scene] = [SaveAgain()]
