@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import re
 import threading
 import time
@@ -311,6 +312,7 @@ class Saver:
                 break
             with contextlib.suppress(OSError):
                 durable.remove(found[step])
+            if not os.path.lexists(found[step]):  # also where that was not made durable
                 gone.append(step)
         if gone:
             reason = "the disk has no room for the next checkpoint"

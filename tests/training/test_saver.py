@@ -15,7 +15,7 @@ import pytest
 
 from runner.core.spec import CadenceUnit, CheckpointSpec, Every
 from runner.errors import StorageError
-from runner.storage import checkpoint
+from runner.storage import checkpoint, durable
 from runner.storage.layout import JobPaths
 from runner.training.saver import Saver
 from tests.storage.snapshots import CREATED, assert_same, small
@@ -199,6 +199,22 @@ def test_the_last_verified_is_kept_though_others_are_of_later_steps(bench: Bench
     bench.fill(50, 60)
     bench.saver(keep=1).save_now(small(7))
     assert bench.steps() == [7, 60]
+
+
+def test_what_was_pruned_is_told_also_where_that_could_not_be_made_durable(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.fill(1, 2, 3)
+    saver = bench.saver()
+    saver.latest()
+
+    def failing(_folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "sync_folder", failing)
+    assert saver._prune()
+    assert [fact["steps"] for fact in bench.facts if fact["event"] == "pruned"] == [[1, 2]]
+    assert bench.steps() == [3]
 
 
 def test_a_newer_snapshot_takes_the_place_of_the_waiting_one(bench: Bench) -> None:
