@@ -203,7 +203,9 @@ class Save(Scene):
         paths.pin(2).touch()
 
     def act(self, folder: Path, tell: Tell) -> None:
-        Saver(JobPaths(folder), SPEC, tell).save_now(self.snapshot(NEW))
+        saver = Saver(JobPaths(folder), SPEC, tell)
+        saver.latest()  # as a worker does: what it knows to be good it does not give up for room
+        saver.save_now(self.snapshot(NEW))
 
     def others(self, run: Run) -> Iterator[str]:
         yield from super().others(run)
@@ -238,6 +240,10 @@ class SaveAgain(Save):
 
     def act(self, folder: Path, tell: Tell) -> None:
         saver = Saver(JobPaths(folder), SPEC, tell)
+        try:
+            saver.latest()
+        except TOLD_OF:
+            saver.latest()
         try:
             saver.save_now(self.snapshot(NEW))
         except TOLD_OF:
