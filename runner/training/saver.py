@@ -305,6 +305,8 @@ class Saver:
 
         The newest checkpoint that is known to be good stays, and what has a reason of its own.
         """
+        if self._verified is None:
+            return False  # none is known to be good: which may go cannot be told
         found = dict(self._paths.list_checkpoints())
         gone = []
         for step in retention.evicted(found, 1, self._kept(found)):

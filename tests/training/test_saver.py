@@ -217,6 +217,13 @@ def test_what_was_pruned_is_told_also_where_that_could_not_be_made_durable(
     assert bench.steps() == [3]
 
 
+def test_nothing_is_pruned_where_none_is_known_to_be_good(bench: Bench) -> None:
+    bench.fill(1, 2)
+    bench.damage(2)
+    assert not bench.saver()._prune()
+    assert bench.steps() == [1, 2]
+
+
 def test_a_newer_snapshot_takes_the_place_of_the_waiting_one(bench: Bench) -> None:
     entered, go_on = threading.Event(), threading.Event()
 
