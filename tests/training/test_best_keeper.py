@@ -273,6 +273,20 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(bench: Bench) -> 
     assert bench.files() == [RECORD, "best.weights.h5", "notes.txt"]
 
 
+def test_a_whole_model_that_cannot_be_opened_again_is_not_emptied(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = open
+
+    def failing(path: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if mode == "r+b":
+            raise OSError(28, "No space left on device")
+        return real(path, mode, *more, **options)
+
+    monkeypatch.setattr("io.open", failing)
+    assert bench.train(bench.keeper(best="best.keras"), [0.5]) == [False]
+
+
 def test_a_whole_model_is_verified_and_published_at_once(bench: Bench) -> None:
     assert bench.train(bench.keeper(best="best.keras"), [0.5, 0.4]) == [True, True]
     assert bench.files() == [RECORD, "best.keras"]
