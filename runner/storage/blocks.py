@@ -85,6 +85,18 @@ class Writer:
         self._filled = 0
 
 
+def beginning(fd: int, size: int) -> bytes:
+    """Return the first `size` bytes of a file, fewer where it ends; a short read is continued.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    start = b""
+    while more := os.pread(fd, size - len(start), len(start)):
+        start += more
+    return start
+
+
 def read(fd: int, offset: int, size: int) -> Iterator[memoryview]:
     """Yield `size` bytes from `offset` on, in pieces that are good until the next; fewer where the file ends.
 

@@ -47,7 +47,7 @@ _MANIFEST = "runner/manifest"
 _METRIC_MAX = 80  # a longer name is left out of the header
 _PLANS_MAX = 8
 
-__all__ = ["FORMAT", "Info", "Snapshot", "describe", "read", "verify", "write"]
+__all__ = ["FORMAT", "Info", "Snapshot", "describe", "read", "read_state", "verify", "write"]
 FORMAT = userblock.FORMAT
 
 
@@ -242,6 +242,12 @@ def read(path: Path) -> Snapshot:
     )
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's state; its arrays are not looked at. Raises as `read`."""
+    with _opened(path) as fd:
+        return dict(_manifest(fd, _header(fd, path), path)[0]["state"])
+
+
 def verify(path: Path, *, hdf5: bool = True) -> Info:
     """Check everything: the digests and, if `hdf5`, that HDF5 finds the same arrays under the same names.
 
@@ -296,7 +302,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _header(fd: int, path: Path) -> Info:
-    info = userblock.parse(os.pread(fd, userblock.SIZE, 0), path)
+    info = userblock.parse(blocks.beginning(fd, userblock.SIZE), path)
     size = os.fstat(fd).st_size
     if size != info.size_bytes:
         raise bad(path, f"it has {size} bytes where its header says {info.size_bytes}")

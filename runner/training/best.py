@@ -32,7 +32,7 @@ from runner.storage import checkpoint, digests, durable
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training import whole
-from runner.training.identity import best_from, identity, identity_in
+from runner.training.identity import best_from, identity, identity_in, said_by
 from runner.training.quarantine import Report, set_aside
 
 #: The identity of the best model, beside it.
@@ -40,7 +40,8 @@ RECORD = "best.json"
 VERSION = 1
 
 _RECORD_BYTES_MAX = 65536
-_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+# A file or a folder being written, or a folder being removed.
+_TEMPORARY = re.compile(r"\..+\.(\d+-)?[0-9a-f]{8}\.tmp")
 # What Keras may raise while it saves a whole model: layers that cannot be serialized, and the disk's errors.
 _FAILURES = (
     OSError,
@@ -253,10 +254,15 @@ class BestKeeper:
             return None
 
     def _intact(self, committed: _Committed) -> bool:
-        path = self._paths.best / committed.best.file
+        path, record = self._paths.best / committed.best.file, self._paths.best / RECORD
         try:
             if committed.digest in _verified_digests(path):
-                return True
+                said = said_by(path)
+                if said is None or said == committed.best:
+                    return True
+                reason = f"{record}: says {committed.best} where the model says {said}; the model is believed"
+                set_aside(self._paths, record, reason, self._tell)
+                return False
         except BadCheckpointError:
             pass
         except FileNotFoundError:

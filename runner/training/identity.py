@@ -58,3 +58,13 @@ def identity_in(path: Path) -> Best | None:
         return Best(info.metric, Mode(info.mode), info.value, info.epoch, info.step, path.name)
     except (StorageError, OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def said_by(path: Path) -> Best | None:
+    """Read by what an intact model is best, all of it; None where it does not say so."""
+    if path.name.endswith(whole.SUFFIX):
+        return identity_in(path)
+    try:
+        return replace(best_from(checkpoint.read_state(path)["best"]), file=path.name)
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import re
 import threading
 import time
@@ -42,7 +43,7 @@ from runner.training.quarantine import Report, set_aside
 
 #: Shapes and dtypes of arrays.
 Layout = list[tuple[tuple[int, ...], np.dtype[Any]]]
-_TEMPORARY = re.compile(r"\.step-\d{12}\.weights\.h5\.\d+-[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 _FAILURES = (OSError, StorageError, MemoryError)
 #: What a file takes beyond its arrays, until one has been written.
 _OVERHEAD_BYTES = 65536
@@ -304,6 +305,8 @@ class Saver:
 
         The newest checkpoint that is known to be good stays, and what has a reason of its own.
         """
+        if self._verified is None:
+            return False  # none is known to be good: which may go cannot be told
         found = dict(self._paths.list_checkpoints())
         gone = []
         for step in retention.evicted(found, 1, self._kept(found)):
@@ -311,6 +314,7 @@ class Saver:
                 break
             with contextlib.suppress(OSError):
                 durable.remove(found[step])
+            if not os.path.lexists(found[step]):  # also where that was not made durable
                 gone.append(step)
         if gone:
             reason = "the disk has no room for the next checkpoint"
@@ -368,10 +372,11 @@ class Saver:
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: only one attempt of a job runs at a time."""
-        with contextlib.suppress(OSError):
-            for path in list(self._paths.checkpoints.iterdir()):
-                if _TEMPORARY.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+        for folder in (self._paths.checkpoints, self._paths.quarantine):
+            with contextlib.suppress(OSError):
+                for path in list(folder.iterdir()):
+                    if _TEMPORARY.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
 
     def _tell(self, fact: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):

@@ -44,7 +44,8 @@ def save(
         durable.make_folder(folder, folder.parent)
         save_whole(file)
         _ = comment_of(file)  # a torn file would be taken for an empty one, and appended to
-        with zipfile.ZipFile(file, "a") as archive:
+        # Opened here: where that fails, ZipFile itself would begin an empty archive in its place.
+        with file.open("r+b") as opened, zipfile.ZipFile(opened, "a") as archive:
             archive.comment = json.dumps(comment).encode("ascii")
         durable.sync_tree(folder)
         verify(file)

@@ -43,6 +43,22 @@ def test_what_is_written_comes_back_bit_by_bit(path: Path) -> None:
     assert all(array.flags.writeable and array.flags.owndata for array in found.arrays.values())
 
 
+def test_a_short_read_of_the_header_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.write(path, small(), created=CREATED)
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 1000), offset))
+    assert_same(checkpoint.read(path), small())
+
+
+def test_the_state_alone_is_read_without_the_arrays(path: Path) -> None:
+    checkpoint.write(path, small(), created=CREATED)
+    assert checkpoint.read_state(path) == small().state
+    with path.open("r+b") as file:
+        file.write(b"x")
+    with pytest.raises(BadCheckpointError):
+        checkpoint.read_state(path)
+
+
 def test_an_empty_snapshot_comes_back(path: Path) -> None:
     written = Snapshot(0, 0, {}, {})
     checkpoint.write(path, written, created="")

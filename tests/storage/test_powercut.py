@@ -2,88 +2,35 @@
 
 A file system on a loop device is shut down in mid-flight, its log unflushed, and mounted again. Needs root
 and loop devices: where they are missing these tests fail and say so, for P2 is not shown without them.
+Of checkpoints and best models the fault campaign shows it (`tests.faults`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
-import shutil
-import struct
-import subprocess
+import stat
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from runner.core.job import Job, State
 from runner.storage import durable, eventlog, records
+from tests.faults import disks
+from tests.faults.disks import Disk
 
-#: <linux/fs.h>, and its flag that leaves the log unflushed.
-FS_IOC_SHUTDOWN = 0x8004587D
-NO_LOG_FLUSH = 2
-
-KINDS = {
-    "ext4": ("mkfs.ext4 -q -F -m 0", 16, ""),
-    "ext4 noauto_da_alloc": ("mkfs.ext4 -q -F -m 0", 16, "noauto_da_alloc"),
-    "xfs": ("mkfs.xfs -q -f", 320, ""),
-}
 CUTS = 20
 
 
-@dataclass
-class Disk:
-    """A file system that can be cut off."""
-
-    image: Path
-    mounted: Path
-    options: str
-
-    def mount(self) -> None:
-        _run(["mount", "-o", f"loop{',' + self.options if self.options else ''}", self.image, self.mounted])
-
-    def cut(self) -> None:
-        """Take the power away."""
-        fd = os.open(self.mounted, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
-        finally:
-            os.close(fd)
-
-    def boot(self) -> None:
-        """Give the power back."""
-        _run(["umount", self.mounted])
-        self.mount()
-
-
-def _run(command: list[object]) -> None:
-    program = str(command[0])
-    if shutil.which(program) is None:
-        pytest.fail(f"power cuts need {program}: apt-get install e2fsprogs xfsprogs mount")
-    done = subprocess.run([str(part) for part in command], check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.fail(f"power cuts need root and loop devices: {program}: {done.stderr.strip()}")
-
-
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(params=list(disks.KINDS))
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    mkfs, size_mib, options = KINDS[request.param]
-    image, mounted = tmp_path / "image", tmp_path / "mounted"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(size_mib << 20)
-    _run([*mkfs.split(), image])
-    found = Disk(image, mounted, options)
     try:
-        found.mount()
-        yield found
-    finally:
-        if os.path.ismount(mounted):
-            _run(["umount", mounted])
-        image.unlink()
+        with disks.made(tmp_path, disks.KINDS[request.param]) as found:
+            yield found
+    except disks.NoDiskError as error:
+        pytest.fail(f"power cuts: {error}")
 
 
 # --- a cut right after "saved" ----------------------------------------------------------------------------
@@ -151,6 +98,22 @@ def test_what_was_saved_survives_every_cut(
     disk: Disk, save: Callable[[Path, int], bool], check: Callable[[Path, int], bool]
 ) -> None:
     assert survivals(disk, save, check) == CUTS
+
+
+def test_a_disk_that_is_gone_before_the_folder_is_synced_is_told(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On xfs the folder's fsync itself returns 0 then, and what was renamed is lost."""
+    fsync = os.fsync
+
+    def gone(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            disk.cut()
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", gone)
+    with pytest.raises(OSError, match="Input/output error"):
+        durable.write(disk.mounted / "file", b"whole")
 
 
 def without_file_sync(folder: Path, number: int) -> None:

@@ -107,6 +107,21 @@ def test_a_record_that_names_the_sha256_of_the_whole_file_is_taken_too(bench: Be
         assert (found.best is not None) is kept
 
 
+@pytest.mark.parametrize("name", ["best.weights.h5", "best.keras"])
+@pytest.mark.parametrize("damage", [{"value": 0.05}, {"metric": "val_lnss"}, {"epoch": 3}, {"mode": "max"}])
+def test_a_damaged_record_is_not_believed_where_the_model_says_otherwise(
+    bench: Bench, name: str, damage: dict[str, Any]
+) -> None:
+    bench.train(bench.keeper(best=name), [0.5])
+    (bench.paths.best / RECORD).write_text(json.dumps({**bench.record(), **damage}))
+    keeper = bench.keeper(best=name)
+    assert keeper.best is not None
+    assert (keeper.best.metric, keeper.best.value, keeper.best.epoch) == ("val_loss", 0.5, 0)
+    assert "the model is believed" in bench.events("quarantined")[0]["reason"]
+    assert bench.record()["value"] == 0.5
+    assert bench.train(keeper, [0.4], first=1) == [True]
+
+
 def test_a_first_nan_is_never_best(bench: Bench) -> None:
     assert bench.train(bench.keeper(), [math.nan, math.inf, 0.9]) == [False, False, True]
 
@@ -249,13 +264,27 @@ def test_a_record_that_points_elsewhere_is_not_followed(bench: Bench) -> None:
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(bench: Bench) -> None:
     bench.train(bench.keeper(), [0.5])
-    left = bench.paths.best / ".best.keras.12-0a1b2c3d.tmp"
-    left.mkdir()
-    (left / "model.keras").write_bytes(b"half")
+    for name in (".best.keras.12-0a1b2c3d.tmp", "..best.keras.12-0a1b2c3d.tmp.4e5f6071.tmp"):
+        (left := bench.paths.best / name).mkdir()
+        (left / "model.keras").write_bytes(b"half")
     (bench.paths.best / ".best.weights.h5.12-0a1b2c3d.tmp").write_bytes(b"half")
     (bench.paths.best / "notes.txt").write_bytes(b"mine")
     bench.keeper()
     assert bench.files() == [RECORD, "best.weights.h5", "notes.txt"]
+
+
+def test_a_whole_model_that_cannot_be_opened_again_is_not_emptied(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = open
+
+    def failing(path: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if mode == "r+b":
+            raise OSError(28, "No space left on device")
+        return real(path, mode, *more, **options)
+
+    monkeypatch.setattr("io.open", failing)
+    assert bench.train(bench.keeper(best="best.keras"), [0.5]) == [False]
 
 
 def test_a_whole_model_is_verified_and_published_at_once(bench: Bench) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from runner.core.spec import CadenceUnit, CheckpointSpec, Every
 from runner.errors import StorageError
-from runner.storage import checkpoint
+from runner.storage import checkpoint, durable
 from runner.storage.layout import JobPaths
 from runner.training.saver import Saver
 from tests.storage.snapshots import CREATED, assert_same, small
@@ -150,12 +150,15 @@ def test_what_cannot_be_read_is_no_reason_to_train_anew(bench: Bench) -> None:
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(bench: Bench) -> None:
     bench.fill(10)
-    ours = bench.paths.checkpoints / ".step-000000000020.weights.h5.4711-0a1b2c3d.tmp"
+    bench.paths.quarantine.mkdir()
+    names = (".step-000000000020.weights.h5", ".fit-000.weights.h5", ".loop-000.weights.h5")
+    ours = [bench.paths.checkpoints / f"{name}.4711-0a1b2c3d.tmp" for name in names]
+    ours.append(bench.paths.quarantine / ".step-000000000020.weights.h5.reason.4711-0a1b2c3d.tmp")
     foreign = [bench.paths.checkpoints / name for name in (".notes.tmp", "x.tmp", "step-1.weights.h5")]
-    for path in (ours, *foreign):
+    for path in (*ours, *foreign):
         path.write_bytes(b"")
     bench.saver()
-    assert not ours.exists()
+    assert not any(path.exists() for path in ours)
     assert all(path.exists() for path in foreign)
 
 
@@ -196,6 +199,29 @@ def test_the_last_verified_is_kept_though_others_are_of_later_steps(bench: Bench
     bench.fill(50, 60)
     bench.saver(keep=1).save_now(small(7))
     assert bench.steps() == [7, 60]
+
+
+def test_what_was_pruned_is_told_also_where_that_could_not_be_made_durable(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.fill(1, 2, 3)
+    saver = bench.saver()
+    saver.latest()
+
+    def failing(_folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "sync_folder", failing)
+    assert saver._prune()
+    assert [fact["steps"] for fact in bench.facts if fact["event"] == "pruned"] == [[1, 2]]
+    assert bench.steps() == [3]
+
+
+def test_nothing_is_pruned_where_none_is_known_to_be_good(bench: Bench) -> None:
+    bench.fill(1, 2)
+    bench.damage(2)
+    assert not bench.saver()._prune()
+    assert bench.steps() == [1, 2]
 
 
 def test_a_newer_snapshot_takes_the_place_of_the_waiting_one(bench: Bench) -> None:
