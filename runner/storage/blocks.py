@@ -8,11 +8,13 @@ aligned buffer; where the file system refuses that, and for small files, everyth
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from runner.storage import digests, durable
 from runner.storage.digests import Digest
@@ -24,6 +26,9 @@ BLOCK = mmap.PAGESIZE
 
 #: Bytes that are read or written at a time.
 PIECE = 2 * 1024 * 1024
+#: Threads that fill memory from a large file: a disk is fastest with more than one request at a time, and
+#: while it works for the one, the other has the kernel make its pages.
+_READERS = 3
 
 
 class Writer:
@@ -111,6 +116,53 @@ def read(fd: int, offset: int, size: int) -> Iterator[memoryview]:
             yield buffer[:got]
             offset, size = offset + got, size - got
     finally:
+        if direct:
+            _set_direct(fd, on=False)
+
+
+def memory(size: int) -> memoryview:
+    """Return memory for so many bytes, in whole pages, that nothing has touched yet."""
+    pages = mmap.mmap(-1, max(-(-size // BLOCK), 1) * BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages: it only takes longer
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(pages)
+
+
+def load(fd: int, offset: int, size: int, into: memoryview) -> Iterator[memoryview]:
+    """Fill memory with `size` bytes from `offset` on; yield its parts in order, as they are filled.
+
+    Args:
+        fd: of a file.
+        offset: where the bytes are.
+        size: how many there should be; where the file ends before, so do the parts.
+        into: as `memory` returns it.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    direct = size >= DIRECT_BYTES_MIN and offset % BLOCK == 0 and _set_direct(fd, on=True)
+
+    def fill(start: int) -> memoryview:
+        done, refused = start, not direct
+        end = min(start + PIECE, size)
+        while done < end:
+            try:  # a direct read wants whole blocks, also where the file ends within one
+                got = os.preadv(fd, [into[done : start + PIECE]], offset + done)
+            except OSError as error:
+                if refused or error.errno != errno.EINVAL:
+                    raise
+                refused = not _set_direct(fd, on=False)
+                continue
+            if got == 0:
+                break
+            done += got
+        return into[start : min(done, end)]
+
+    readers = ThreadPoolExecutor(_READERS if size > PIECE else 1, "reading")
+    try:
+        yield from readers.map(fill, range(0, size, PIECE))
+    finally:
+        readers.shutdown(cancel_futures=True)
         if direct:
             _set_direct(fd, on=False)
 
