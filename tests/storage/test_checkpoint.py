@@ -192,7 +192,6 @@ def test_where_the_file_system_has_no_direct_io_large_files_are_written_all_the_
     snapshot = replace(small(), arrays={**small().arrays, **LARGE["odd sizes"]})
     checkpoint.write(path, snapshot, created=CREATED)
     expected = path.read_bytes()
-    monkeypatch.setattr(blocks, "_aligned", lambda _size: memoryview(bytearray(blocks.PIECE + 1))[1:])
     monkeypatch.setattr(blocks, "memory", lambda size: memoryview(bytearray(size + blocks.BLOCK + 1))[1:])
     for _ in range(2):  # the calls are refused, for memory that is not aligned; then the flag is
         checkpoint.write(path, snapshot, created=CREATED)
