@@ -355,18 +355,14 @@ def _load(fd: int, info: Info, entries: dict[str, Entry], path: Path) -> dict[st
 
 
 def _load_alone(fd: int, entry: Entry, key: str, path: Path) -> np.ndarray[Any, Any]:
-    array = _room(entry, key, path)
+    try:
+        array = np.empty(entry.shape, entry.dtype)
+    except ValueError as error:
+        raise bad(path, f"array '{key}': {error}") from None
     data = _bytes_of(array)
     _read_into(fd, data, entry.offset, path)
     _check_array(hashlib.sha256(data).hexdigest(), entry, key, path)
     return array
-
-
-def _room(entry: Entry, key: str, path: Path) -> np.ndarray[Any, Any]:
-    try:
-        return np.empty(entry.shape, entry.dtype)
-    except ValueError as error:
-        raise bad(path, f"array '{key}': {error}") from None
 
 
 def _placed(content: memoryview, entry: Entry, start: int, key: str, path: Path) -> np.ndarray[Any, Any]:
