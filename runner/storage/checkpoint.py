@@ -220,7 +220,9 @@ def describe(path: Path) -> Info:
 
 
 def read(path: Path) -> Snapshot:
-    """Read a checkpoint, every digest checked; arrays are writable and own their memory.
+    """Read a checkpoint, every digest checked; its arrays are writable.
+
+    Those of a large file lie in one piece of memory, as they do in the file: nothing is copied.
 
     Raises:
         BadCheckpointError: any byte is not as it was written, or the format is unknown.
@@ -230,16 +232,8 @@ def read(path: Path) -> Snapshot:
     with _opened(path) as fd:
         info = _header(fd, path)
         told, entries = _manifest(fd, info, path)
-        arrays = {key: _room(entry, key, path) for key, entry in entries.items()}
-        _load(fd, info, [(entry, arrays[key], key) for key, entry in entries.items()], path)
-    return Snapshot(
-        step=told["step"],
-        epoch=told["epoch"],
-        state=told["state"],
-        arrays=arrays,
-        links=told["links"],
-        attributes=told["attributes"],
-    )
+        arrays = _load(fd, info, entries, path)
+    return Snapshot(told["step"], told["epoch"], told["state"], arrays, told["links"], told["attributes"])
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -346,32 +340,41 @@ def _check_digest(digest: digests.Digest, info: Info, path: Path) -> None:
         raise bad(path, "its bytes do not match its digest")
 
 
-def _room(entry: Entry, key: str, path: Path) -> np.ndarray[Any, Any]:
-    try:
-        return np.empty(entry.shape, entry.dtype)
-    except ValueError as error:
-        raise bad(path, f"array '{key}': {error}") from None
-
-
-def _load(fd: int, info: Info, arrays: list[tuple[Entry, np.ndarray[Any, Any], str]], path: Path) -> None:
-    """Fill the arrays, in one pass over the file (two in format 1); all digests are checked at its end."""
+def _load(fd: int, info: Info, entries: dict[str, Entry], path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays, in one pass over the file (two in format 1), once all digests are right."""
     if info.format == 1:
-        for entry, array, key in arrays:
-            data = _bytes_of(array)
-            _read_into(fd, data, entry.offset, path)
-            _check_array(hashlib.sha256(data).hexdigest(), entry, key, path)
-        return
-    arrays = sorted((one for one in arrays if one[0].size), key=lambda one: one[0].offset)
-    digest, position = _begun(info, path), userblock.SIZES[info.format]
-    for entry, array, _ in arrays:
-        for piece in blocks.read(fd, position, entry.offset - position):
-            digest.update(piece)
-        data = _bytes_of(array)
-        _read_into(fd, data, entry.offset, path, digest)
-        position = entry.offset + entry.size
-    for piece in blocks.read(fd, position, info.size_bytes - position):
+        return {key: _load_alone(fd, entry, key, path) for key, entry in entries.items()}
+    digest, start = _begun(info, path), userblock.SIZES[info.format]
+    size = info.size_bytes - start
+    content = blocks.memory(size)
+    for piece in blocks.load(fd, start, size, content):
         digest.update(piece)
     _check_digest(digest, info, path)
+    return {key: _placed(content, entry, start, key, path) for key, entry in entries.items()}
+
+
+def _load_alone(fd: int, entry: Entry, key: str, path: Path) -> np.ndarray[Any, Any]:
+    try:
+        array = np.empty(entry.shape, entry.dtype)
+    except ValueError as error:
+        raise bad(path, f"array '{key}': {error}") from None
+    data = _bytes_of(array)
+    _read_into(fd, data, entry.offset, path)
+    _check_array(hashlib.sha256(data).hexdigest(), entry, key, path)
+    return array
+
+
+def _placed(content: memoryview, entry: Entry, start: int, key: str, path: Path) -> np.ndarray[Any, Any]:
+    """Return an array where it lies in the file's content; a copy where that is small, or not aligned."""
+    try:
+        if not entry.size:
+            return np.empty(entry.shape, entry.dtype)
+        data = np.frombuffer(content, np.uint8, entry.size, entry.offset - start)
+        array = data.view(entry.dtype).reshape(entry.shape)
+    except ValueError as error:
+        raise bad(path, f"array '{key}': {error}") from None
+    large = len(content) >= blocks.DIRECT_BYTES_MIN and array.flags.aligned
+    return array if large else array.copy()
 
 
 def _check_array(sha256: str, entry: Entry, key: str, path: Path) -> None:
@@ -379,15 +382,11 @@ def _check_array(sha256: str, entry: Entry, key: str, path: Path) -> None:
         raise bad(path, f"array '{key}' does not match its digest")
 
 
-def _read_into(
-    fd: int, view: memoryview, offset: int, path: Path, digest: digests.Digest | None = None
-) -> None:
+def _read_into(fd: int, view: memoryview, offset: int, path: Path) -> None:
     while view:
         got = os.preadv(fd, [view[: blocks.PIECE]], offset)
         if got == 0:
             raise bad(path, "it ended while it was being read")
-        if digest is not None:
-            digest.update(view[:got])
         view, offset = view[got:], offset + got
 
 

@@ -5,6 +5,7 @@ It comes from a file that may be forged: nothing it says is believed that the fi
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -118,10 +119,16 @@ def dtype_name(dtype: np.dtype[Any], key: str) -> str:
     Raises:
         TypeError: it is not of plain numbers.
     """
-    name = dtype.name if dtype.isbuiltin == 2 else dtype.str
-    if not _is_known(name):
+    name = _name(dtype)
+    if not name:
         raise TypeError(f"array '{key}' has the dtype {dtype}, which is not a plain number")
     return name
+
+
+@functools.lru_cache(64)  # of each array of each snapshot it is asked again
+def _name(dtype: np.dtype[Any]) -> str:
+    name = dtype.name if dtype.isbuiltin == 2 else dtype.str
+    return name if _is_known(name) else ""
 
 
 def _dtype(name: str) -> np.dtype[Any]:

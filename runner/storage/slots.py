@@ -126,6 +126,7 @@ class Slots:
         self._lent: Slot | None = None
         self._memory: np.ndarray[Any, Any] = np.empty(0, np.uint8)  # the lent slot's
         self._used = 0  # bytes of it that have been given out
+        self._given: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}  # by id, and where they begin
 
     # -- reading --------------------------------------------------------------------------------------------
 
@@ -135,8 +136,7 @@ class Slots:
 
     def newest(self, kind: Kind) -> list[Slot]:
         """Return the whole slots of a kind, the newest first."""
-        found = [slot for slot in self.all() if slot.whole and slot.kind is kind]
-        return sorted(found, key=lambda slot: -slot.committed)
+        return _newest(self.all(), kind)
 
     def snapshot(self, slot: Slot) -> Snapshot:
         """Return what a slot holds; the arrays lie in the slot itself, which is not lent while they live.
@@ -203,14 +203,15 @@ class Slots:
         Raises:
             OSError: there is no memory.
         """
-        self._lent, self._memory = None, np.empty(0, np.uint8)
-        kept = {found[0].index for kind in (Kind.SNAPSHOT, Kind.BEST) if (found := self.newest(kind))}
-        free = [slot for slot in self.all() if slot.index not in kept and not self._in_use(slot.index)]
+        self._let_go()
+        slots = self.all()
+        kept = {found[0].index for kind in (Kind.SNAPSHOT, Kind.BEST) if (found := _newest(slots, kind))}
+        free = [slot for slot in slots if slot.index not in kept and not self._in_use(slot.index)]
         if not free:
             return False
         roomy = [slot for slot in free if slot.capacity >= size + _REST]
         slot = roomy[0] if roomy else max(free, key=lambda slot: slot.capacity)
-        number = 1 + max(max(one.begun, one.committed) for one in self.all())
+        number = 1 + max(max(one.begun, one.committed) for one in slots)
         self._set(slot.index, begun=number)
         if not roomy:
             self._enlarge(slot, size + _REST + min(size // 4, _SLACK_MAX))
@@ -242,6 +243,7 @@ class Slots:
             raise MemoryError(f"{begin + size} bytes do not fit into a slot of {self._lent.capacity}")
         self._used = begin + size
         array: np.ndarray[Any, Any] = self._memory[begin : begin + size].view(dtype).reshape(shape)
+        self._given[id(array)] = begin, array
         return array
 
     def commit(self, snapshot: Snapshot, kind: Kind) -> Slot:
@@ -253,15 +255,15 @@ class Slots:
         """
         assert self._lent is not None
         lent, arrays, offsets = self._lent, {}, {}
-        base = self._memory.__array_interface__["data"][0]
         for key, given in snapshot.arrays.items():
             array = np.asarray(given, order="C")
-            begin = array.__array_interface__["data"][0] - base
-            if array.size and not 0 <= begin < lent.capacity:
+            if array.size and id(array) not in self._given:
                 copy = self.room(array.shape, array.dtype)
                 np.copyto(copy, array)
-                begin = copy.__array_interface__["data"][0] - base
-            arrays[key], offsets[key] = array, begin if array.size else 0
+                begin = self._given[id(copy)][0]
+            else:
+                begin = self._given[id(array)][0] if array.size else 0
+            arrays[key], offsets[key] = array, begin
         text = manifest.render(snapshot, "", arrays, offsets)
         place = self.room((len(text),), np.dtype(np.uint8))
         place[:] = np.frombuffer(text, np.uint8)
@@ -274,10 +276,15 @@ class Slots:
             epoch=snapshot.epoch,
         )
         self._set(lent.index, committed=lent.begun)
-        self._lent, self._memory = None, np.empty(0, np.uint8)
+        self._let_go()
         return self._record(lent.index)
 
     # -- within ---------------------------------------------------------------------------------------------
+
+    def _let_go(self) -> None:
+        """Forget what was lent."""
+        self._lent, self._memory = None, np.empty(0, np.uint8)
+        self._given.clear()
 
     def _enlarge(self, slot: Slot, size: int) -> None:
         """Give a slot other room, at the end of the file, and the memory of its former back."""
@@ -328,6 +335,11 @@ class Slots:
     def _set(self, index: int, **values: int) -> None:
         for name, value in values.items():
             _NUMBER.pack_into(self._page, self._at(index, _PLACES[name]), value)
+
+
+def _newest(slots: list[Slot], kind: Kind) -> list[Slot]:
+    found = [slot for slot in slots if slot.whole and slot.kind is kind]
+    return sorted(found, key=lambda slot: -slot.committed)
 
 
 def _populate(memory: np.ndarray[Any, Any]) -> None:

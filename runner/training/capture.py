@@ -110,6 +110,10 @@ class Camera:
         """Return how many bytes the variables have."""
         return self._loaded().reader.size
 
+    def prepare(self) -> None:
+        """Have memory of its own ready for the first snapshot."""
+        self._loaded().reader.buffers.prepare()
+
     def portrait(self, *, step: int, epoch: int) -> Snapshot:
         """Return a snapshot of the model and its optimizer alone, as a kept model needs it."""
         film = self._loaded()

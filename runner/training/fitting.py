@@ -399,6 +399,8 @@ class Fit:
         self._trained = True
         with self._log.surviving():
             self.worker.saver.prepare(self._camera.size)
+            if self.worker.launch.keeper is None and not self.worker.launch.rehearse:
+                self._camera.prepare()
         self.worker.release()
         self.worker.phase("train", tell=True)
 

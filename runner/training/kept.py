@@ -67,6 +67,9 @@ class KeptSaver(Saver):
     def due(self, step: int, steps_per_epoch: int | None, epoch_ended: bool) -> bool:
         """Tell whether to take a snapshot, for the memory or for the disk as well."""
         self._disk_due = super().due(step, steps_per_epoch, epoch_ended)
+        if self._disk_due and self._shelf.preparing and not epoch_ended:
+            self._disk_due = False  # a moment later it costs no memory of the worker's own, untouched yet
+            return False
         if self._disk_due or step <= self._snapshot_step or not self._shelf.on:
             return self._disk_due
         now_s = self._clock()

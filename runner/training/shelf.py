@@ -84,6 +84,11 @@ class Shelf:
         slots = self.slots()
         return slots.held_bytes() if slots is not None else 0
 
+    @property
+    def preparing(self) -> bool:
+        """Whether memory is being made ready just now."""
+        return self._preparing.is_set()
+
     def prepare(self, size: int) -> None:
         """Make memory ready for snapshots of about `size` bytes; a lot of it by another thread."""
         slots = self.slots()

@@ -10,6 +10,7 @@ import contextlib
 import math
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ _DEPTH_MAX = 3
 _KINDS: dict[type, str] = {}
 #: Takes shapes and dtypes, returns arrays of these; None where there is no room.
 Lend = Callable[[list[tuple[tuple[int, ...], np.dtype]]], list[np.ndarray] | None]
+#: Buffers of so many bytes are worth another thread that makes them.
+_LARGE_BYTES = 16 * 1024 * 1024
 #: What a layer keeps for Keras, and holds no variables that are not counted.
 _KERAS_OWN = {
     *("_layers", "_functional", "_operations", "_operations_by_depth", "_nodes", "_nodes_by_depth"),
@@ -147,7 +150,7 @@ class Reader:
     @property
     def size(self) -> int:
         """Bytes of all the values."""
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.buffers.layout)
+        return self.buffers.size
 
     def read(self, lend: Lend | None = None) -> list[np.ndarray]:
         """Return copies of the values that nobody else changes, in memory of `lend`'s where it has some."""
@@ -248,20 +251,35 @@ class Buffers:
 
     def __init__(self, layout: list[tuple[tuple[int, ...], np.dtype]]) -> None:
         self._sets: list[list[np.ndarray]] = []
+        self._making: threading.Thread | None = None
         self.layout = layout
+        self.size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout)  #: bytes of a set
+
+    def prepare(self) -> None:
+        """Have a large set ready by the time that it is needed: another thread makes it."""
+        if self.size >= _LARGE_BYTES and not self._sets and self._making is None:
+            self._making = threading.Thread(target=self._make, name="buffers", daemon=True)
+            self._making.start()
 
     def lend(self) -> list[np.ndarray]:
         """Return arrays of these shapes and dtypes that nobody else uses."""
+        if self._making is not None:
+            self._making.join()
+            self._making = None
         for arrays in self._sets:
             # 3: the list, the loop's name, and the argument of getrefcount.
             if all(sys.getrefcount(array) <= 3 for array in arrays):
                 break
         else:
-            arrays = [np.empty(shape, dtype) for shape, dtype in self.layout]
-            for array in arrays:
-                array.fill(0)
-            self._sets.append(arrays)
+            self._make()
+            arrays = self._sets[-1]
         return [array[...] for array in arrays]
+
+    def _make(self) -> None:
+        arrays = [np.empty(shape, dtype) for shape, dtype in self.layout]
+        for array in arrays:
+            array.fill(0)  # the first touch of memory costs more than its copying
+        self._sets.append(arrays)
 
 
 @contextlib.contextmanager

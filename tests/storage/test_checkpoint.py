@@ -187,7 +187,9 @@ def test_large_files_pass_the_page_cache_by(path: Path, arrays: dict[str, np.nda
     snapshot = replace(small(), arrays={**small().arrays, **arrays})
     size = checkpoint.write(path, snapshot, created=CREATED)
     assert size == path.stat().st_size > blocks.DIRECT_BYTES_MIN
-    assert_same(checkpoint.read(path), snapshot)
+    found = checkpoint.read(path)
+    assert_same(found, snapshot)
+    assert all(array.flags.writeable and array.flags.aligned for array in found.arrays.values())
     with h5py.File(path) as file:
         for key, array in arrays.items():
             np.testing.assert_array_equal(file[f"runner/arrays/{key}"][()], array)
@@ -206,7 +208,7 @@ def test_where_the_file_system_has_no_direct_io_large_files_are_written_all_the_
     snapshot = replace(small(), arrays={**small().arrays, **LARGE["odd sizes"]})
     checkpoint.write(path, snapshot, created=CREATED)
     expected = path.read_bytes()
-    monkeypatch.setattr(blocks, "_aligned", lambda _size: memoryview(bytearray(blocks.PIECE + 1))[1:])
+    monkeypatch.setattr(blocks, "memory", lambda size: memoryview(bytearray(size + blocks.BLOCK + 1))[1:])
     for _ in range(2):  # the calls are refused, for memory that is not aligned; then the flag is
         checkpoint.write(path, snapshot, created=CREATED)
         assert path.read_bytes() == expected

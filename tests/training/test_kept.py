@@ -436,6 +436,18 @@ def test_large_memory_is_made_ready_beside_the_training(
     assert bench.shelf.slot_of(small(5)) is None
 
 
+def test_a_save_that_need_not_be_now_waits_for_the_memory(bench: Bench) -> None:
+    """Without it, training would stand still for the first touch of as much memory again."""
+    assert not bench.saver.due(2, None, epoch_ended=False)
+    bench.clock.now_s += 2
+    assert bench.saver.due(3, None, epoch_ended=False)
+    bench.shelf._preparing.set()
+    assert not bench.saver.due(3, None, epoch_ended=False)
+    assert bench.saver.due(3, None, epoch_ended=True), "an epoch's end does not come again soon"
+    bench.shelf._preparing.clear()
+    assert bench.saver.due(4, None, epoch_ended=False)
+
+
 def test_a_snapshot_that_has_grown_finds_another_slot(bench: Bench) -> None:
     for step, size in enumerate((1_000, 1_000_000, 3_000_000, 10), start=1):
         arrays = bench.saver.lend([((10,), np.dtype("f8"))])
