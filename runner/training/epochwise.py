@@ -211,7 +211,7 @@ class EpochFit:
         worker = self._worker
         lost = self._put_back(saved)
         self.model.reset_metrics()
-        worker.metrics.cut(int(saved.state["metrics_size"]))
+        worker.metrics.restore(saved.state)
         worker.saved = self._saved = None
         reasons = fingerprint.differences(saved.state["fingerprint"], self._fixed["fingerprint"])
         worker.tell_resumed(saved, [*reasons, f"{self._script.why}: {_DATA}", *lost])
@@ -287,7 +287,7 @@ class EpochFit:
         )
 
     def _take(self, epoch: int) -> Snapshot:
-        state = {**self._fixed, "metrics_size": self._worker.metrics.size()}
+        state = {**self._fixed, **self._worker.metrics.state()}
         snapshot = self._camera.take(
             step=self._worker.step, epoch=epoch, callbacks=self._callbacks, logs=None, state=state
         )

@@ -100,7 +100,7 @@ def put_aside_from(worker: Worker, number: int, base_step: int, reason: str) -> 
     """Put aside the end of fit `number`, which begins after `base_step` steps, and all that follows it."""
     paths, report = worker.launch.paths, worker.facts.append
     before = load(worker, number - 1) if number else None
-    worker.metrics.cut(0 if before is None else int(before.state["metrics_size"]))
+    worker.metrics.restore({} if before is None else before.state)
     for later in count(number):
         if not path_of(worker, later).exists():
             break
@@ -158,7 +158,7 @@ def go_on_from(worker: Worker, number: int, snapshot: Snapshot) -> None:
     worker.step = snapshot.step
     if worker.saved is None or worker.saved.state["fit"] <= number:
         worker.saved = None
-        worker.metrics.cut(int(snapshot.state["metrics_size"]))
+        worker.metrics.restore(snapshot.state)
 
 
 def _spec_node(spec: Any) -> Any:

@@ -321,7 +321,7 @@ class Fit:
             "cursor": cursor.describe(self.iterator, self.position, self.validation, self.epoch, self.done),
             "traces": self._traces.state(),
             "validation_flaw": self._flaw,
-            "metrics_size": self.worker.metrics.size(),
+            **self.worker.metrics.state(),
         }
 
     # -- resuming -------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ class Fit:
         self.worker.step = saved.step
         self._base_step = int(saved.state["base_step"])
         self._trained = self._resumed = True
-        self.worker.metrics.cut(int(saved.state["metrics_size"]))
+        self.worker.metrics.restore(saved.state)
         self.worker.saved = self.saved = None
         self._look_again()
         self._tell_resumed(saved)

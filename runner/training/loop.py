@@ -251,7 +251,7 @@ class Attached(Run):
                 "fit": part.number,
                 "base_step": part.base,
                 "cursor": cursor,
-                "metrics_size": self._worker.metrics.size(),
+                **self._worker.metrics.state(),
             },
             start=None if cursor["whole"] else part.start,
             ahead=ahead,
@@ -353,7 +353,7 @@ class Attached(Run):
         part.base, part.done = int(point.state["base_step"]), int(point.state["cursor"]["done"])
         self.step = here.step = point.step
         if not part.silent:
-            here.metrics.cut(int(point.state["metrics_size"]))
+            here.metrics.restore(point.state)
             here.tell_resumed(point, self._own.differences(point))
 
     # -- the end --------------------------------------------------------------------------------------------

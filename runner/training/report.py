@@ -168,6 +168,15 @@ def _resident_bytes() -> int:
 class MetricsLog(Lines):
     """`metrics.jsonl`: one line an epoch; a resume cuts it back to where the checkpoint knew it."""
 
+    def state(self) -> dict[str, Any]:
+        """Return how far it is, for a checkpoint; with the lines that no disk has yet."""
+        size, waiting = self.size(), self.waiting
+        return {"metrics_size": size} | ({"metrics_waiting": waiting.decode()} if waiting else {})
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Be as far as a checkpoint's state says; the beginning, where it says nothing."""
+        self.cut(int(state.get("metrics_size", 0)), str(state.get("metrics_waiting", "")).encode())
+
     def note(self, values: Mapping[str, Any]) -> None:
         """Append one line.
 

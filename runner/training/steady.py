@@ -75,11 +75,21 @@ class Lines:
                 self.flush()
             return self._written() + len(self._waiting)
 
-    def cut(self, size: int) -> None:
-        """Drop everything after `size` bytes."""
+    @property
+    def waiting(self) -> bytes:
+        """What the disk has not taken yet."""
+        return bytes(self._waiting)
+
+    def cut(self, size: int, end: bytes = b"") -> None:
+        """Drop everything after `size` bytes; where there are fewer, the `end` of them is made good."""
         with self._lock:
             written = self._written()
             del self._waiting[max(0, size - written) :]
+            lacking = size - written - len(self._waiting)
+            if 0 < lacking <= len(end):
+                self._waiting += end[-lacking:]
+                with contextlib.suppress(OSError):
+                    self.flush()
             if written > size:
                 os.truncate(self._path, size)
 

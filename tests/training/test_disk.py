@@ -35,6 +35,12 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(b"x" * 4096)
+
+
 def snapshot(step: int, size: int = 400_000) -> Snapshot:
     return Snapshot(step, 0, {}, {"a": np.full(size, step % 251, np.uint8)})
 
@@ -146,10 +152,7 @@ def test_lines_that_find_no_room_follow_in_order_and_whole(small: Path) -> None:
     facts, log = Facts(small / "facts.jsonl"), MetricsLog(small / "metrics.jsonl")
     facts("first")
     log.note({"epoch": 0})
-    ballast = (small / "ballast").open("wb", buffering=0)
-    with contextlib.suppress(OSError):
-        while True:
-            ballast.write(b"x" * 4096)
+    fill(small / "ballast")
     words = "x" * 5000  # more than what is left of the page that each file has
     facts("second", words=words)
     with pytest.raises(OSError, match="No space"):
@@ -159,7 +162,6 @@ def test_lines_that_find_no_room_follow_in_order_and_whole(small: Path) -> None:
     assert torn.count("\n") == 1, "a part of the second is there"
     size = log.size()
     (small / "ballast").unlink()
-    ballast.close()
     facts("fourth")
     log.note({"epoch": 2})
     told = [json.loads(line) for line in (small / "facts.jsonl").read_text().splitlines()]
@@ -170,6 +172,30 @@ def test_lines_that_find_no_room_follow_in_order_and_whole(small: Path) -> None:
     log.cut(size)
     assert log.size() == size == (small / "metrics.jsonl").stat().st_size
     assert (small / "metrics.jsonl").read_text().endswith('"}\n'), "what waited was counted"
+
+
+def test_lines_that_waited_in_a_process_that_was_killed_are_in_its_snapshot(small: Path) -> None:
+    path = small / "metrics.jsonl"
+    fill(small / "ballast")
+    first = MetricsLog(path)
+    for epoch in range(3):
+        with pytest.raises(OSError, match="No space"):
+            first.note({"epoch": epoch})
+    state = json.loads(json.dumps(first.state()))
+    assert path.read_bytes() == b""
+    with pytest.raises(OSError, match="No space"):
+        first.note({"epoch": 3})
+    # Killed now. The next process goes on from the snapshot, on a disk that is still full for a while.
+    following = MetricsLog(path)
+    following.restore(state)
+    assert following.state() == state
+    (small / "ballast").unlink()
+    following.note({"epoch": 3})
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+    following.restore(state)
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1, 2]
+    following.restore({})
+    assert path.read_bytes() == b""
 
 
 def test_lines_are_written_anew_where_somebody_removed_the_file(tmp_path: Path) -> None:
