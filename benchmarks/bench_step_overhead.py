@@ -25,6 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BOOTSTRAP = ROOT / "runner" / "training" / "bootstrap.py"
+KEEPER = BOOTSTRAP.with_name("keeper.py")
 SHIM = ROOT / "runner" / "supervisor" / "shim.py"
 DENSE = """
 import keras
@@ -109,6 +110,7 @@ def durations_s(root: Path, name: str, pairs: int, *, control: bool) -> list[flo
     launch = {
         "version": 1, "job": "j", "attempt": 1, "state": str(state), "cwd": str(job), "grace_s": 30.0,
         "argv": [sys.executable, str(BOOTSTRAP)], "env": environ,
+        "keeper": [sys.executable, "-I", str(KEEPER)],
         "seed": 1, "threads": 1, "entry": "train.py", "args": args, "from": None,
         "checkpoint": {
             "every": {"unit": "auto", "count": 0.0}, "keep": 3, "monitor": None, "mode": "auto",

@@ -23,7 +23,7 @@ from tests.system.conftest import Site, assert_events_in_order, wait_for
 from tests.system.test_storm import kill_worker
 
 LONG = "SOAK_KILLS" in os.environ
-KILLS = int(os.environ.get("SOAK_KILLS", "3"))
+KILLS = int(os.environ.get("SOAK_KILLS", "2"))
 SEEDED = [False, True] if LONG else [False]
 EPOCHS = 150 if LONG else 60
 #: Half of the kills come at any moment of a start, the others while it trains.

@@ -502,7 +502,7 @@ model = keras.Sequential([keras.Input((8,)), *layers])
 model.compile("adam", "mse")
 pace_s = float(os.environ.get("PACE", "0"))
 slowly = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(pace_s))
-history = model.fit(x, y, batch_size=16, epochs=30, verbose=0, callbacks=[slowly], validation_data=(x, y))
+history = model.fit(x, y, batch_size=16, epochs=15, verbose=0, callbacks=[slowly], validation_data=(x, y))
 print("RESULT weights", b"".join(w.tobytes() for w in model.get_weights()).hex())
 print("RESULT history", history.history)
 """
@@ -513,7 +513,7 @@ def test_a_killed_training_goes_on_from_memory_though_the_disk_was_never_due(tmp
     assert plain.code == 0, plain.errors
     job = Job(tmp_path / "kept", "train.py", text=SCRIPT, keeper=True)
     seen = 0
-    for _ in range(3):
+    for _ in range(2):
         attempt = job.start(every=("epochs", 1000), env={"PACE": "0.02"})
         assert attempt.beside is not None
         slots = Slots(os.dup(attempt.beside.memory))
