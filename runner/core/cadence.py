@@ -2,8 +2,8 @@
 
 AUTO finds the interval at which saving and what failures cost are least together: sqrt(2 C M), C being what
 a save costs training, as measured, and M the mean time between failures, as observed (J. W. Young, "A first
-order approximation to the optimum checkpoint interval", CACM 17(9), 1974). It spends at most half a percent
-of the training time: a save that costs 20 ms is due every 4 s at most. It is due at most every second, at
+order approximation to the optimum checkpoint interval", CACM 17(9), 1974). It spends at most a five-hundredth
+of the training time: a save that costs 20 ms is due every 10 s at most. It is due at most every second, at
 least every five minutes, and for the first time after one second, so that an early kill loses little.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from runner.core.spec import CadenceUnit, Every
 
 #: Share of the training time that AUTO may spend on saving.
-SHARE = 0.005
+SHARE = 0.002
 INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 300.0
 #: The first save of AUTO, when nothing is known of its cost.

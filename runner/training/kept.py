@@ -26,8 +26,8 @@ from runner.training.saver import Layout, Saver
 from runner.training.shelf import Shelf
 
 #: Of the training time, for snapshots; beyond that so much: each fit's first finds out what stays the same.
-SHARE = 0.0025
-FREE_S = 0.1
+SHARE = 0.0015
+FREE_S = 0.03
 INTERVAL_S_MIN = 0.25
 INTERVAL_S_MAX = 60.0
 

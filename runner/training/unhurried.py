@@ -1,4 +1,4 @@
-"""The best model, written without haste: at most 0.5 % of the time goes into it.
+"""The best model, written without haste: at most a thousandth of the time goes into it.
 
 In a short training every epoch may be the best so far, and writing a durable, verified file after each would
 take a third of the time. So a best model that follows soon on the last one written is kept in memory, and
@@ -43,7 +43,7 @@ class _Found(NamedTuple):
 
 
 #: Share of the time that may go into writing best models.
-_SHARE = 0.005
+_SHARE = 0.001
 _INTERVAL_S_MIN = 1.0
 _INTERVAL_S_MAX = 60.0
 

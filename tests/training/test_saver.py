@@ -331,9 +331,9 @@ def test_the_cost_stretches_the_interval(bench: Bench) -> None:
     saver.due(1, None, epoch_ended=False)
     saver.submit(small(1), 0.04)
     assert saver.flush(30)
-    saver.submit(small(2), 0.96)  # half a second on average: at most every 100 s
+    saver.submit(small(2), 0.96)  # half a second on average: at most every 250 s
     assert saver.flush(30)
-    bench.clock.now_s += 99.0
+    bench.clock.now_s += 249.0
     assert not saver.due(9, None, epoch_ended=False)
     bench.clock.now_s += 9.0
     assert saver.due(9, None, epoch_ended=False)
