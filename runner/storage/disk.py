@@ -11,14 +11,12 @@ from pathlib import Path
 
 
 def free_bytes(folder: Path) -> int:
-    """Return how many bytes this process may write in `folder`; 0 where it may create no file.
+    """Return how many bytes this process may write in `folder`.
 
     Raises:
         OSError: the folder is not there.
     """
     room = os.statvfs(folder)
-    if room.f_flag & os.ST_RDONLY or (room.f_files and not room.f_favail):
-        return 0
     return room.f_frsize * (room.f_bfree if os.geteuid() == 0 else room.f_bavail)
 
 

@@ -117,9 +117,10 @@ class Attempts:
         """Hold the memory for the attempt's snapshots, once its shim has told where it is."""
         if attempt.memory_held or attempt.shim is None:
             return
-        fd = open_memory(self._paths(attempt), attempt.shim)
+        about = _read(self._paths(attempt).shim)
+        fd = open_memory(about, attempt.shim)
+        attempt.memory_held = bool(about)  # it has told: there is none, or we have it
         if fd is not None:
-            attempt.memory_held = True
             self.drop_memory(attempt.name)
             self._memories[attempt.name] = fd
 
@@ -243,9 +244,14 @@ def read_identity(paths: AttemptPaths, who: str) -> Identity | None:
     return Identity.parse(_read(paths.shim).get(who))
 
 
-def open_memory(paths: AttemptPaths, shim: Identity) -> int | None:
-    """Return a descriptor of the memory that a living shim holds for snapshots; None where there is none."""
-    number = _read(paths.shim).get("memory_fd")
+def open_memory(about: dict[str, Any], shim: Identity) -> int | None:
+    """Return a descriptor of the memory that a living shim holds for snapshots; None where there is none.
+
+    Args:
+        about: what its shim.json says.
+        shim: who it is.
+    """
+    number = about.get("memory_fd")
     if not isinstance(number, int) or number < 0:
         return None
     try:
@@ -260,8 +266,9 @@ def open_memory(paths: AttemptPaths, shim: Identity) -> int | None:
 
 def snapshots_bytes(paths: AttemptPaths) -> int:
     """Return how much memory the attempt's snapshots take, which its shim holds; 0 where there are none."""
-    shim = read_identity(paths, "shim")
-    fd = open_memory(paths, shim) if shim is not None else None
+    about = _read(paths.shim)
+    shim = Identity.parse(about.get("shim"))
+    fd = open_memory(about, shim) if shim is not None else None
     if fd is None:
         return 0
     try:

@@ -20,11 +20,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,14 +31,15 @@ from typing import Any
 
 import numpy as np
 
-from runner.core import cadence, retention
+from runner.core import cadence
 from runner.core.cadence import Moment, Saved
-from runner.core.spec import CadenceUnit, CheckpointSpec, Every
+from runner.core.spec import CadenceUnit, CheckpointSpec
 from runner.errors import BadCheckpointError, StorageError
 from runner.storage import checkpoint, disk, durable, hdf5layout
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training.quarantine import Report, set_aside
+from runner.training.stock import Stock
 
 #: Shapes and dtypes of arrays.
 Layout = list[tuple[tuple[int, ...], np.dtype[Any]]]
@@ -84,6 +84,7 @@ class Saver:
         self._resumed_step = 0
         self._epoch_step = -1
         self._cost_s: float | None = None
+        self._stock = Stock(paths, spec, self._tell)
         self._auto = spec.every.unit is CadenceUnit.AUTO
         self._overhead = _OVERHEAD_BYTES
         self._began = clock()
@@ -283,7 +284,7 @@ class Saver:
                     "interval_s": round(self._interval_s(), 3) if self._auto else None,
                 }
             )
-            self._evict()
+            self._stock.evict(self._verified)
             return path
 
     def _fit_in(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
@@ -291,35 +292,16 @@ class Saver:
         durable.make_folder(path.parent, self._paths.dir)
         needed = snapshot.nbytes + self._overhead
         short = disk.trouble(path.parent, needed)
-        if short is not None and not (short.errno == errno.ENOSPC and self._prune(needed)):
+        if short is not None and not (
+            short.errno == errno.ENOSPC and self._stock.make_room(self._verified, needed)
+        ):
             raise short
         try:
             return self._write(path, snapshot)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._prune():
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._stock.make_room(self._verified):
                 raise
         return self._write(path, snapshot)
-
-    def _prune(self, needed: int | None = None) -> bool:
-        """Remove what may go in need, oldest first, until there is room; tell whether there is.
-
-        The newest checkpoint that is known to be good stays, and what has a reason of its own.
-        """
-        if self._verified is None:
-            return False  # none is known to be good: which may go cannot be told
-        found = dict(self._paths.list_checkpoints())
-        gone = []
-        for step in retention.evicted(found, 1, self._kept(found)):
-            if needed is not None and disk.free_bytes(self._paths.checkpoints) >= needed:
-                break
-            with contextlib.suppress(OSError):
-                durable.remove(found[step])
-            if not os.path.lexists(found[step]):  # also where that was not made durable
-                gone.append(step)
-        if gone:
-            reason = "the disk has no room for the next checkpoint"
-            self._tell({"event": "pruned", "steps": gone, "reason": reason})
-        return bool(gone) if needed is None else disk.free_bytes(self._paths.checkpoints) >= needed
 
     def _write(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
         """Write the file; return its size, and the processor time that this took in other processes."""
@@ -335,40 +317,6 @@ class Saver:
         path = self._paths.checkpoint(snapshot.step).relative_to(self._paths.dir)
         retry_s = cadence.retry_s(self._failures)
         self._tell({"event": "save-failed", "path": str(path), "reason": _reason(error), "retry_s": retry_s})
-
-    def _evict(self) -> None:
-        """Apply the retention; what cannot be removed stays until the next time."""
-        found = dict(self._paths.list_checkpoints())
-        for step in retention.evicted(found, self._spec.keep, self._kept(found)):
-            with contextlib.suppress(OSError):
-                durable.remove(found[step])
-
-    def _kept(self, found: Mapping[int, Path]) -> retention.Kept:
-        pinned = frozenset(step for step in found if self._paths.pin(step).exists())
-        archived = self._archived(found)
-        return retention.Kept(verified=self._verified, pinned=pinned, archived=archived)
-
-    def _archived(self, found: Mapping[int, Path]) -> frozenset[int]:
-        """Return the steps that are kept for ever; one whose place cannot be read counts as such."""
-        period, places, unknown = self._spec.archive, dict[int, float](), set[int]()
-        if period is None:
-            return frozenset()
-        for step, path in found.items():
-            try:
-                places[step] = self._place(period, step, path)
-            except (OSError, StorageError):
-                unknown.add(step)
-        return retention.archived(places, period.count) | unknown
-
-    def _place(self, period: Every, step: int, path: Path) -> float:
-        """Return where a checkpoint lies, counted in what the period is."""
-        match period.unit:
-            case CadenceUnit.STEPS:
-                return step
-            case CadenceUnit.EPOCHS:
-                return checkpoint.describe(path).epoch
-            case _:
-                return path.stat().st_mtime
 
     def _sweep(self) -> None:
         """Remove what a killed writer left: only one attempt of a job runs at a time."""

@@ -108,19 +108,28 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str,
         site.close()
 
 
-def test_a_training_outlasts_a_full_disk_and_nothing_is_missing(
-    small_disk: Path, tmp_path: Path, plain: tuple[str, list[dict[str, Any]]]
-) -> None:
-    site = Site(small_disk / "home")
-    site.log = tmp_path / "daemon.log"
-    full = tmp_path / "full"
+@contextlib.contextmanager
+def training_on_a_full_disk(small_disk: Path, full: Path) -> Iterator[Site]:
+    """A job that has a checkpoint, and has trained on since the disk is full."""
     full.mkdir()
+    site = Site(small_disk / "home")
+    site.log = full / "daemon.log"
     try:
         site.start()
         submit(site, "full", full)
         wait_for(lambda: "checkpoint" in site.kinds("full"), "the first checkpoint", timeout_s=60)
         fill(small_disk / "ballast")
         wait_for((full / "epoch-6").exists, "the training to go on", timeout_s=60)
+        yield site
+    finally:
+        site.close()
+
+
+def test_a_training_outlasts_a_full_disk_and_nothing_is_missing(
+    small_disk: Path, tmp_path: Path, plain: tuple[str, list[dict[str, Any]]]
+) -> None:
+    full = tmp_path / "full"
+    with training_on_a_full_disk(small_disk, full) as site:
         assert "are needed" in facts.gather(site.home, "full")["disk"]
         (small_disk / "ballast").unlink()
         # The script stands still: what follows is the retry, by the clock, not by a step.
@@ -142,23 +151,13 @@ def test_a_training_outlasts_a_full_disk_and_nothing_is_missing(
         log = site.home.job("full").attempt(1).log.read_text(errors="replace")
         assert "bytes of output are missing here" in log
         assert log.endswith("the last line\n")
-    finally:
-        site.close()
 
 
 def test_a_worker_that_dies_on_a_full_disk_is_resumed_from_memory(
     small_disk: Path, tmp_path: Path, plain: tuple[str, list[dict[str, Any]]]
 ) -> None:
-    site = Site(small_disk / "home")
-    site.log = tmp_path / "daemon.log"
     full = tmp_path / "full"
-    full.mkdir()
-    try:
-        site.start()
-        submit(site, "full", full)
-        wait_for(lambda: "checkpoint" in site.kinds("full"), "the first checkpoint", timeout_s=60)
-        fill(small_disk / "ballast")
-        wait_for((full / "epoch-6").exists, "the training to go on", timeout_s=60)
+    with training_on_a_full_disk(small_disk, full) as site:
         saved = site.home.job("full").list_checkpoints()[-1][0]
         keeper = site.identity("full", "keeper")
         os.kill(site.identity("full", "worker").pid, signal.SIGKILL)
@@ -178,5 +177,3 @@ def test_a_worker_that_dies_on_a_full_disk_is_resumed_from_memory(
         assert (full / "result").read_text() == plain[0]
         assert metrics(site, "full") == plain[1]
         assert_events_in_order(site.events("full"))
-    finally:
-        site.close()

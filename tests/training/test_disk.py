@@ -81,7 +81,7 @@ def test_older_ones_go_for_a_newer_one_but_never_the_last_good_one(small: Path) 
     assert failed["event"] == "save-failed"
     assert "bytes are needed" in failed["reason"]
     assert failed["retry_s"] == 1.0
-    assert bench.steps() == [1, 6]
+    assert bench.steps() == [1, 5, 6], "none goes in vain"
     bench.saver.close()
 
 

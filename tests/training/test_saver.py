@@ -18,6 +18,7 @@ from runner.errors import StorageError
 from runner.storage import checkpoint, durable
 from runner.storage.layout import JobPaths
 from runner.training.saver import Saver
+from runner.training.stock import Stock
 from tests.storage.snapshots import CREATED, assert_same, small
 
 
@@ -42,6 +43,9 @@ class Bench:
 
     def saver(self, report: Callable[[dict[str, Any]], None] | None = None, **spec: Any) -> Saver:
         return Saver(self.paths, CheckpointSpec(**spec), report or self.facts.append, self.clock)
+
+    def stock(self) -> Stock:
+        return Stock(self.paths, CheckpointSpec(), self.facts.append)
 
     def events(self) -> list[str]:
         return [fact["event"] for fact in self.facts]
@@ -205,14 +209,12 @@ def test_what_was_pruned_is_told_also_where_that_could_not_be_made_durable(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.fill(1, 2, 3)
-    saver = bench.saver()
-    saver.latest()
 
     def failing(_folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(durable, "sync_folder", failing)
-    assert saver._prune()
+    assert bench.stock().make_room(verified=3)
     assert [fact["steps"] for fact in bench.facts if fact["event"] == "pruned"] == [[1, 2]]
     assert bench.steps() == [3]
 
@@ -220,7 +222,7 @@ def test_what_was_pruned_is_told_also_where_that_could_not_be_made_durable(
 def test_nothing_is_pruned_where_none_is_known_to_be_good(bench: Bench) -> None:
     bench.fill(1, 2)
     bench.damage(2)
-    assert not bench.saver()._prune()
+    assert not bench.stock().make_room(verified=None)
     assert bench.steps() == [1, 2]
 
 
