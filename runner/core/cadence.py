@@ -26,8 +26,6 @@ RETRY_S_MIN = 1.0
 RETRY_S_MAX = 300.0
 #: A job that has not lived yet is taken to fail once in this time.
 TRUST_S = 600.0
-#: How far apart a training with short steps needs to ask.
-LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -87,11 +85,12 @@ def due(every: Every, moment: Moment, saved: Saved, interval_s: float, steps_per
 
 
 def quiet_until(
-    every: Every, moment: Moment, saved: Saved, steps_per_epoch: int | None
+    every: Every, saved: Saved, interval_s: float, steps_per_epoch: int | None
 ) -> tuple[float, float]:
     """Return a step and a time: nothing is due as long as both lie ahead and no epoch ends.
 
-    To be asked when nothing was due at `moment`; the arguments are those of `due`.
+    To be asked when nothing was due, and again when the interval gets shorter; the arguments are those of
+    `due`.
     """
     match every.unit:
         case CadenceUnit.STEPS:
@@ -100,8 +99,10 @@ def quiet_until(
             return _next_multiple(saved.step, every.count * steps_per_epoch), math.inf
         case CadenceUnit.EPOCHS:
             return math.inf, math.inf
-        case _:
-            return math.inf, moment.now_s + LOOK_S
+        case CadenceUnit.SECONDS:
+            return math.inf, saved.at_s + every.count
+        case CadenceUnit.AUTO:
+            return math.inf, saved.at_s + interval_s
 
 
 def interval_s(cost_s: float | None, mtbf_s: float) -> float:

@@ -55,6 +55,10 @@ _FAILURES = (
 )
 
 
+#: Makes a durable, verified file of a snapshot.
+Write = Callable[[Path, Snapshot], Any]
+
+
 @dataclass(frozen=True)
 class _Committed:
     best: Best
@@ -64,7 +68,18 @@ class _Committed:
 class BestKeeper:
     """Judges each epoch's metrics, and keeps the best model under the job's template."""
 
-    def __init__(self, paths: JobPaths, spec: CheckpointSpec, report: Report) -> None:
+    def __init__(
+        self, paths: JobPaths, spec: CheckpointSpec, report: Report, write: Write | None = None
+    ) -> None:
+        """Begin, with what the disk has.
+
+        Args:
+            paths: the job's.
+            spec: how the best is told and named.
+            report: takes facts.
+            write: makes a durable, verified file of a snapshot; by default here.
+        """
+        self._write_weights = write or _write
         self._paths = paths
         self._spec = spec
         self._report = report
@@ -157,8 +172,9 @@ class BestKeeper:
         if found.file.endswith(whole.SUFFIX):
             whole.save(path, snapshot, save_whole, comment=identity(found))
         else:
-            state = {**snapshot.state, "best": identity(found)}
-            checkpoint.write(path, replace(snapshot, state=state), created=_now())
+            if snapshot.state.get("best") != identity(found):
+                snapshot = replace(snapshot, state={**snapshot.state, "best": identity(found)})
+            self._write_weights(path, snapshot)
 
     # The others of a series, where the best few are to be kept: their files say by what.
 
@@ -364,6 +380,10 @@ def _verified_digests(path: Path) -> Iterator[str]:
     whole_file = digests.of_file(path, "sha256")
     yield whole_file
     yield whole_file.removeprefix("sha256:")
+
+
+def _write(path: Path, snapshot: Snapshot) -> None:
+    checkpoint.write(path, snapshot, created=_now())
 
 
 def _never(_path: Path) -> None:

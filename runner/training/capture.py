@@ -114,10 +114,16 @@ class Camera:
         """Have memory of its own ready for the first snapshot."""
         self._loaded().reader.buffers.prepare()
 
-    def portrait(self, *, step: int, epoch: int) -> Snapshot:
-        """Return a snapshot of the model and its optimizer alone, as a kept model needs it."""
+    def portrait(self, *, step: int, epoch: int, lend: Lend) -> Snapshot:
+        """Return a snapshot of the model and its optimizer alone, as a kept model needs it.
+
+        Args:
+            step: completed steps, over all fits.
+            epoch: Keras's index of the present epoch.
+            lend: gives memory for the variables' values, as the camera's own does.
+        """
         film = self._loaded()
-        arrays = dict(zip(film.names, film.reader.read(), strict=True))
+        arrays = dict(zip(film.names, film.reader.read(lend), strict=True))
         links, attributes = self._keras_layout(film, arrays)
         state = {"version": VERSION, "kind": "model", "variables": film.described}
         return Snapshot(

@@ -247,9 +247,8 @@ class EpochFit:
             self._trained = True
             worker.phase("train", tell=True)
         worker.progress.set(step=worker.step, step_in_epoch=self._batches)
-        if time.monotonic() >= worker.progress.due_at():
+        if worker.progress.wants(time.monotonic()):
             worker.progress.set(metrics=values.of_logs(logs))
-            worker.progress.write_if_due()
 
     def _epoch_ended(self, epoch: int, logs: Any = None) -> None:
         """Note the metrics when the script's callbacks have seen the epoch's end; take a snapshot."""

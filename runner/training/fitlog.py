@@ -105,7 +105,6 @@ class FitLog:
         line = {"epoch": epoch, "step": worker.step, "fit": self._number, "time": now_text(), **metrics}
         worker.note_metrics(line)
         worker.progress.set(step=worker.step, epoch=epoch, metrics=metrics)
-        worker.progress.write_if_due()
         return metrics
 
     def consider(self, epoch: int, metrics: Mapping[str, Any]) -> None:
@@ -113,7 +112,7 @@ class FitLog:
         worker, camera = self._worker, self._camera
 
         def portrait() -> Snapshot:
-            return camera.portrait(step=worker.step, epoch=epoch)
+            return camera.portrait(step=worker.step, epoch=epoch, lend=worker.saver.lend_best)
 
         def save_whole(path: Path) -> None:
             camera.model.save(str(path))

@@ -208,8 +208,8 @@ class Fit:
             step = worker.step = self._epoch_step + (batches if done == total else done * size)
             position.drawn = base + done * size
             now = clock()
-            if now >= progress._written_at + 1.0:
-                self._tell(now)
+            if progress.wants(now):
+                self._tell()
             if stop.requested or saver.due(step, iterator.num_batches, done == total or done == 0 < step):
                 self._save(done)
             if done == total and self._may_save(done):
@@ -245,7 +245,7 @@ class Fit:
         batches = int(self.iterator.steps_per_epoch or self.iterator._num_batches or 0)
         return (math.ceil(batches / self.iterator.steps_per_execution), batches) if batches > 0 else (None, 0)
 
-    def _tell(self, now: float) -> None:
+    def _tell(self) -> None:
         worker = self.worker
         worker.progress.set(
             step=worker.step,
@@ -254,7 +254,6 @@ class Fit:
             steps_per_epoch=self.iterator.num_batches,
             metrics=values.of_logs(self.logs) or worker.progress.values["metrics"],
         )
-        worker.progress.write_if_due(now)
 
     # -- snapshots ------------------------------------------------------------------------------------------
 

@@ -137,7 +137,6 @@ def _ticking(worker: Worker, steps: Iterator[Any]) -> Iterator[Any]:
     """Show that evaluating, predicting and validating get on."""
     for item in steps:
         worker.progress.set()
-        worker.progress.write_if_due()
         yield item
 
 

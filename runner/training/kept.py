@@ -25,11 +25,13 @@ from runner.training.report import now_text
 from runner.training.saver import Layout, Saver
 from runner.training.shelf import Shelf
 
-#: Of the training time, for snapshots; beyond that so much: each fit's first finds out what stays the same.
+#: Of the training time, for snapshots; so much may be saved up: a fit's first finds out what stays the same.
 SHARE = 0.0015
 FREE_S = 0.03
 INTERVAL_S_MIN = 0.25
 INTERVAL_S_MAX = 60.0
+#: A best model of so much is put into the memory at once: copying it twice would cost more than the manifest.
+LARGE_BYTES = 1024 * 1024
 
 
 class KeptSaver(Saver):
@@ -41,10 +43,10 @@ class KeptSaver(Saver):
         self._shelf = shelf
         self._lent: Slots | None = None  # a slot is open for the next snapshot
         self._disk_due = False
-        self._begun_at = math.inf  # the training
-        self._snapshot_at = 0.0
+        self._snapshot_at = 0.0  # before that none is taken
         self._snapshot_step = 0
-        self._spent_s = 0.0  # in snapshots
+        self._paid_until = -math.inf  # the training time up to then has paid for the snapshots so far
+        self._looked_s = 0.0  # what looking has taken since the last one
 
     def latest(self) -> tuple[Path | None, Snapshot] | None:
         """Return the newest checkpoint that verifies, or what is newer and was left in memory (no path).
@@ -67,18 +69,18 @@ class KeptSaver(Saver):
     def due(self, step: int, steps_per_epoch: int | None, epoch_ended: bool) -> bool:
         """Tell whether to take a snapshot, for the memory or for the disk as well."""
         self._disk_due = super().due(step, steps_per_epoch, epoch_ended)
-        if self._disk_due and self._shelf.preparing and not epoch_ended:
-            self._disk_due = False  # a moment later it costs no memory of the worker's own, untouched yet
-            return False
-        if self._disk_due or step <= self._snapshot_step or not self._shelf.on:
+        if self._disk_due:
+            # A moment later it costs no memory of the worker's own, untouched yet.
+            self._disk_due = epoch_ended or not self._shelf.preparing
             return self._disk_due
         now_s = self._clock()
-        if self._begun_at == math.inf:
-            self._begun_at, self._snapshot_at = now_s, now_s + INTERVAL_S_MIN
-        if now_s < self._snapshot_at:
+        if now_s < self._snapshot_at or step <= self._snapshot_step or not self._shelf.on:
+            return False
+        if not self._snapshot_at:
+            self._snapshot_at = now_s + INTERVAL_S_MIN
             return False
         kept = self._shelf.best_is_kept()
-        self._spent_s += self._clock() - now_s
+        self._looked_s += self._clock() - now_s
         if not kept:
             self._snapshot_at = now_s + INTERVAL_S_MIN
         return kept
@@ -89,9 +91,17 @@ class KeptSaver(Saver):
 
     def lend(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         """Return arrays in the memory for the next snapshot; None where there is no room now."""
-        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout)
+        self._lent = None
+        return self._lend(layout) if self._shelf.best_is_kept() else None
+
+    def lend_best(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
+        """Return arrays in the memory for a large best model's variables; a small one may be copied later."""
+        self._lent = None
+        return self._lend(layout) if _size(layout) >= LARGE_BYTES else None
+
+    def _lend(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         try:
-            self._lent = self._shelf.lend(size) if self._shelf.best_is_kept() else None
+            self._lent = self._shelf.lend(_size(layout))
             return [self._lent.room(*one) for one in layout] if self._lent is not None else None
         except (OSError, MemoryError, ValueError) as error:
             self._lent = None
@@ -106,11 +116,10 @@ class KeptSaver(Saver):
         if slot is not None and self._disk_due:
             self._shelf.hold(snapshot, slot)
         stall_s += self._clock() - began
-        self._spent_s += stall_s
         self._snapshot_step = snapshot.step
-        self._begun_at = min(self._begun_at, began)
-        affordable_at = self._begun_at + (self._spent_s - FREE_S) / SHARE
-        self._snapshot_at = min(began + INTERVAL_S_MAX, max(began + INTERVAL_S_MIN, affordable_at))
+        self._paid_until = max(self._paid_until, began - FREE_S / SHARE) + (self._looked_s + stall_s) / SHARE
+        self._looked_s = 0.0
+        self._snapshot_at = min(began + INTERVAL_S_MAX, max(began + INTERVAL_S_MIN, self._paid_until))
         if self._disk_due:
             super().submit(snapshot, stall_s)
 
@@ -119,9 +128,10 @@ class KeptSaver(Saver):
         self._shelf.hurry()
         return super().save_now(snapshot)
 
-    def keep_best(self, make: Callable[[], Snapshot]) -> None:
-        """Learn that a best model waits for the disk; `make` returns it as it would be written."""
-        self._shelf.keep_best(make)
+    def keep_best(self, snapshot: Snapshot) -> None:
+        """Learn that a best model waits for the disk, as it would be written."""
+        lent, self._lent = self._lent, None
+        self._shelf.keep_best(snapshot, lent)
 
     def best_written(self) -> None:
         """Forget the best model in memory: the disk has it, or a better one."""
@@ -131,16 +141,21 @@ class KeptSaver(Saver):
         """Forget the snapshots: what comes after them is on the disk."""
         self._shelf.drop(Kind.SNAPSHOT)
 
-    def _write(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
+    def write(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
+        """Have the keeper write a file, where the snapshot lies in memory; see `Saver`."""
         slot = self._shelf.slot_of(snapshot)
         if slot is None:
-            return super()._write(path, snapshot)
+            return super().write(path, snapshot)
         asked = {"write": slot.index, "number": slot.committed, "path": str(path), "created": now_text()}
         answer = self._shelf.ask(asked, slot.size)
         if answer is None:
-            return super()._write(path, snapshot)
+            return super().write(path, snapshot)
         if "error" in answer:
             if answer["errno"] is not None:
                 raise OSError(answer["errno"], answer["error"])
             raise StorageError(answer["error"])
         return int(answer["size_bytes"]), float(answer["cpu_s"])
+
+
+def _size(layout: Layout) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout)

@@ -117,7 +117,6 @@ class Attached(Run):
         values = {name: plain(value) for name, value in metrics.items()}
         here.note_metrics({"epoch": epoch, "step": int(step), "fit": number, "time": now_text(), **values})
         here.progress.set(metrics={**here.progress.values["metrics"], **values})
-        here.progress.write_if_due()
         if part is not None and not self._broken:
             completed = self.step + part.inside
             here.best.consider(epoch or 0, completed, values, lambda: self._take(part), self._save_whole)
@@ -209,9 +208,8 @@ class Attached(Run):
                 self._safe_point(part, 1, whole=True)
 
     def _safe_point(self, part: Part, per_epoch: int | None, *, whole: bool = False) -> None:
-        here, now = self._worker, time.monotonic()
+        here = self._worker
         here.progress.set(step=self.step, epoch=part.epoch, step_in_epoch=part.done)
-        here.progress.write_if_due(now)
         savable = part.worked and not part.silent and not self._broken
         if here.stop.may_leave:
             here.leave_with(self._try(part, whole) if savable else None)
@@ -220,10 +218,11 @@ class Attached(Run):
         due = here.saver.due(self.step, per_epoch, part.epochs is not None and part.done == 0)
         near_end = part.is_near_end(per_epoch)
         if due or near_end:
+            began = time.monotonic()
             snapshot = self._try(part, whole)
             part.near_end = snapshot if near_end else None
             if due and snapshot is not None:
-                here.saver.submit(snapshot, time.monotonic() - now)
+                here.saver.submit(snapshot, time.monotonic() - began)
 
     def _try(self, part: Part, whole: bool) -> Snapshot | None:
         """Take a snapshot; what cannot be captured ends the checkpoints, not the training."""

@@ -46,7 +46,6 @@ def install(worker: Worker, wrap: Callable[[type, str, Callable[..., Any]], None
         if is_own():
             _begin(worker)
             worker.progress.set(own_batches=worker.progress.values["own_batches"] + 1)
-            worker.progress.write_if_due()
         return result
 
     wrap(BaseOptimizer, "apply", apply)

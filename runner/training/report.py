@@ -24,6 +24,7 @@ from runner.training.steady import Lines
 
 #: progress.json is written at most this often.
 PROGRESS_EVERY_S = 1.0
+_TELL_EVERY_S = 0.25
 
 
 def now_text() -> str:
@@ -78,14 +79,14 @@ _EARLIER_BYTES_MAX = 1 << 16
 class Progress:
     """`progress.json`: the newest values, written at most once a second.
 
-    The main thread sets values and writes at its safe points; the watcher thread writes what the main thread
-    left unwritten before it went into something long.
+    The main thread sets values, which costs it next to nothing; the watcher thread writes them. What nobody
+    has set again is not written again: the file changes only while the main thread gets on.
     """
 
     def __init__(self, path: Path, attempt: int):
         self._path = path
         self._lock = threading.Lock()
-        self._written_at = -math.inf
+        self._written_at = self._told_at = -math.inf
         self._dirty = False
         self._rate: tuple[float, int] | None = None
         self.values: dict[str, Any] = {
@@ -121,22 +122,27 @@ class Progress:
         """Enter a phase."""
         if self.values["phase"] != phase:
             self.set(phase=phase)
-            self.write_if_due()
 
-    def due_at(self) -> float:
-        """Return the monotonic time from which the next write is allowed."""
-        return self._written_at + PROGRESS_EVERY_S
+    def wants(self, now: float) -> bool:
+        """Tell whether it is time to set what takes a moment to find out; yes at most every quarter second.
 
-    def write_if_due(self, now: float | None = None) -> None:
+        Args:
+            now: monotonic, in seconds.
+        """
+        if now < self._told_at + _TELL_EVERY_S:
+            return False
+        self._told_at = now
+        return True
+
+    def write_if_due(self) -> None:
         """Write when there is something new and a second has passed."""
-        now = time.monotonic() if now is None else now
-        if self._dirty and now >= self.due_at():
-            self.write(now)
+        if self._dirty and time.monotonic() >= self._written_at + PROGRESS_EVERY_S:
+            self.write()
 
-    def write(self, now: float | None = None) -> None:
+    def write(self) -> None:
         """Write at once."""
         with self._lock:
-            now = time.monotonic() if now is None else now
+            now = time.monotonic()
             self._dirty = False
             self._written_at = now
             values = dict(self.values)

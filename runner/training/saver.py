@@ -155,7 +155,7 @@ class Saver:
         interval_s = self._interval_s() if self._auto else 0.0
         found = cadence.due(self._spec.every, moment, self._saved, interval_s, steps_per_epoch)
         if not found:
-            self._quiet = cadence.quiet_until(self._spec.every, moment, self._saved, steps_per_epoch)
+            self._quiet = cadence.quiet_until(self._spec.every, self._saved, interval_s, steps_per_epoch)
         return found
 
     def _interval_s(self) -> float:
@@ -176,8 +176,12 @@ class Saver:
         """Return arrays for the next snapshot's variables; None: the caller has its own."""
         return None
 
-    def keep_best(self, make: Callable[[], Snapshot]) -> None:
-        """Learn that a best model waits for the disk; `make` returns it as it would be written."""
+    def lend_best(self, _layout: Layout) -> list[np.ndarray[Any, Any]] | None:
+        """Return arrays for a best model's variables; None: the caller has its own."""
+        return None
+
+    def keep_best(self, snapshot: Snapshot) -> None:
+        """Learn that a best model waits for the disk, as it would be written."""
 
     def best_written(self) -> None:
         """Learn that the best model so far is on the disk."""
@@ -297,14 +301,20 @@ class Saver:
         ):
             raise short
         try:
-            return self._write(path, snapshot)
+            return self.write(path, snapshot)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._stock.make_room(self._verified):
                 raise
-        return self._write(path, snapshot)
+        return self.write(path, snapshot)
 
-    def _write(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
-        """Write the file; return its size, and the processor time that this took in other processes."""
+    def write(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:
+        """Write a file in the calling thread; it is durable and verified then.
+
+        Returns: its size in bytes, and the processor time in seconds that this took in other processes.
+
+        Raises:
+            StorageError, OSError: it could not be written.
+        """
         return checkpoint.write(path, snapshot, created=_now()), 0.0
 
     def _failed(self, taken: tuple[Snapshot, float] | None, error: Exception) -> None:

@@ -64,7 +64,7 @@ class Shelf:
         self._deadline = 0.0
         #: What goes to the disk, for as long as it lives: its slot, and what keeps that from being lent.
         self._in_slots: list[tuple[weakref.ref[Snapshot], Slot, np.ndarray[Any, Any]]] = []
-        self._best: Callable[[], Snapshot] | None = None
+        self._best: Snapshot | None = None  # a best model that is in neither the memory nor on the disk
         self._size = 0  # of the largest contents so far
         self.ask({"digests": digests.preferred()})
 
@@ -199,21 +199,31 @@ class Shelf:
 
     # -- the best model that waits --------------------------------------------------------------------------
 
-    def keep_best(self, make: Callable[[], Snapshot]) -> None:
-        """Learn that a best model waits for the disk: it is put into the memory before the next snapshot."""
-        self._best = make
+    def keep_best(self, best: Snapshot, lent: Slots | None) -> None:
+        """Learn that a best model waits for the disk.
 
-    def best_is_kept(self) -> bool:
+        Args:
+            best: as it would be written.
+            lent: has a slot open that a part of it lies in: it is committed now, otherwise before the next
+                snapshot.
+        """
+        self._best = best
+        if lent is not None:
+            self.best_is_kept(lent)
+
+    def best_is_kept(self, lent: Slots | None = None) -> bool:
         """Put the best model that waits into the memory; tell whether it is there, or none waits.
 
         A snapshot that is later than a best model that nobody else has would lose it.
         """
-        make = self._best
-        if make is None:
+        best = self._best
+        if best is None:
             return True
-        if self._commit(make(), Kind.BEST) is None:
+        slot = self._commit(best, Kind.BEST, lent)
+        if slot is None:
             return False
-        if self._best is make:
+        self.hold(best, slot)
+        if self._best is best:
             self._best = None
         else:  # the writer has written it meanwhile
             self.drop(Kind.BEST)

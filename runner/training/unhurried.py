@@ -35,11 +35,7 @@ class _Found(NamedTuple):
 
     best: Best
     logs: Mapping[str, Any]
-    snapshot: Snapshot
-
-    def named(self) -> Snapshot:
-        """Return the model as its file has it: saying by what it is the best."""
-        return replace(self.snapshot, state={**self.snapshot.state, "best": identity(self.best)})
+    snapshot: Snapshot  #: as its file has it: saying by what it is the best
 
 
 #: Share of the time that may go into writing best models.
@@ -91,10 +87,11 @@ class Unhurried:
                 return self._keeper.consider(epoch, step, logs, make_snapshot, save_whole)
         better = self._better(epoch, step, logs)
         if better is not None:
-            found = _Found(better, dict(logs), make_snapshot())
+            snapshot = make_snapshot()
+            snapshot = replace(snapshot, state={**snapshot.state, "best": identity(better)})
             with self._lock:
-                self._waiting = found
-                self._saver.keep_best(found.named)
+                self._waiting = _Found(better, dict(logs), snapshot)
+                self._saver.keep_best(snapshot)
         elif self._waiting is None and self._disk.acquire(blocking=False):
             try:  # there is nothing to save: it warns where something is wrong with the monitor
                 self._keeper.consider(epoch, step, logs, make_snapshot, save_whole)

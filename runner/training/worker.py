@@ -174,7 +174,8 @@ class Worker:
         if self._best is None:
             from runner.training.best import BestKeeper
 
-            self._best = BestKeeper(self.launch.paths, self.launch.checkpoint, self.facts.append)
+            launch = self.launch
+            self._best = BestKeeper(launch.paths, launch.checkpoint, self.facts.append, self._write_best)
         return self._best
 
     def _report(self, fact: dict[str, Any]) -> None:
@@ -188,6 +189,9 @@ class Worker:
             saving = {"since": now_text(), **self.progress.values["saving"]}
             saving.update({"reason": fact["reason"], "retry_s": fact["retry_s"]})
             self.progress.set(saving=saving)
+
+    def _write_best(self, path: Path, snapshot: Snapshot) -> None:
+        self.saver.write(path, snapshot)
 
     @property
     def fit_best(self) -> Unhurried:

@@ -104,10 +104,10 @@ def save(bench: Bench, snapshot: Snapshot) -> None:
     assert bench.saver.flush(30)
 
 
-def best_of(step: int, value: float, metric: str = "val_loss") -> Callable[[], Snapshot]:
+def best_of(step: int, value: float, metric: str = "val_loss") -> Snapshot:
     """A best model, as it waits."""
     best = Best(metric, Mode.MIN, value, 1, step, "best.weights.h5")
-    return lambda: replace(small(step), state={"best": identity(best)})
+    return replace(small(step), state={"best": identity(best)})
 
 
 def test_the_keeper_writes_what_the_worker_has_in_memory(bench: Bench) -> None:
@@ -204,6 +204,26 @@ def test_a_best_model_that_no_snapshot_follows_is_not_copied(bench: Bench) -> No
     assert [fact["event"] for fact in bench.die()] == ["checkpoint"]
 
 
+def test_a_large_best_model_is_in_memory_at_once_and_written_by_the_keeper(bench: Bench) -> None:
+    layout = [((kept.LARGE_BYTES // 4,), np.dtype("f4")), ((), np.dtype("i8"))]
+    assert bench.saver.lend_best(layout[1:]) is None, "a small one is copied later"
+    arrays = bench.saver.lend_best(layout)
+    assert arrays is not None
+    arrays[0][:], arrays[1][...] = 0.5, 7
+    best = Snapshot(10, 1, best_of(10, 0.5).state, {"a": arrays[0], "b": arrays[1]})
+    bench.saver.keep_best(best)
+    (slot,) = bench.slots().newest(Kind.BEST)
+    assert slot.step == 10
+    path = bench.paths.best / "best.weights.h5"
+    path.parent.mkdir()
+    size, elsewhere_s = bench.saver.write(path, best)
+    assert elsewhere_s > 0
+    assert size == path.stat().st_size
+    assert_same(checkpoint.read(path), best)
+    del best, arrays
+    assert [fact["event"] for fact in bench.die()] == ["best"], "the record is still to be made"
+
+
 def test_a_best_model_that_is_on_the_disk_is_not_written_again(bench: Bench) -> None:
     bench.saver.keep_best(best_of(10, 0.5))
     keep(bench, small(11))
@@ -213,7 +233,7 @@ def test_a_best_model_that_is_on_the_disk_is_not_written_again(bench: Bench) -> 
 
 def test_a_best_model_by_another_metric_takes_the_place_of_the_former(bench: Bench) -> None:
     keeper = BestKeeper(bench.paths, CheckpointSpec(), bench.report)
-    assert keeper.take(best_of(10, 0.1, "loss")())
+    assert keeper.take(best_of(10, 0.1, "loss"))
     bench.saver.keep_best(best_of(20, 0.5))
     keep(bench, small(21))
     assert [fact["event"] for fact in bench.die()] == ["best", "checkpoint"]
