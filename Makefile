@@ -6,6 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 READY := .venv/.ready
+# Test processes: they wait for each other and for clocks, so a few more than there are processors.
+WORKERS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 # More arguments for pytest or the drill: make test ARGS="-k resume", make demo ARGS=--keep
 ARGS ?=
 # TensorFlow has wheels for these; PYTHON=... chooses another.
@@ -36,7 +38,7 @@ demo: $(READY) ## train real digits, kill the training twice, and compare with a
 	@$(BIN)/runner drill jobs/digits --kills 2 $(ARGS)
 
 test: $(READY) ## the whole test suite (root: with the tests under a real systemd)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint types test ## what must hold before a change goes in
 

@@ -50,7 +50,9 @@ class Belongings:
         self._models, self._optimizers, self._more = models, optimizers, more
         #: Laid out in the checkpoints for Keras's `load_weights`; None where several are attached.
         self.model: Any = models[0] if len(models) == 1 else None
-        self._camera = Camera(self.model, here.entropy, self._variables)
+        self._camera = Camera(
+            self.model, here.entropy, self._variables, lend=lambda layout: here.saver.lend(layout)
+        )
         self._tracked: list[Tracked] = []
         self._fingerprint = {**fingerprint.machine(), "source": fingerprint.source(here.entry)}
         self.doubts: list[str] = []
@@ -105,6 +107,10 @@ class Belongings:
         return True
 
     # -- snapshots ------------------------------------------------------------------------------------------
+
+    def size(self) -> int:
+        """Return how many bytes the variables have."""
+        return self._camera.size()
 
     def take(
         self, *, step: int, epoch: int, state: Mapping[str, Any], start: Start | None, ahead: Tracked | None

@@ -193,6 +193,7 @@ class Attached(Run):
         if not part.worked:
             part.worked = True
             if not part.silent:
+                here.saver.prepare(self._own.size)
                 here.release()
             here.phase("train", tell=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.training.harness import Job
+from tests.training.nursery import Nursery
 
 SCRIPT = """
 import os, signal, sys, time
@@ -36,8 +37,8 @@ model.fit(forever(), steps_per_epoch=5, epochs=3, verbose=0, callbacks=[Death()]
 """
 
 
-def test_the_kind_of_each_fit_and_the_cost_of_replay(tmp_path: Path) -> None:
-    job = Job(tmp_path, "train.py", text=SCRIPT)
+def test_the_kind_of_each_fit_and_the_cost_of_replay(tmp_path: Path, nursery: Nursery) -> None:
+    job = Job(tmp_path, "train.py", text=SCRIPT, nursery=nursery)
     lives = [job.run(every=every) for every in (("steps", 1), ("s", 0.5), ("s", 0.5))]
     assert [life.code for life in lives] == [-9, -9, 0], lives[-1].errors
     found = [(fact["fit"], fact["kind"], fact["exact"]) for fact in job.facts_of("classified")]
@@ -76,8 +77,10 @@ model.fit(data, steps_per_epoch=5, epochs=3, verbose=0, callbacks=[Death()])
 """
 
 
-def test_data_that_are_asked_for_when_an_epoch_has_begun_are_read_again_then(tmp_path: Path) -> None:
-    job = Job(tmp_path, "train.py", text=LATE)
+def test_data_that_are_asked_for_when_an_epoch_has_begun_are_read_again_then(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    job = Job(tmp_path, "train.py", text=LATE, nursery=nursery)
     lives = [job.run(every=("s", 0.5)) for _ in range(2)]
     assert [life.code for life in lives] == [-9, 0], lives[1].errors
     (resumed,), (replayed,) = job.facts_of("resumed", 2), job.facts_of("replayed", 2)
@@ -127,8 +130,10 @@ for looking, of in ((Evaluating(), data), (Compiled(), held)):
 """
 
 
-def test_a_callback_that_reads_a_shuffle_in_a_way_that_cannot_be_repeated(tmp_path: Path) -> None:
-    job = Job(tmp_path, "train.py", text=SHARED)
+def test_a_callback_that_reads_a_shuffle_in_a_way_that_cannot_be_repeated(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    job = Job(tmp_path, "train.py", text=SHARED, nursery=nursery)
     lives = [job.run(every=("steps", 1)) for _ in range(3)]
     assert [life.code for life in lives] == [-9, -9, 0], lives[-1].errors
     reasons = [

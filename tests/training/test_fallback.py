@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.training.harness import Job
+from tests.training.nursery import Nursery
 
 #: Gives a Keras that is the installed one, but for the name of one place that the exact resume needs.
 STAND_IN = """
@@ -43,13 +45,20 @@ main()
 """
 
 
-@pytest.fixture
-def unknown(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the environment in which Keras is not as expected."""
-    folder = tmp_path / "stand-in"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("stand-in")
     (folder / "sitecustomize.py").write_text(STAND_IN)
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(unknown: dict[str, str]) -> Iterator[Nursery]:
+    """Gives birth to processes with that Keras."""
+    nursery = Nursery(Job.environment(unknown))
+    yield nursery
+    nursery.close()
 
 
 def told(job: Job) -> list[list[str]]:
@@ -62,7 +71,7 @@ def begun(job: Job, name: str) -> list[int]:
 
 
 def test_stopped_and_killed_it_goes_on_at_the_beginning_of_an_epoch(
-    tmp_path: Path, unknown: dict[str, str]
+    tmp_path: Path, unknown: dict[str, str], elsewhere: Nursery, nursery: Nursery
 ) -> None:
     plain = Job(tmp_path / "plain", "epochs.py").plain().results
     assert len(plain) == 4
@@ -72,10 +81,12 @@ def test_stopped_and_killed_it_goes_on_at_the_beginning_of_an_epoch(
     first = job.start(env={**unknown, "SLOW": "0.3"}, every=("epochs", 99))
     first.until(lambda: path.exists() and "first begin 2" in path.read_text())
     assert first.send(signal.SIGTERM).wait(30).code == 75, first.errors
-    killed = job.run(env={**unknown, "KILL": "second/train:10@28"}, every=("epochs", 1))
+    job.nursery = elsewhere
+    killed = job.run(env={"KILL": "second/train:10@28"}, every=("epochs", 1))
     assert killed.code == -signal.SIGKILL, killed.errors
     # The Keras that is installed now is as expected; the job goes on as it was begun.
-    last = job.run(every=("epochs", 1))
+    job.nursery = nursery
+    last = job.run(env={"KILL": ""}, every=("epochs", 1))
     assert last.code == 0, last.errors
     assert last.results == plain
 
@@ -97,32 +108,30 @@ def test_stopped_and_killed_it_goes_on_at_the_beginning_of_an_epoch(
     ]
 
 
-def test_control_without_it_a_fit_begins_with_its_first_epoch(
-    tmp_path: Path, unknown: dict[str, str]
-) -> None:
-    job = Job(tmp_path / "job", "epochs.py")
-    with_it = job.run(env={**unknown, "KILL": "first/train:14", "KILL_SAVED": "1"}, every=("epochs", 1))
+def test_control_without_it_a_fit_begins_with_its_first_epoch(tmp_path: Path, elsewhere: Nursery) -> None:
+    job = Job(tmp_path / "job", "epochs.py", nursery=elsewhere)
+    with_it = job.run(env={"KILL": "first/train:14", "KILL_SAVED": "1"}, every=("epochs", 1))
     assert with_it.code == -signal.SIGKILL, with_it.errors
     assert job.facts_of("checkpoint")
     job.bootstrap = tmp_path / "without.py"
     job.bootstrap.write_text(
         WITHOUT.replace("BOOTSTRAP", repr(str(Job(tmp_path / "j", "epochs.py").bootstrap)))
     )
-    without = job.run(env={**unknown, "KILL": ""})
+    without = job.run(env={"KILL": ""})
     assert without.code == 0, without.errors
     assert begun(job, "first") == [0, 1, 2, 3, 0, 1, 2, 3, 4]
 
 
 def test_a_model_that_cannot_be_built_beforehand_is_trained_from_its_beginning(
-    tmp_path: Path, unknown: dict[str, str]
+    tmp_path: Path, elsewhere: Nursery
 ) -> None:
-    job = Job(tmp_path, "epochs.py")
+    job = Job(tmp_path, "epochs.py", nursery=elsewhere)
     args = {"args": ["--eager"], "every": ("epochs", 1)}
-    killed = job.run(env={**unknown, "KILL": "eager/train:14", "KILL_SAVED": "1"}, **args)
+    killed = job.run(env={"KILL": "eager/train:14", "KILL_SAVED": "1"}, **args)
     assert killed.code == -signal.SIGKILL, killed.errors
     # What lies there, not what was told of: death may come between a rename and the word of it.
     saved = {str(path.relative_to(job.paths.dir)) for _, path in job.paths.list_checkpoints()}
-    last = job.run(env=unknown, **args)
+    last = job.run(env={"KILL": ""}, **args)
     assert last.code == 0, last.errors
     assert begun(job, "eager") == [0, 1, 2, 3, 0, 1, 2, 3, 4]
     assert not job.facts_of("resumed")
@@ -132,12 +141,15 @@ def test_a_model_that_cannot_be_built_beforehand_is_trained_from_its_beginning(
     assert [line["epoch"] for line in job.metrics()] == [0, 1, 2, 3, 4]
 
 
-def test_a_checkpoint_for_an_exact_resume_is_left_alone(tmp_path: Path, unknown: dict[str, str]) -> None:
-    job = Job(tmp_path, "epochs.py")
+def test_a_checkpoint_for_an_exact_resume_is_left_alone(
+    tmp_path: Path, elsewhere: Nursery, nursery: Nursery
+) -> None:
+    job = Job(tmp_path, "epochs.py", nursery=nursery)
     exact = job.run(env={"KILL": "first/train:14", "KILL_SAVED": "1"})
     assert exact.code == -signal.SIGKILL, exact.errors
     saved = job.paths.list_checkpoints()
-    assert job.run(env=unknown).code == 78
+    job.nursery = elsewhere
+    assert job.run(env={"KILL": ""}).code == 78
     assert "Install Keras" in job.facts_of("warning", 2)[-1]["message"]
     assert job.paths.list_checkpoints() == saved
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from tests.training.harness import Job
+from tests.training.nursery import Nursery
 
 BATCHES = """
 import os, time
@@ -62,8 +63,8 @@ def told(job: Job) -> list[str]:
     return [fact["message"] for fact in job.facts_of("warning") if "a loop of its own" in fact["message"]]
 
 
-def test_batches_that_are_lost_are_counted(tmp_path: Path) -> None:
-    job = Job(tmp_path, "train.py", text=BATCHES)
+def test_batches_that_are_lost_are_counted(tmp_path: Path, nursery: Nursery) -> None:
+    job = Job(tmp_path, "train.py", text=BATCHES, nursery=nursery)
     file = job.paths.progress
     attempt = job.start().until(lambda: file.exists() and '"own_batches": 21' in file.read_text())
     assert len(told(job)) == 1
@@ -78,16 +79,16 @@ def test_batches_that_are_lost_are_counted(tmp_path: Path) -> None:
     assert "the 21 batches that the attempt before had trained so are lost" in told(job)[-1]
 
 
-def test_a_loop_with_a_gradient_tape_is_noticed(tmp_path: Path) -> None:
-    job = Job(tmp_path, "train.py", text=TAPE)
+def test_a_loop_with_a_gradient_tape_is_noticed(tmp_path: Path, nursery: Nursery) -> None:
+    job = Job(tmp_path, "train.py", text=TAPE, nursery=nursery)
     done = job.run()
     assert done.code == 0, done.errors
     assert len(told(job)) == 1
     assert json.loads(job.paths.progress.read_text())["phase"] == "own"
 
 
-def test_a_fit_is_no_loop_of_its_own(tmp_path: Path) -> None:
-    job = Job(tmp_path, "train.py", text=FIT)
+def test_a_fit_is_no_loop_of_its_own(tmp_path: Path, nursery: Nursery) -> None:
+    job = Job(tmp_path, "train.py", text=FIT, nursery=nursery)
     done = job.run()
     assert done.code == 0, done.errors
     assert told(job) == []
