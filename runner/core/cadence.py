@@ -89,8 +89,8 @@ def quiet_until(
 ) -> tuple[float, float]:
     """Return a step and a time: nothing is due as long as both lie ahead and no epoch ends.
 
-    To be asked when nothing was due, and again when the interval gets shorter; the arguments are those of
-    `due`.
+    To be asked when nothing was due; the arguments are those of `due`, and the interval is not to get
+    shorter meanwhile.
     """
     match every.unit:
         case CadenceUnit.STEPS:

@@ -33,7 +33,8 @@ from runner.storage.checkpoint import Snapshot
 from runner.storage.memory import MAGIC
 from runner.storage.userblock import Info
 
-#: One is the newest, one is being filled, one is being written to the disk or waits for it.
+#: One is the newest, one is being filled, one is being written to the disk or waits for it. While a best
+#: model waits besides, a snapshot may find no room; it is left out.
 COUNT = 3
 
 _PAGE = mmap.PAGESIZE
@@ -205,8 +206,7 @@ class Slots:
         """
         self._let_go()
         slots = self.all()
-        kept = {found[0].index for kind in (Kind.SNAPSHOT, Kind.BEST) if (found := _newest(slots, kind))}
-        free = [slot for slot in slots if slot.index not in kept and not self._in_use(slot.index)]
+        free = self._free(slots)
         if not free:
             return False
         roomy = [slot for slot in free if slot.capacity >= size + _REST]
@@ -218,6 +218,14 @@ class Slots:
         self._lent, self._used = self._record(slot.index), 0
         self._memory = self._view(self._lent)
         return True
+
+    def has_free(self) -> bool:
+        """Tell whether a slot could be lent."""
+        return bool(self._free(self.all()))
+
+    def _free(self, slots: list[Slot]) -> list[Slot]:
+        kept = {found[0].index for kind in (Kind.SNAPSHOT, Kind.BEST) if (found := _newest(slots, kind))}
+        return [slot for slot in slots if slot.index not in kept and not self._in_use(slot.index)]
 
     def prepare(self, size: int) -> None:
         """Make room in every slot that is empty, for contents of about `size` bytes.

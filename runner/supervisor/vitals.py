@@ -53,7 +53,7 @@ class Vitals:
         worker = read_identity(self._home.job(job.name).attempt(attempt.number), "worker")
         runnable = since_s < _GAP_MAX_S and not (worker and process.is_stopped(worker.pid))
         progress = self._progress(job)
-        # The worker's main thread alone makes progress.json change, and only when it gets on.
+        # What changes progress.json changes it because the training gets on, not because time passes.
         mark = f"{progress.get('step')} {progress.get('time')}"
         stepped = progress.get("phase") in _AFTER_FIRST_STEP
         attempt.pulse = observe(attempt.pulse, now, mark, stepped=stepped, runnable=runnable)

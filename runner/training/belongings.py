@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from runner.storage.checkpoint import Snapshot
 from runner.training import capture, chance, fingerprint
 from runner.training.api import State
 from runner.training.capture import Camera, Trace
-from runner.training.codec import Encoder, Node
+from runner.training.codec import Encoder, Node, Uncapturable
 from runner.training.decode import Decoder
 from runner.training.tracked import Tracked, Value
 from runner.training.variables import ChangedScriptError, all_variables, check_same, each_once
@@ -108,9 +109,10 @@ class Belongings:
 
     # -- snapshots ------------------------------------------------------------------------------------------
 
-    def size(self) -> int:
-        """Return how many bytes the variables have."""
-        return self._camera.size()
+    def prepare(self) -> None:
+        """Have memory ready for snapshots; that something cannot be captured is told when one is due."""
+        with contextlib.suppress(TypeError, ValueError, RecursionError, Uncapturable):
+            self._worker.saver.prepare(self._camera.size)
 
     def take(
         self, *, step: int, epoch: int, state: Mapping[str, Any], start: Start | None, ahead: Tracked | None

@@ -112,7 +112,7 @@ class FitLog:
         worker, camera = self._worker, self._camera
 
         def portrait() -> Snapshot:
-            return camera.portrait(step=worker.step, epoch=epoch, lend=worker.saver.lend_best)
+            return camera.portrait(step=worker.step, epoch=epoch, lend=worker.fit_best.lend)
 
         def save_whole(path: Path) -> None:
             camera.model.save(str(path))

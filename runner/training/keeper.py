@@ -84,7 +84,8 @@ class Keeper:
 
         def still() -> None:
             now = self._slots.all()[slot.index]
-            if not (now.begun == now.committed == asked["number"] and self._slots.intact(now)):
+            same = now.whole and now.committed == asked["number"]
+            if not (same and self._slots.intact(now)):
                 raise StorageError("the snapshot in memory has changed while it was written")
 
         try:

@@ -41,7 +41,7 @@ class KeptSaver(Saver):
         """Begin; `arguments` are as `Saver` takes them."""
         super().__init__(*arguments)
         self._shelf = shelf
-        self._lent: Slots | None = None  # a slot is open for the next snapshot
+        self._lent: Slots | None = None  # a slot is open for the snapshot or best model that is being taken
         self._disk_due = False
         self._snapshot_at = 0.0  # before that none is taken
         self._snapshot_step = 0
@@ -79,7 +79,7 @@ class KeptSaver(Saver):
         if not self._snapshot_at:
             self._snapshot_at = now_s + INTERVAL_S_MIN
             return False
-        kept = self._shelf.best_is_kept()
+        kept = self._shelf.best_is_kept() and self._shelf.free
         self._looked_s += self._clock() - now_s
         if not kept:
             self._snapshot_at = now_s + INTERVAL_S_MIN
@@ -93,6 +93,14 @@ class KeptSaver(Saver):
         """Return arrays in the memory for the next snapshot; None where there is no room now."""
         self._lent = None
         return self._lend(layout) if self._shelf.best_is_kept() else None
+
+    def hurry(self) -> None:
+        """Do without the keeper soon, where it hangs; see `Saver`."""
+        self._shelf.hurry(leaving=True)
+
+    def left_best(self) -> Snapshot | None:
+        """Return a best model that the attempt before has left in memory."""
+        return self._shelf.left_best()
 
     def lend_best(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         """Return arrays in the memory for a large best model's variables; a small one may be copied later."""
@@ -117,9 +125,10 @@ class KeptSaver(Saver):
             self._shelf.hold(snapshot, slot)
         stall_s += self._clock() - began
         self._snapshot_step = snapshot.step
-        self._paid_until = max(self._paid_until, began - FREE_S / SHARE) + (self._looked_s + stall_s) / SHARE
+        paid_until = max(self._paid_until, began - FREE_S / SHARE) + (self._looked_s + stall_s) / SHARE
+        self._paid_until = min(paid_until, began + INTERVAL_S_MAX)
         self._looked_s = 0.0
-        self._snapshot_at = min(began + INTERVAL_S_MAX, max(began + INTERVAL_S_MIN, self._paid_until))
+        self._snapshot_at = max(began + INTERVAL_S_MIN, self._paid_until)
         if self._disk_due:
             super().submit(snapshot, stall_s)
 

@@ -193,7 +193,7 @@ class Attached(Run):
         if not part.worked:
             part.worked = True
             if not part.silent:
-                here.saver.prepare(self._own.size)
+                self._own.prepare()
                 here.release()
             here.phase("train", tell=True)
 

@@ -79,8 +79,8 @@ _EARLIER_BYTES_MAX = 1 << 16
 class Progress:
     """`progress.json`: the newest values, written at most once a second.
 
-    The main thread sets values, which costs it next to nothing; the watcher thread writes them. What nobody
-    has set again is not written again: the file changes only while the main thread gets on.
+    Setting values costs next to nothing; the watcher thread writes them, or, in a forked child, which has no
+    watcher, whoever sets them. What nobody has set again is not written again.
     """
 
     def __init__(self, path: Path, attempt: int):
@@ -88,6 +88,8 @@ class Progress:
         self._lock = threading.Lock()
         self._written_at = self._told_at = -math.inf
         self._dirty = False
+        self._watched_in = os.getpid()
+        self._stepped_at = -math.inf
         self._rate: tuple[float, int] | None = None
         self.values: dict[str, Any] = {
             "version": 1,
@@ -117,6 +119,12 @@ class Progress:
         """Take in new values; they are written when due."""
         self.values.update(values)
         self._dirty = True
+        if "step" in values:
+            self._stepped_at = time.monotonic()
+        if os.getpid() != self._watched_in:
+            if self.values["pid"] == self._watched_in:  # the first time; a watcher may have held the lock
+                self._lock, self.values["pid"] = threading.Lock(), os.getpid()
+            self.write_if_due()
 
     def phase(self, phase: str) -> None:
         """Enter a phase."""
@@ -147,7 +155,7 @@ class Progress:
             self._written_at = now
             values = dict(self.values)
             values["time"] = now_text()
-            values["steps_per_s"] = self._steps_per_s(now, int(values["step"]))
+            values["steps_per_s"] = self._steps_per_s(self._stepped_at, int(values["step"]))
             values["rss_bytes"] = _resident_bytes()
             with contextlib.suppress(OSError):
                 durable.publish(self._path, (json.dumps(values, default=str) + "\n").encode())
@@ -156,11 +164,11 @@ class Progress:
         """Forget the pace: steps were restored or skipped rather than trained."""
         self._rate = None
 
-    def _steps_per_s(self, now: float, step: int) -> float | None:
-        before, self._rate = self._rate, (now, step)
-        if before is None or now <= before[0] or step < before[1]:
+    def _steps_per_s(self, at: float, step: int) -> float | None:
+        before, self._rate = self._rate, (at, step)
+        if before is None or step < before[1]:
             return None
-        return round((step - before[1]) / (now - before[0]), 2)
+        return round((step - before[1]) / (at - before[0]), 2) if at > before[0] else 0.0
 
 
 def _resident_bytes() -> int:

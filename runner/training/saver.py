@@ -156,6 +156,8 @@ class Saver:
         found = cadence.due(self._spec.every, moment, self._saved, interval_s, steps_per_epoch)
         if not found:
             self._quiet = cadence.quiet_until(self._spec.every, self._saved, interval_s, steps_per_epoch)
+            if self._failures:  # the writer has failed meanwhile, and is to be asked again soon
+                self._quiet = (0.0, 0.0)
         return found
 
     def _interval_s(self) -> float:
@@ -174,6 +176,13 @@ class Saver:
 
     def lend(self, _layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         """Return arrays for the next snapshot's variables; None: the caller has its own."""
+        return None
+
+    def hurry(self) -> None:
+        """Learn that the process wants to leave: nobody else is to be waited for long from now on."""
+
+    def left_best(self) -> Snapshot | None:
+        """Return a best model that the attempt before has left in memory."""
         return None
 
     def lend_best(self, _layout: Layout) -> list[np.ndarray[Any, Any]] | None:

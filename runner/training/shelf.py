@@ -30,6 +30,7 @@ _BYTES_MAX = 65536
 PATIENCE_S = 60.0
 RATE_BYTES_PER_S = 10e6
 HURRY_S = 5.0
+HURRIED_BYTES_PER_S = 200e6
 _LOOK_S = 0.25
 _FAST = "xxh3_128"
 #: Less than so much is digested here, which takes less time than a message; more by the keeper.
@@ -62,6 +63,7 @@ class Shelf:
         self._preparing = threading.Event()
         self._asking = threading.Lock()
         self._deadline = 0.0
+        self._leaving = False
         #: What goes to the disk, for as long as it lives: its slot, and what keeps that from being lent.
         self._in_slots: list[tuple[weakref.ref[Snapshot], Slot, np.ndarray[Any, Any]]] = []
         self._best: Snapshot | None = None  # a best model that is in neither the memory nor on the disk
@@ -185,6 +187,25 @@ class Shelf:
             for slot in slots.newest(kind):
                 slots.drop(slot)
 
+    def left_best(self) -> Snapshot | None:
+        """Return the best model that an attempt before has left, which no disk has taken."""
+        slots = self.slots()
+        for slot in slots.newest(Kind.BEST)[:1] if slots is not None else []:
+            with contextlib.suppress(ValueError):
+                if slots is not None and slots.intact(slot):
+                    found = slots.snapshot(slot)
+                    self.hold(found, slot)
+                    return found
+            self._tell(f"the best model in memory, of step {slot.step}, was damaged, and is dropped")
+            self.drop(Kind.BEST)
+        return None
+
+    @property
+    def free(self) -> bool:
+        """Whether a slot could be lent now."""
+        slots = self.slots()
+        return slots is not None and slots.has_free()
+
     def left(self, after: int) -> Snapshot | None:
         """Return the newest snapshot that an attempt before has left, where it is later than step `after`."""
         slots = self.slots()
@@ -231,8 +252,9 @@ class Shelf:
 
     # -- the keeper -----------------------------------------------------------------------------------------
 
-    def hurry(self) -> None:
-        """Wait no longer than a moment for an answer: somebody wants to leave."""
+    def hurry(self, *, leaving: bool = False) -> None:
+        """Wait no longer than a moment for the present answer: somebody waits; `leaving`, for any other."""
+        self._leaving = self._leaving or leaving
         self._deadline = min(self._deadline, time.monotonic() + HURRY_S)
 
     def ask(self, message: dict[str, Any], size: int = 0) -> dict[str, Any] | None:
@@ -243,7 +265,10 @@ class Shelf:
             size: bytes that it writes for it.
         """
         with self._asking:
-            self._deadline = time.monotonic() + PATIENCE_S + size / RATE_BYTES_PER_S
+            patience_s = PATIENCE_S + size / RATE_BYTES_PER_S
+            if self._leaving:
+                patience_s = HURRY_S + size / HURRIED_BYTES_PER_S
+            self._deadline = time.monotonic() + patience_s
             answer = b""
             if self._send(message):
                 answer = self._received()

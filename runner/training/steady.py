@@ -95,7 +95,7 @@ class Lines:
 
     def _written(self) -> int:
         try:
-            return self._path.stat().st_size
+            return os.stat(self._path).st_size  # noqa: PTH116 - at every snapshot
         except FileNotFoundError:
             return 0
 

@@ -23,11 +23,13 @@ from runner.core import best as rules
 from runner.core.best import Best, Monitor
 from runner.core.spec import CheckpointSpec
 from runner.training.best import BestKeeper
-from runner.training.identity import identity
+from runner.training.identity import best_from, identity
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from runner.storage.checkpoint import Snapshot
-    from runner.training.saver import Saver
+    from runner.training.saver import Layout, Saver
 
 
 class _Found(NamedTuple):
@@ -68,10 +70,14 @@ class Unhurried:
         self._clock = clock
         self._disk = threading.RLock()  # held while the keeper is at work
         self._lock = threading.Lock()  # guards what waits and what is being written
-        self._waiting: _Found | None = None
+        self._waiting = _left(saver)
         self._writing: _Found | None = None
         self._next_at = 0.0
         self._at_once = bool(rules.fields(spec.best)) or not spec.best.endswith(".weights.h5")
+
+    def lend(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
+        """Return memory for the variables of a model that is about to be considered; None: take your own."""
+        return None if self._at_once else self._saver.lend_best(layout)
 
     def consider(
         self,
@@ -117,8 +123,9 @@ class Unhurried:
             self._next_at = ended + min(_INTERVAL_S_MAX, max(_INTERVAL_S_MIN, (ended - began) / _SHARE))
             with self._lock:
                 self._writing = None
-                if message is None and self._waiting is None:
-                    self._waiting = found
+                floor = self._keeper.best
+                if self._waiting is None and rules.improves(found.best.monitor, found.best.value, floor):
+                    self._waiting = found  # it could not be written
                 elif self._waiting is None:
                     self._saver.best_written()
             return message
@@ -133,6 +140,16 @@ class Unhurried:
         if not isinstance(monitor, Monitor) or not rules.improves(monitor, values[monitor.metric], floor):
             return None
         return Best(monitor.metric, monitor.mode, values[monitor.metric], epoch, step, self._spec.best)
+
+
+def _left(saver: Saver) -> _Found | None:
+    """Return the best model of the attempt before, where only the memory has it."""
+    snapshot = saver.left_best()
+    try:
+        best = None if snapshot is None else best_from(snapshot.state["best"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return None if best is None or snapshot is None else _Found(best, {best.metric: best.value}, snapshot)
 
 
 def _never(_path: Path) -> None:

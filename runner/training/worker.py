@@ -263,6 +263,7 @@ class Worker:
 
     def save_now(self, snapshot: Snapshot | None) -> None:
         """Save a snapshot that is not on the disk yet; a failure is in the facts, and no reason to stay."""
+        self.saver.hurry()
         self.flush_best()
         if snapshot is None or self.saver.verified_step == snapshot.step:
             return

@@ -231,3 +231,22 @@ def test_objects_of_the_scripts_own_classes_are_tracked(tmp_path: Path, nursery:
     done = job.run()
     assert (done.code, done.results) == (0, expected), done.errors
     assert [fact["exact"] for fact in job.facts_of("resumed")] == [True]
+
+
+UNSHAPED = """
+import tensorflow as tf, runner
+
+v = tf.Variable([0.0], shape=tf.TensorShape([None]))
+run = runner.attach()
+run.track(v)
+for step in run.steps(20):
+    v.assign([float(step)])
+print("RESULT v", float(v[0]))
+"""
+
+
+def test_a_loop_with_what_has_no_shape_trains_to_its_end(tmp_path: Path) -> None:
+    job = Job(tmp_path, "train.py", text=UNSHAPED, keeper=True)
+    done = job.start(every=("steps", 3)).wait()
+    assert (done.code, done.results) == (0, {"v": "19.0"}), done.errors
+    assert any("no more checkpoints in loop 0" in fact["message"] for fact in job.facts_of("warning"))

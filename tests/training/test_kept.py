@@ -34,6 +34,7 @@ from runner.training.kept import KeptSaver
 from runner.training.report import Facts
 from runner.training.saver import Saver
 from runner.training.shelf import Shelf
+from runner.training.unhurried import Unhurried
 from tests.storage.snapshots import CREATED, assert_same, small
 from tests.training.harness import BOOTSTRAP, Job
 from tests.training.keeping import KEEPER, Beside
@@ -205,23 +206,17 @@ def test_a_best_model_that_no_snapshot_follows_is_not_copied(bench: Bench) -> No
 
 
 def test_a_large_best_model_is_in_memory_at_once_and_written_by_the_keeper(bench: Bench) -> None:
-    layout = [((kept.LARGE_BYTES // 4,), np.dtype("f4")), ((), np.dtype("i8"))]
-    assert bench.saver.lend_best(layout[1:]) is None, "a small one is copied later"
-    arrays = bench.saver.lend_best(layout)
-    assert arrays is not None
-    arrays[0][:], arrays[1][...] = 0.5, 7
-    best = Snapshot(10, 1, best_of(10, 0.5).state, {"a": arrays[0], "b": arrays[1]})
-    bench.saver.keep_best(best)
+    assert bench.saver.lend_best([((7,), np.dtype("i8"))]) is None, "a small one is copied later"
+    best, path = large_best(bench, 10, 0.5)
     (slot,) = bench.slots().newest(Kind.BEST)
     assert slot.step == 10
-    path = bench.paths.best / "best.weights.h5"
-    path.parent.mkdir()
     size, elsewhere_s = bench.saver.write(path, best)
     assert elsewhere_s > 0
     assert size == path.stat().st_size
     assert_same(checkpoint.read(path), best)
-    del best, arrays
-    assert [fact["event"] for fact in bench.die()] == ["best"], "the record is still to be made"
+    path.unlink()
+    assert [fact["event"] for fact in bench.die()] == ["best"], "of the worker only the memory was left"
+    assert_same(checkpoint.read(path), best)
 
 
 def test_a_best_model_that_is_on_the_disk_is_not_written_again(bench: Bench) -> None:
@@ -362,6 +357,74 @@ def test_who_wants_to_leave_does_not_wait_for_a_keeper_that_hangs(
     bench.saver.save_now(small(8))
     assert bench.steps() == [7, 8]
     os.kill(bench.beside.process.pid, signal.SIGCONT)
+
+
+def test_who_leaves_does_not_wait_for_it_at_what_is_asked_later_either(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "HURRY_S", 0.3)
+    best, path = large_best(bench, 10, 0.5)
+    os.kill(bench.beside.process.pid, signal.SIGSTOP)
+    bench.saver.hurry()
+    bench.saver.write(path, best)
+    assert_same(checkpoint.read(path), best)
+    assert bench.events() == ["warning"]
+    os.kill(bench.beside.process.pid, signal.SIGCONT)
+
+
+def test_a_keeper_that_comes_back_writes_no_older_best_model_over_a_newer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "PATIENCE_S", 0.3)
+    best, path = large_best(bench, 10, 0.5)
+    os.kill(bench.beside.process.pid, signal.SIGSTOP)
+    bench.saver.write(path, best)
+    bench.saver.best_written()
+    newer = best_of(20, 0.25)
+    bench.saver.write(path, newer)
+    os.kill(bench.beside.process.pid, signal.SIGCONT)
+    assert bench.shelf._given_up is not None
+    bench.shelf._given_up.close()
+    assert bench.beside.wait() == 0
+    assert_same(checkpoint.read(path), newer)
+
+
+def test_a_best_model_that_no_disk_took_waits_on_in_the_next_attempt(bench: Bench) -> None:
+    best, path = large_best(bench, 10, 0.5)
+    keep(bench, small(11))
+    path.parent.rmdir()
+    path.parent.write_text("no folder")
+    bench.paths.checkpoints.write_text("no folder")
+    expected = {key: array.copy() for key, array in best.arrays.items()}
+    memory = os.dup(bench.beside.memory)
+    bench.die()
+    path.parent.unlink()
+    channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    other.close()  # without a keeper of its own
+    with channel:
+        following = Shelf(channel.fileno(), memory, None, bench.warn)
+        spec = CheckpointSpec()
+        saver = KeptSaver(bench.paths, spec, bench.report, bench.clock, lambda: None, shelf=following)
+        waiting = Unhurried(BestKeeper(bench.paths, spec, bench.report), spec, saver, bench.clock)
+        assert waiting.consider(2, 20, {"val_loss": 0.75}, lambda: small(20), lambda _: None) is None
+        assert waiting.flush()
+        assert Slots(memory).newest(Kind.BEST) == []
+    found = checkpoint.read(path)
+    assert (found.step, found.state["best"]["value"]) == (10, 0.5)
+    assert all((found.arrays[key] == array).all() for key, array in expected.items())
+    os.close(memory)
+
+
+def large_best(bench: Bench, step: int, value: float) -> tuple[Snapshot, Path]:
+    """Have a large best model kept; return it and where its file belongs."""
+    arrays = bench.saver.lend_best([((kept.LARGE_BYTES // 4,), np.dtype("f4"))])
+    assert arrays is not None
+    arrays[0][:] = value
+    best = Snapshot(step, 1, best_of(step, value).state, {"a": arrays[0]})
+    bench.saver.keep_best(best)
+    path = bench.paths.best / "best.weights.h5"
+    path.parent.mkdir(exist_ok=True)
+    return best, path
 
 
 def test_descriptors_that_were_closed_on_the_way_are_done_without(tmp_path: Path) -> None:

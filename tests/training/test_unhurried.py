@@ -140,3 +140,11 @@ def test_what_the_disk_refused_waits_on(tmp_path: Path) -> None:
     paths.best.unlink()
     assert best.flush()
     assert written(paths) == 1
+
+
+def test_what_is_saved_and_only_its_record_fails_does_not_wait(tmp_path: Path) -> None:
+    best, _clock, paths = make(tmp_path, CheckpointSpec())
+    (paths.best / "best.json").mkdir(parents=True)
+    assert consider(best, 1, 9.0) is None
+    assert written(paths) == 1
+    assert best._waiting is None

@@ -1,0 +1,56 @@
+"""What the worker tells: progress.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+from runner.training.report import Progress
+
+
+def test_a_forked_child_that_trains_writes_its_progress_itself(tmp_path: Path) -> None:
+    """It has no watcher, and that of its parent may have been in the middle of writing."""
+    path = tmp_path / "progress.json"
+    progress = Progress(path, 1)
+    progress.set(step=1)
+    held = threading.Event()
+    done = threading.Event()
+
+    def watch() -> None:
+        with progress._lock:
+            held.set()
+            done.wait(30)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert held.wait(30)
+    child = os.fork()
+    if child == 0:
+        progress.set(step=5)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    done.set()
+    watcher.join()
+    written = json.loads(path.read_text())
+    assert (written["step"], written["pid"]) == (5, child)
+
+
+def test_the_pace_is_that_of_the_steps_not_of_the_writing(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    progress = Progress(path, 1)
+
+    def pace() -> float | None:
+        progress.write()
+        found: float | None = json.loads(path.read_text())["steps_per_s"]
+        return found
+
+    progress.set(step=1)
+    assert pace() is None
+    first = progress._stepped_at
+    progress.set(step=101)
+    lasted_s = progress._stepped_at - first
+    assert pace() == round(100 / lasted_s, 2)
+    progress.set(phase="validate")
+    assert pace() == 0.0
