@@ -20,7 +20,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from runner.storage.layout import JobPaths
 from runner.training import whole
 from runner.training.identity import best_from, identity, identity_in, said_by
 from runner.training.quarantine import Report, set_aside
+from runner.training.report import now_text
 
 #: The identity of the best model, beside it.
 RECORD = "best.json"
@@ -383,12 +383,8 @@ def _verified_digests(path: Path) -> Iterator[str]:
 
 
 def _write(path: Path, snapshot: Snapshot) -> None:
-    checkpoint.write(path, snapshot, created=_now())
+    checkpoint.write(path, snapshot, created=now_text())
 
 
 def _never(_path: Path) -> None:
     raise AssertionError("only whole models are saved by Keras")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

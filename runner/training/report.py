@@ -166,7 +166,7 @@ class Progress:
 
     def _steps_per_s(self, at: float, step: int) -> float | None:
         before, self._rate = self._rate, (at, step)
-        if before is None or step < before[1]:
+        if before is None or before[0] == -math.inf or step < before[1]:
             return None
         return round((step - before[1]) / (at - before[0]), 2) if at > before[0] else 0.0
 

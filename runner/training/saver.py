@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from runner.storage import checkpoint, disk, durable, hdf5layout
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.training.quarantine import Report, set_aside
+from runner.training.report import now_text
 from runner.training.stock import Stock
 
 #: Shapes and dtypes of arrays.
@@ -324,7 +324,7 @@ class Saver:
         Raises:
             StorageError, OSError: it could not be written.
         """
-        return checkpoint.write(path, snapshot, created=_now()), 0.0
+        return checkpoint.write(path, snapshot, created=now_text()), 0.0
 
     def _failed(self, taken: tuple[Snapshot, float] | None, error: Exception) -> None:
         if taken is None:
@@ -361,7 +361,3 @@ def _read(path: Path, step: int) -> Snapshot:
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

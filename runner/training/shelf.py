@@ -135,7 +135,7 @@ class Shelf:
             OSError: there is no memory.
         """
         slots = self.slots()
-        self._in_slots = [one for one in self._in_slots if one[0]() is not None]
+        self._release()
         size = max(size, self._size)
         if slots is None or not self._has_room(slots, size) or not slots.lend(size):
             return None
@@ -204,7 +204,12 @@ class Shelf:
     def free(self) -> bool:
         """Whether a slot could be lent now."""
         slots = self.slots()
+        self._release()
         return slots is not None and slots.has_free()
+
+    def _release(self) -> None:
+        """Let slots be lent again whose snapshots are no longer needed."""
+        self._in_slots = [one for one in self._in_slots if one[0]() is not None]
 
     def left(self, after: int) -> Snapshot | None:
         """Return the newest snapshot that an attempt before has left, where it is later than step `after`."""

@@ -20,7 +20,7 @@ from runner.core.job import Outcome, State
 from runner.storage import records
 from tests.system.conftest import Site, assert_events_in_order, wait_for
 
-KILLS = int(os.environ.get("STORM_KILLS", "2"))
+KILLS = int(os.environ.get("STORM_KILLS", "3"))
 BOTH = int(os.environ.get("STORM_BOTH", "1"))
 #: So many that it does not end before the last strike.
 EPOCHS = 50 if "STORM_KILLS" in os.environ else 15

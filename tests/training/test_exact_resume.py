@@ -23,8 +23,8 @@ def test_unseeded_arrays(tmp_path: Path, nursery: Nursery) -> None:
     assert len(undisturbed) == 10
     job = Job(tmp_path / "killed", "arrays.py", nursery=nursery)
     kill = (
-        "batches/end:1 sample-weight/begin:2 several-steps/test:2 callbacks/train:20"
-        " again-the-same-model/start:1 noisy-trace/test:1"
+        "batches/end:1 sample-weight/begin:2 several-steps/test:2 callbacks/train:20 callbacks/end:3"
+        " again-the-same-model/start:1 noisy-trace/test:1 noisy-trace/train:9"
     )
     assert lost_or_gained(undisturbed, job.run_through(kill=kill).results) == []
     assert all(fact["exact"] for fact in job.facts_of("resumed"))
@@ -39,7 +39,7 @@ def test_seeded_arrays_are_as_in_plain_python(tmp_path: Path) -> None:
     plain = Job(tmp_path / "plain", "arrays.py").plain("--seeded").results
     assert len(plain) == 10
     job = Job(tmp_path / "killed", "arrays.py")
-    kill = "callbacks/end:3"
+    kill = "shuffled/train:7 callbacks/end:3"
     assert lost_or_gained(plain, job.run_through("--seeded", kill=kill).results) == []
 
 

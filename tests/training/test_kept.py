@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -336,27 +337,74 @@ def test_snapshots_take_no_more_than_their_share_of_the_time(
     assert 0.8 * kept.SHARE * elapsed_s <= 0.01 * taken <= kept.SHARE * elapsed_s + kept.FREE_S + 0.01
 
 
+def test_time_that_was_not_used_is_saved_up_within_a_bound(bench: Bench) -> None:
+    waited = [wait_after(bench, step, 0.01) for step in range(1, 12)]
+    bench.clock.now_s += 100_000.0  # nobody trains, or a fit is left alone
+    again = [wait_after(bench, step, 0.01) for step in range(12, 23)]
+    assert waited == pytest.approx(again)
+    assert waited[0] == kept.INTERVAL_S_MIN
+    assert waited[-1] == pytest.approx(0.01 / kept.SHARE)
+
+
+def test_what_a_large_model_could_not_afford_is_not_held_against_a_small_one(bench: Bench) -> None:
+    for step in range(1, 200):
+        assert wait_after(bench, step, 3.0) == kept.INTERVAL_S_MAX
+    assert wait_after(bench, 200, 0.001) <= kept.INTERVAL_S_MAX
+    assert [wait_after(bench, step, 0.001) for step in (201, 202)] == pytest.approx([0.001 / kept.SHARE] * 2)
+
+
+def wait_after(bench: Bench, step: int, stall_s: float) -> float:
+    """Have a snapshot kept that took so long; return how long there is no other, and let that time pass."""
+    bench.saver._disk_due = False
+    bench.saver.submit(small(step), stall_s)
+    waited_s = bench.saver._snapshot_at - bench.clock.now_s
+    bench.clock.now_s += waited_s
+    return waited_s
+
+
+def test_no_snapshot_is_taken_that_there_is_no_room_for(bench: Bench) -> None:
+    assert bench.saver.due(5, None, False) is False, "the first look begins the count"
+    with hanging(bench):
+        bench.saver._disk_due = True
+        bench.saver.submit(small(6), 0.001)
+        keep(bench, small(7))
+        bench.saver.keep_best(best_of(8, 0.5))
+        bench.clock.now_s += 0.5
+        assert not bench.saver.due(9, None, False), "one is being written, one is the newest, one is the best"
+    assert bench.saver.flush(30)
+    bench.clock.now_s += 0.5
+    assert bench.saver.due(10, None, False)
+
+
+@contextlib.contextmanager
+def hanging(bench: Bench) -> Iterator[None]:
+    """Let the keeper do nothing for the time of the block."""
+    os.kill(bench.beside.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(bench.beside.process.pid, signal.SIGCONT)
+
+
 def test_a_keeper_that_hangs_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "PATIENCE_S", 0.3)
-    os.kill(bench.beside.process.pid, signal.SIGSTOP)
-    save(bench, small(7))
-    assert bench.steps() == [7]
-    assert bench.events() == ["warning", "checkpoint"]
-    os.kill(bench.beside.process.pid, signal.SIGCONT)
+    with hanging(bench):
+        save(bench, small(7))
+        assert bench.steps() == [7]
+        assert bench.events() == ["warning", "checkpoint"]
 
 
 def test_who_wants_to_leave_does_not_wait_for_a_keeper_that_hangs(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shelf, "HURRY_S", 0.3)
-    os.kill(bench.beside.process.pid, signal.SIGSTOP)
-    bench.saver._disk_due = True
-    bench.saver.submit(small(7), 0.001)
-    while not bench.shelf._asking.locked():
-        time.sleep(0.001)
-    bench.saver.save_now(small(8))
-    assert bench.steps() == [7, 8]
-    os.kill(bench.beside.process.pid, signal.SIGCONT)
+    with hanging(bench):
+        bench.saver._disk_due = True
+        bench.saver.submit(small(7), 0.001)
+        while not bench.shelf._asking.locked():
+            time.sleep(0.001)
+        bench.saver.save_now(small(8))
+        assert bench.steps() == [7, 8]
 
 
 def test_who_leaves_does_not_wait_for_it_at_what_is_asked_later_either(
@@ -364,12 +412,11 @@ def test_who_leaves_does_not_wait_for_it_at_what_is_asked_later_either(
 ) -> None:
     monkeypatch.setattr(shelf, "HURRY_S", 0.3)
     best, path = large_best(bench, 10, 0.5)
-    os.kill(bench.beside.process.pid, signal.SIGSTOP)
-    bench.saver.hurry()
-    bench.saver.write(path, best)
-    assert_same(checkpoint.read(path), best)
-    assert bench.events() == ["warning"]
-    os.kill(bench.beside.process.pid, signal.SIGCONT)
+    with hanging(bench):
+        bench.saver.hurry()
+        bench.saver.write(path, best)
+        assert_same(checkpoint.read(path), best)
+        assert bench.events() == ["warning"]
 
 
 def test_a_keeper_that_comes_back_writes_no_older_best_model_over_a_newer(
@@ -377,12 +424,11 @@ def test_a_keeper_that_comes_back_writes_no_older_best_model_over_a_newer(
 ) -> None:
     monkeypatch.setattr(shelf, "PATIENCE_S", 0.3)
     best, path = large_best(bench, 10, 0.5)
-    os.kill(bench.beside.process.pid, signal.SIGSTOP)
-    bench.saver.write(path, best)
-    bench.saver.best_written()
-    newer = best_of(20, 0.25)
-    bench.saver.write(path, newer)
-    os.kill(bench.beside.process.pid, signal.SIGCONT)
+    with hanging(bench):
+        bench.saver.write(path, best)
+        bench.saver.best_written()
+        newer = best_of(20, 0.25)
+        bench.saver.write(path, newer)
     assert bench.shelf._given_up is not None
     bench.shelf._given_up.close()
     assert bench.beside.wait() == 0
@@ -546,12 +592,11 @@ def test_a_snapshot_that_has_grown_finds_another_slot(bench: Bench) -> None:
 
 def test_what_is_being_written_is_not_written_over(bench: Bench) -> None:
     """Snapshots go on while the keeper is stopped in the middle: what it writes in the end is its own."""
-    os.kill(bench.beside.process.pid, signal.SIGSTOP)
-    bench.saver._disk_due = True
-    bench.saver.submit(filled(1), 0.001)
-    for step in range(2, 12):
-        keep(bench, filled(step))
-    os.kill(bench.beside.process.pid, signal.SIGCONT)
+    with hanging(bench):
+        bench.saver._disk_due = True
+        bench.saver.submit(filled(1), 0.001)
+        for step in range(2, 12):
+            keep(bench, filled(step))
     assert bench.saver.flush(30)
     assert (checkpoint.read(bench.paths.checkpoint(1)).arrays["a"] == 1).all()
     (fact,) = bench.die()

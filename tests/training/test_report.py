@@ -46,8 +46,9 @@ def test_the_pace_is_that_of_the_steps_not_of_the_writing(tmp_path: Path) -> Non
         found: float | None = json.loads(path.read_text())["steps_per_s"]
         return found
 
-    progress.set(step=1)
     assert pace() is None
+    progress.set(step=1)
+    assert pace() is None, "the first"
     first = progress._stepped_at
     progress.set(step=101)
     lasted_s = progress._stepped_at - first

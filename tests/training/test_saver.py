@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from runner.core.cadence import RETRY_S_MIN
 from runner.core.spec import CadenceUnit, CheckpointSpec, Every
 from runner.errors import StorageError
 from runner.storage import checkpoint, durable
@@ -387,3 +389,25 @@ def test_asking_costs_next_to_nothing(bench: Bench) -> None:
     for step in range(20_000):
         saver.due(step, 100, epoch_ended=False)
     assert (time.perf_counter() - began) / 20_000 < 100e-6
+
+
+def test_a_save_that_fails_while_another_is_looked_for_is_tried_again_in_time(tmp_path: Path) -> None:
+    """The writer's word of it comes between the look at the failures and the end of the look at the clock."""
+
+    class Racing(Clock):
+        looks = -1
+
+        def __call__(self) -> float:
+            self.looks -= 1
+            if self.looks == 0:
+                saver._failed((small(1), 0.0), OSError(errno.EIO, "no"))
+            return super().__call__()
+
+    clock = Racing()
+    saver = Saver(JobPaths(tmp_path), CheckpointSpec(), lambda _: None, clock)
+    saver._cost_s = 0.1  # of a save: the next is far off
+    clock.looks = 2  # the second is for the interval
+    assert not saver.due(1, None, False)
+    assert saver._failures == 1
+    clock.now_s += RETRY_S_MIN
+    assert saver.due(2, None, False)
