@@ -1,14 +1,16 @@
 """What a save costs training: the runner beside what Keras and TensorFlow have, in one table.
 
-    python benchmarks/bench_savers.py [--params 1 10 100] [--rounds 1] [--quick] [--untraced]
+    python benchmarks/bench_savers.py [--params 0.07 1 10 100] [--rounds 1] [--quick] [--untraced]
         [--savers NAME ...] [--folder .]
 
 Each saver saves the same training (`saved_training.py`) with Adam, in processes of its own that follow each
-other by turns; within one, fits are plain and saved by turns. All is in milliseconds, medians over all saves:
+other by turns; within one, every other stretch of training has a save in it. All is in milliseconds, medians
+over all saves:
 
 - stall: training stands still, as the gap between two steps has it, and (own) as the saver itself has it;
-- cost: how much longer a window of training takes with a save in it than without, so that slower steps after
-  it and processor time beside it count; and half of all saves lie between the two numbers behind it;
+- cost: how much longer a window of training takes with a save in it than its neighbours without, so that
+  slower steps after it and processor time beside it count; and half of all saves lie between the two numbers
+  behind it;
 - "of s_w": the same in parts of the time that `save_weights` and fsync take in the same run;
 - restore: from a cold file into the model's variables. MB: on the disk. RSS: the process's peak, in MB;
 - durable: whether every file of a save, and its folder, had been fsynced when it was reported as saved, as
@@ -52,16 +54,16 @@ SAVERS = {
 }
 BASE = "save_weights + fsync"
 NEEDS = {"OrbaxCheckpoint": ("orbax.checkpoint", "pip install 'orbax-checkpoint' (or: -e '.[bench]')")}
-#: Millions of parameters -> steps between two saves, saves in a fit, pairs of fits in a process.
-SIZES = {1: (200, 4, 2), 10: (40, 4, 2), 100: (8, 3, 1)}
-QUICK = {1: (100, 3, 1), 10: (25, 3, 1), 100: (6, 3, 1)}
+#: Millions of parameters -> steps between a save and none, saves in a fit, fits in a process.
+SIZES = {0.07: (400, 8, 2), 1: (200, 5, 2), 10: (40, 5, 2), 100: (8, 5, 1)}
+QUICK = {0.07: (200, 3, 1), 1: (100, 3, 1), 10: (25, 3, 1), 100: (6, 3, 1)}
 TIMEOUT_S = 540
 
 
 # --- running one ------------------------------------------------------------------------------------------
 
 
-def launch(root: Path, arguments: list[str], window: int, *, keeper: bool) -> list[str]:
+def launch(root: Path, arguments: list[str], every: int, *, keeper: bool) -> list[str]:
     """Write down the orders of an attempt; return the command that runs it as the supervisor would."""
     job, state = root / "jobs" / "j", root / "state" / "j"
     attempt = state / "attempts" / "0001"
@@ -74,7 +76,7 @@ def launch(root: Path, arguments: list[str], window: int, *, keeper: bool) -> li
         "argv": [sys.executable, str(BOOTSTRAP)], "env": environ,
         "seed": 1, "threads": os.cpu_count(), "entry": "train.py", "args": arguments, "from": None,
         "checkpoint": {
-            "every": {"unit": "steps", "count": window}, "keep": 3, "monitor": "val_loss", "mode": "auto",
+            "every": {"unit": "steps", "count": every}, "keep": 3, "monitor": "val_loss", "mode": "auto",
             "best": "best.weights.h5",
         },
         **({"keeper": [sys.executable, "-I", str(KEEPER)]} if keeper else {}),
@@ -86,14 +88,14 @@ def launch(root: Path, arguments: list[str], window: int, *, keeper: bool) -> li
 
 
 def run(
-    row: str, millions: int, numbers: tuple[int, int, int], folder: Path, trace: Path | None = None
+    row: str, millions: float, numbers: tuple[int, int, int], folder: Path, trace: Path | None = None
 ) -> Any:
     """Let one process train with one saver; return what it measured."""
     root = Path(tempfile.mkdtemp(dir=folder))
     try:
         arguments = [SAVERS[row], str(millions), *map(str, numbers), str(root)]
         if SAVERS[row] == "runner":
-            command = launch(root, arguments, numbers[0], keeper=row == "runner")
+            command = launch(root, arguments, 2 * numbers[0], keeper=row == "runner")
         else:
             command = [sys.executable, str(TRAINING), *arguments]
         if trace is not None:
@@ -215,7 +217,7 @@ def row_of(name: str, cells: Iterable[str]) -> str:
     return f"{name:22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
 
 
-def bench(millions: int, rows: list[str], numbers: tuple[int, int, int], rounds: int, folder: Path) -> None:
+def bench(millions: float, rows: list[str], numbers: tuple[int, int, int], rounds: int, folder: Path) -> None:
     """Measure and print one size."""
     found = {row: Found() for row in rows}
     for _ in range(rounds):
@@ -227,10 +229,10 @@ def bench(millions: int, rows: list[str], numbers: tuple[int, int, int], rounds:
     if not found:
         return
     step_s = statistics.median(one["step_s"] for all_of in found.values() for one in all_of.runs)
-    every, saves, pairs = numbers
+    window, saves, fits = numbers
     print(
-        f"\n{millions} M parameters with Adam: a save every {every} steps of {1000 * step_s:.1f} ms,"
-        f" {saves * pairs * rounds} saves each (ms, medians)"
+        f"\n{millions} M parameters with Adam: a save every {2 * window} steps of {1000 * step_s:.1f} ms,"
+        f" {saves * fits * rounds} saves each (ms, medians)"
     )
     print(row_of("", COLUMNS))
     base = found.get(BASE, Found())
@@ -257,7 +259,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--params", type=int, nargs="+", choices=list(SIZES), default=list(SIZES), help="millions"
+        "--params", type=float, nargs="+", choices=list(SIZES), default=list(SIZES), help="millions"
     )
     parser.add_argument("--rounds", type=int, default=1, help="processes for each saver and size")
     parser.add_argument("--quick", action="store_true", help="one round of few steps: to see that it works")

@@ -1,15 +1,16 @@
 """A training that is saved now and then; `bench_savers.py` runs it once for each way of saving.
 
-    python saved_training.py SAVER MILLIONS WINDOW SAVES PAIRS FOLDER
+    python saved_training.py SAVER MILLIONS WINDOW SAVES FITS FOLDER
 
-MILLIONS of parameters with Adam, in ten dense layers. After a first fit, which traces and saves once, PAIRS
-of fits follow, plain and saved by turns. A fit is SAVES + 1 windows of WINDOW steps, with a save at each
-border of two; its steps are timed by their beginnings, so that a window holds a save and the steps after it.
-Then the newest save is read back, dropped from the page cache before. What was measured goes as JSON into
-FOLDER/measured.json; FOLDER/saves is where the saver writes.
+MILLIONS of parameters with Adam, in ten dense layers (three, where it is less than one). After a first fit,
+which traces and saves once, FITS follow. A fit is 2 * SAVES + 1 windows of WINDOW steps, with a save in every
+other one; its steps are timed by their beginnings, so that a window holds a save and the steps after it. What
+such a window takes longer than the mean of its two neighbours is what the save costs; so a machine that is
+slow for a while is no matter. Then the newest save is read back, dropped from the page cache before. What was
+measured goes as JSON into FOLDER/measured.json; FOLDER/saves is where the saver writes.
 
 SAVER is `runner` where this runs under the runner, whose checkpoints need no line here. The few lines that
-touch it switch it off for the plain fits, and keep the ends of fits out of the account.
+touch it switch it off for a plain fit, and keep the ends of fits out of the account.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import keras
 import numpy as np
 
 BATCH = 8
-LAYERS = 10
+LAYERS, LAYERS_OF_SMALL = 10, 3
 #: A file that nobody has: to ask for it marks, in a trace of system calls, that a save is reported as done.
 MARK = "/reported-as-saved"
 
@@ -210,25 +211,40 @@ SAVERS: dict[str, type[Saver]] = {
 # --- the measuring ----------------------------------------------------------------------------------------
 
 
-def model_of(millions: int) -> Any:
+def model_of(millions: float) -> Any:
     """Return a model of about so many million parameters, and data for it."""
-    side = round((millions * 1e6 / LAYERS) ** 0.5)
-    layers = [keras.layers.Dense(side, "relu") for _ in range(LAYERS)]
+    count = LAYERS if millions >= 1 else LAYERS_OF_SMALL
+    side = round((millions * 1e6 / count) ** 0.5)
+    layers = [keras.layers.Dense(side, "relu") for _ in range(count)]
     model = keras.Sequential([keras.Input((side,)), *layers])
     model.compile("adam", "mse")
     return model, side
 
 
+class Finish(keras.callbacks.Callback):
+    """Notes when the saver's callback has seen the end of training; the last of all callbacks.
+
+    What TensorFlow does after that is not the saver's: to end the thread that tunes its pipeline takes it
+    seconds now and then.
+    """
+
+    at_s = 0.0
+
+    def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002
+        self.at_s = time.perf_counter()
+
+
 def fit(model: Any, x: Any, saver: Saver, steps: int, *, saved: bool) -> tuple[np.ndarray, float]:
-    """Train; return when the steps began and the last one ended, and how long all was over after that."""
+    """Train; return when the steps began and the last one ended, and how much later all was saved."""
     saver.switch(on=saved)
     more = saver.callbacks() if saved else []
-    rows = x[: steps * BATCH]
-    model.fit(rows, rows, batch_size=BATCH, verbose=0, shuffle=False, callbacks=[Stopwatch(), *more])
+    rows, finish = x[: steps * BATCH], Finish()
+    model.fit(rows, rows, batch_size=BATCH, verbose=0, shuffle=False, callbacks=[Stopwatch(), *more, finish])
+    late_s = finish.at_s - float(begun_s[steps])
     if saved:
-        saver.finish()
+        late_s += timed(saver.finish)
         os.access(MARK, os.F_OK)
-    return begun_s[: steps + 1].copy(), time.perf_counter() - begun_s[steps]
+    return begun_s[: steps + 1].copy(), late_s
 
 
 def windows(begun: np.ndarray, window: int) -> list[float]:
@@ -236,25 +252,25 @@ def windows(begun: np.ndarray, window: int) -> list[float]:
     return [float(d) for d in np.diff(begun[window - 1 :: window])]
 
 
-def measure(saver: Saver, model: Any, x: Any, window: int, saves: int, pairs: int) -> dict[str, Any]:
-    """Fit by turns, plain and saved; return what a save takes."""
-    fit(model, x, saver, 2 * window - 1, saved=True)
-    fit(model, x, saver, 2, saved=False)
+def measure(saver: Saver, model: Any, x: Any, window: int, saves: int, fits: int) -> dict[str, Any]:
+    """Fit, with a save in every other window; return what a save takes."""
+    fit(model, x, saver, 3 * window - 1, saved=True)
+    _, plain_late_s = fit(model, x, saver, 2, saved=False)
     gaps_s: list[float] = []
     costs_s: list[float] = []
     steps_s: list[float] = []
-    for _ in range(pairs):
-        plain, plain_tail_s = fit(model, x, saver, (saves + 1) * window - 1, saved=False)
-        begun, tail_s = fit(model, x, saver, (saves + 1) * window - 1, saved=True)
-        step_s = float(np.median(np.diff(plain)))
+    for _ in range(fits):
+        begun, all_late_s = fit(model, x, saver, (2 * saves + 2) * window - 1, saved=True)
+        step_s = float(np.median(np.diff(begun)))
         steps_s.append(step_s)
-        gaps_s += [float(s) - step_s for s in np.diff(begun)[window - 1 :: window]]
-        usual_s = statistics.median(windows(plain, window))
-        late_s = max(0.0, tail_s - plain_tail_s) / saves
-        costs_s += [took_s - usual_s + late_s for took_s in windows(begun, window)]
+        gaps_s += [float(s) - step_s for s in np.diff(begun)[2 * window - 1 :: 2 * window]]
+        late_s = max(0.0, all_late_s - plain_late_s) / saves
+        took_s = windows(begun, window)
+        for before_s, with_s, after_s in zip(took_s[::2], took_s[1::2], took_s[2::2], strict=False):
+            costs_s.append(with_s - (before_s + after_s) / 2 + late_s)
     return {
         "step_s": statistics.median(steps_s),
-        "told_s": saver.told_s[-saves * pairs :],
+        "told_s": saver.told_s[-saves * fits :],
         "gaps_s": gaps_s,
         "costs_s": costs_s,
     }
@@ -284,15 +300,16 @@ def timed(action: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure one saver and write what was found."""
-    name, (millions, window, saves, pairs), folder = sys.argv[1], map(int, sys.argv[2:6]), Path(sys.argv[6])
+    name, millions, folder = sys.argv[1], float(sys.argv[2]), Path(sys.argv[6])
+    window, saves, fits = map(int, sys.argv[3:6])
     (folder / "saves").mkdir(exist_ok=True)
     model, side = model_of(millions)
-    x = np.random.default_rng(1).random(((saves + 1) * window * BATCH, side), np.float32)
-    saver = SAVERS[name](model, folder / "saves", window)
-    found = measure(saver, model, x, window, saves, pairs)
+    x = np.random.default_rng(1).random(((2 * saves + 2) * window * BATCH, side), np.float32)
+    saver = SAVERS[name](model, folder / "saves", 2 * window)
+    found = measure(saver, model, x, window, saves, fits)
     found["bytes"] = cold(saver.newest())
     found["restores_s"] = []
-    for _ in range(max(2, pairs)):
+    for _ in range(max(2, fits)):
         cold(saver.newest())
         found["restores_s"].append(timed(saver.restore))
     found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -2,13 +2,15 @@
 
 A checkpoint of gigabytes is read by nobody before it is replaced: written through the page cache it would
 drive out what training reads, take the processor's time for copying, and be read back, to verify it, from
-memory instead of the disk. So large files are opened for direct I/O (`O_DIRECT`, open(2)), through one
-aligned buffer; where the file system refuses that, and for small files, everything goes the usual way.
+memory instead of the disk. So large files are opened for direct I/O (`O_DIRECT`, open(2)): from where the
+bytes lie, if that is at the border of a page both in memory and in the file, else through one aligned buffer;
+where the file system refuses that, and for small files, everything goes the usual way.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import itertools
@@ -58,6 +60,12 @@ class Writer:
             OSError: the disk failed.
         """
         view = memoryview(piece)
+        if self._direct and len(view) >= PIECE and _is_aligned(view, self.offset + self._filled):
+            self._flush()
+            whole = len(view) // BLOCK * BLOCK
+            for start in range(0, whole, PIECE):
+                self._put(view[start : min(start + PIECE, whole)])
+            view = view[whole:]
         while view:
             size = min(len(view), len(self._buffer) - self._filled)
             self._buffer[self._filled : self._filled + size] = view[:size]
@@ -76,7 +84,10 @@ class Writer:
         return digests.text(self.digest)
 
     def _flush(self) -> None:
-        data = self._buffer[: self._filled]
+        self._put(self._buffer[: self._filled])
+        self._filled = 0
+
+    def _put(self, data: memoryview) -> None:
         self.digest.update(data)
         while data:
             try:
@@ -89,7 +100,13 @@ class Writer:
                 continue
             self.offset += written
             data = data[written:]
-        self._filled = 0
+
+
+def _is_aligned(view: memoryview, offset: int) -> bool:
+    """Tell whether direct I/O takes these bytes from where they are to an offset in a file."""
+    if offset % BLOCK or view.readonly:  # where bytes lie that cannot be written to, ctypes does not tell
+        return False
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) % BLOCK == 0
 
 
 def beginning(fd: int, size: int) -> bytes:

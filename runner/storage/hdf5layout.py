@@ -17,6 +17,8 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 _PAGE = 4096
+#: Arrays of at least so many bytes begin with a page of the file: direct I/O takes them from where they lie.
+_LARGE = 1024 * 1024
 _FOREIGN = 2  # numpy's `isbuiltin` of a dtype that another library registered
 
 
@@ -137,7 +139,7 @@ class Layout:
 
     def __init__(self) -> None:
         self._metadata = Metadata()
-        self._file = h5py.File(self._metadata, "w")
+        self._file = h5py.File(self._metadata, "w", alignment_threshold=_LARGE, alignment_interval=_PAGE)
         self._places: dict[str, tuple[int, int]] = {}
 
     def reserve(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

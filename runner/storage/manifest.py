@@ -45,6 +45,18 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class Constant(dict[str, Any]):
+    """A dict that nobody changes any more: its JSON is made once, however many manifests it is in."""
+
+    json = ""
+
+
+class ConstantList(list[Any]):
+    """A list that nobody changes any more."""
+
+    json = ""
+
+
 def render(
     snapshot: Snapshot, created: str, arrays: Mapping[str, np.ndarray[Any, Any]], offsets: Mapping[str, int]
 ) -> bytes:
@@ -60,25 +72,39 @@ def render(
         ValueError, TypeError, RecursionError: the state cannot be told in JSON, or is too large.
     """
     # Keys keep their order (a History's keys have one), so the text is not sorted.
-    text = json.dumps(
-        {
-            "version": FORMAT,
-            "step": snapshot.step,
-            "epoch": snapshot.epoch,
-            "created": created,
-            "state": snapshot.state,
-            "links": snapshot.links,
-            "attributes": snapshot.attributes,
-            "arrays": {
-                key: {"dtype": dtype_name(array.dtype, key), "shape": array.shape, "offset": offsets[key]}
-                for key, array in arrays.items()
-            },
-        },
-        separators=(",", ":"),
-    ).encode("ascii")
+    parts = {
+        "version": _json(FORMAT),
+        "step": _json(snapshot.step),
+        "epoch": _json(snapshot.epoch),
+        "created": _json(created),
+        "state": _object({key: _json(value) for key, value in snapshot.state.items()}),
+        "links": _json(snapshot.links),
+        "attributes": _json(snapshot.attributes),
+        "arrays": _object({key: _entry_json(key, array, offsets[key]) for key, array in arrays.items()}),
+    }
+    text = _object(parts).encode("ascii")
     if len(text) > BYTES_MAX:
         raise ValueError(f"its manifest takes {len(text)} bytes, at most {BYTES_MAX}")
     return text.ljust(-(-len(text) // _ROOM) * _ROOM)
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, Constant | ConstantList):
+        value.json = value.json or _dumps(value)
+        return value.json
+    return _dumps(value)
+
+
+_dumps = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _object(parts: Mapping[str, str]) -> str:
+    return "{" + ",".join(f"{_dumps(key)}:{text}" for key, text in parts.items()) + "}"
+
+
+def _entry_json(key: str, array: np.ndarray[Any, Any], offset: int) -> str:
+    shape = ",".join(map(str, array.shape))
+    return f'{{"dtype":{_dumps(dtype_name(array.dtype, key))},"shape":[{shape}],"offset":{offset}}}'
 
 
 def parse(text: bytes | bytearray, info: Info) -> tuple[dict[str, Any], dict[str, Entry]]:

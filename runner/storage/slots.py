@@ -41,6 +41,7 @@ _PAGE = mmap.PAGESIZE
 _FIRST = 256  # where the first record begins in the page
 _RECORD_SIZE = 256
 _ALIGNED = 64
+_LARGE = 1024 * 1024  # from this size on an array begins with a page: direct I/O takes it from there
 _REST = 64 * 1024  # of a slot, beside the arrays that were announced
 _SLACK_MAX = 4 * 1024 * 1024  # a quarter more, at most so much, for what grows
 _MADV_POPULATE_WRITE = 23  # madvise(2), Linux 5.14
@@ -209,12 +210,12 @@ class Slots:
         free = self._free(slots)
         if not free:
             return False
-        roomy = [slot for slot in free if slot.capacity >= size + _REST]
+        roomy = [slot for slot in free if slot.capacity >= _least(size)]
         slot = roomy[0] if roomy else max(free, key=lambda slot: slot.capacity)
         number = 1 + max(max(one.begun, one.committed) for one in slots)
         self._set(slot.index, begun=number)
         if not roomy:
-            self._enlarge(slot, size + _REST + min(size // 4, _SLACK_MAX))
+            self._enlarge(slot, _least(size) + min(size // 4, _SLACK_MAX))
         self._lent, self._used = self._record(slot.index), 0
         self._memory = self._view(self._lent)
         return True
@@ -234,9 +235,9 @@ class Slots:
             OSError: there is no memory.
         """
         for slot in self.all():
-            if not slot.whole and not self._in_use(slot.index) and slot.capacity < size + _REST:
+            if not slot.whole and not self._in_use(slot.index) and slot.capacity < _least(size):
                 self._set(slot.index, begun=slot.begun + 1)
-                self._enlarge(slot, size + _REST + min(size // 4, _SLACK_MAX))
+                self._enlarge(slot, _least(size) + min(size // 4, _SLACK_MAX))
 
     def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Return an array in the lent slot, to be filled.
@@ -246,7 +247,8 @@ class Slots:
         """
         assert self._lent is not None
         size = math.prod(shape) * dtype.itemsize
-        begin = -(-self._used // _ALIGNED) * _ALIGNED
+        aligned = _PAGE if size >= _LARGE else _ALIGNED
+        begin = -(-self._used // aligned) * aligned
         if begin + size > self._lent.capacity:
             raise MemoryError(f"{begin + size} bytes do not fit into a slot of {self._lent.capacity}")
         self._used = begin + size
@@ -343,6 +345,11 @@ class Slots:
     def _set(self, index: int, **values: int) -> None:
         for name, value in values.items():
             _NUMBER.pack_into(self._page, self._at(index, _PLACES[name]), value)
+
+
+def _least(size: int) -> int:
+    """Return what a slot needs for arrays of so many bytes: with what their alignment may take."""
+    return size + size * _PAGE // _LARGE + _REST
 
 
 def _newest(slots: list[Slot], kind: Kind) -> list[Slot]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from runner.storage.checkpoint import Snapshot
+from runner.storage.manifest import Constant, ConstantList
 from runner.training import chance, listeners, variables
 from runner.training.chance import Use
 from runner.training.codec import SKIP, Encoder, Node, class_name
@@ -152,9 +153,9 @@ class Camera:
             arrays[key] = np.array(value, order="C")
             return key
 
-        layout = variables.keras_links(self.model, film.keys, add)
-        film.layout = layout if not extra else None
-        return layout
+        links, attributes = variables.keras_links(self.model, film.keys, add)
+        film.layout = (Constant(links), Constant(attributes)) if not extra else None
+        return links, attributes
 
 
 class _Film:
@@ -163,7 +164,7 @@ class _Film:
     def __init__(self, tracked: Sequence[Any]):
         self._tracked = list(tracked)
         self.reader = Reader(tracked)
-        self.described = variables.describe(tracked)
+        self.described = ConstantList(variables.describe(tracked))
         self.names = [f"variables/{index:05d}" for index in range(len(tracked))]
         #: id of a variable, and of the TensorFlow variable beneath, -> key of its array
         self.keys = {

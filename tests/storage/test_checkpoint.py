@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import xxhash
 
 from runner.errors import BadCheckpointError, StorageError
-from runner.storage import blocks, checkpoint, digests, hdf5layout, userblock
+from runner.storage import blocks, checkpoint, digests, hdf5layout, manifest, userblock
 from runner.storage.checkpoint import Snapshot
 from tests.storage.snapshots import CREATED, assert_same, every_kind, small
 
@@ -173,6 +174,22 @@ def test_what_is_written_one_after_the_other_is_told_apart(tmp_path: Path) -> No
     for number, snapshot in enumerate(given):
         checkpoint.verify(tmp_path / str(number))
         assert_same(checkpoint.read(tmp_path / str(number)), snapshot)
+
+
+def test_what_does_not_change_is_told_as_anything_else(tmp_path: Path) -> None:
+    names = {"variables": [{"path": "ä", "shape": [2]}, {}], "other": {"none": None}}
+    links, attributes = small().links, small().attributes
+    usual = replace(small(), state={"first": [1.5, math.nan], **names})
+    constant = replace(
+        usual,
+        state={**usual.state, "variables": manifest.ConstantList(names["variables"])},
+        links=manifest.Constant(links),
+        attributes=manifest.Constant(attributes),
+    )
+    checkpoint.write(tmp_path / "usual", usual, created=CREATED)
+    for _ in range(2):
+        checkpoint.write(tmp_path / "constant", constant, created=CREATED)
+        assert (tmp_path / "constant").read_bytes() == (tmp_path / "usual").read_bytes()
 
 
 LARGE = {

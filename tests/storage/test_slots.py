@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from runner.storage import blocks, checkpoint, durable
 from runner.storage import memory as memory_file
 from runner.storage.checkpoint import Snapshot
 from runner.storage.slots import Kind, Slot, Slots
@@ -214,6 +216,37 @@ def killed(way: str, after_s: float) -> tuple[int, list[str]]:
                 wrong.append(f"{key} of step {slot.step} holds {sorted(set(array.tolist()))}")
     os.close(fd)
     return found[0].step if found else 0, wrong
+
+
+def test_large_arrays_go_to_the_disk_from_where_they_lie(
+    memory: Slots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {
+        "small": np.arange(5),
+        "odd": np.arange(9_000_001, dtype=np.uint8),
+        "next": np.arange(3_000_001.0),
+        "last": np.arange(1 << 18),
+    }
+    given = replace(small(), arrays={**small().arrays, **arrays})
+    checkpoint.write(tmp_path / "usual", given, created="")
+    slot = put(memory, given)
+    held = memory.snapshot(slot)
+    begin = memory.hold(slot).__array_interface__["data"][0]
+    copied, straight, really = 0, 0, durable.write_at
+
+    def noted(fd: int, data: bytes | memoryview, offset: int) -> int:
+        nonlocal copied, straight
+        written = really(fd, data, offset)
+        inside = begin <= np.frombuffer(data, np.uint8).__array_interface__["data"][0] < begin + slot.size
+        straight, copied = straight + inside * written, copied + (not inside) * written
+        return written
+
+    monkeypatch.setattr(durable, "write_at", noted)
+    checkpoint.write(tmp_path / "held", held, created="")
+    assert (tmp_path / "held").read_bytes() == (tmp_path / "usual").read_bytes()
+    large = {key for key, array in arrays.items() if array.nbytes >= blocks.PIECE}
+    assert straight == sum(arrays[key].nbytes // blocks.BLOCK * blocks.BLOCK for key in large) > 5 * copied
+    assert_same(checkpoint.read(tmp_path / "held"), given)
 
 
 def test_what_a_killed_process_leaves_is_whole() -> None:
