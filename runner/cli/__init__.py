@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Every verb, in the order of `runner --help`; `rm` lives in runner/cli/rm.py, and so on.
 VERBS = (
     *("submit", "ls", "status", "logs", "wait"),
-    *("stop", "cancel", "pause", "resume", "retry", "rm"),
+    *("stop", "cancel", "pause", "resume", "priority", "retry", "rm"),
     *("checkpoints", "best", "export"),
     *("run", "supervise", "doctor", "drill", "version", "completion"),
 )
@@ -91,7 +91,7 @@ def _app(argv: list[str], completing: bool) -> typer.Typer:
     verb = argv[0] if argv else ""
     for name in (verb,) if verb in VERBS and not completing else VERBS:
         module = importlib.import_module(f"runner.cli.{name}")
-        app.command(name)(module.command)
+        app.command(name, context_settings=getattr(module, "CONTEXT", None))(module.command)
     return app
 
 

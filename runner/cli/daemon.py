@@ -84,14 +84,14 @@ def ask_all(home: Home, names: list[str], request: Request) -> None:
     for_each([existing(home, name) for name in names], lambda name: ask(home, name, request))
 
 
-def ask(home: Home, name: str, request: Request) -> None:
-    """Ask for something and say what came of it.
+def ask(home: Home, name: str, request: Request, args: dict[str, Any] | None = None) -> None:
+    """Ask for something and say what came of it; `args` are the request's own.
 
     Raises:
         RefusedError: it cannot be granted in the job's state.
     """
     seen = _check(home, name, request)
-    path = requests.submit_request(home, request.value, name)
+    path = requests.submit_request(home, request.value, name, args)
     if not serves(home, name):
         print(f"{name}: {request.value} asked; takes effect when a supervisor runs: runner supervise")
         return

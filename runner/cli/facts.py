@@ -82,6 +82,7 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "name": record["name"],
         "state": state.value,
         "reason": record.get("reason") or "",
+        "priority": int((record.get("spec") or {}).get("priority") or 0),
         "attempt": attempt,
         "restarts": int(record.get("restarts") or 0),
         "step": step,

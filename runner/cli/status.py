@@ -33,6 +33,7 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("job", job["name"]),
         ("state", job["state"] + (f": {job['reason']}" if job["reason"] else "")),
+        ("priority", str(job["priority"]) if job["priority"] else ""),
         ("attempt", f"{job['attempt']} ({job['restarts']} restarts){pid}" if job["attempt"] else ""),
         ("progress", progress(job) if job["step"] else ""),
         ("metrics", metrics(job["metrics"])),

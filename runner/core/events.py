@@ -18,6 +18,7 @@ class Request(StrEnum):
     RESUME = "resume"  #: leave the hold
     RETRY = "retry"  #: run a settled job again, from its last checkpoint
     REMOVE = "rm"  #: forget the job
+    PRIORITY = "priority"  #: take another place in the queue
 
 
 class Sight(StrEnum):
@@ -96,4 +97,12 @@ class Retry:
     kind: Kind = field(default=Request.RETRY, init=False)
 
 
-AnyEvent: TypeAlias = Event | StartFailed | Reported | Ended | Limit | Retry
+@dataclass(frozen=True)
+class Prioritize:
+    """The job shall have another priority, in this run of it."""
+
+    priority: int
+    kind: Kind = field(default=Request.PRIORITY, init=False)
+
+
+AnyEvent: TypeAlias = Event | StartFailed | Reported | Ended | Limit | Retry | Prioritize

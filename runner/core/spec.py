@@ -13,6 +13,10 @@ from enum import StrEnum
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
+#: Priorities lie between these, in job.toml and on the command line.
+PRIORITY_MIN, PRIORITY_MAX = -1000, 1000
+
+
 class CadenceUnit(StrEnum):
     """What a checkpoint cadence counts."""
 

@@ -12,19 +12,30 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
-from runner.core.events import AnyEvent, Ended, Kind, Limit, Reported, Request, Retry, Sight, StartFailed
+from runner.core.events import (
+    AnyEvent,
+    Ended,
+    Kind,
+    Limit,
+    Prioritize,
+    Reported,
+    Request,
+    Retry,
+    Sight,
+    StartFailed,
+)
 from runner.core.job import (
     ACTIVE,
     SETTLED,
     Attempt,
     Goal,
     Job,
-    Ledger,
     Moment,
     Outcome,
     State,
     seconds_between,
 )
+from runner.core.ledger import booked
 from runner.core.reports import FACTS, apply_facts
 from runner.core.restart import EXIT_RETRY, GiveUp, judge
 
@@ -212,7 +223,7 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
     attempt = job.current
     if attempt is None:
         return job
-    ledger, lost_s = _booked(job, attempt, outcome, moment)
+    ledger, lost_s = booked(job, attempt, outcome, moment)
     ended = replace(
         attempt,
         ended_at=moment.iso,
@@ -232,21 +243,6 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
         step=job.durable_step,
         lost_s=round(lost_s, 3),
     )
-
-
-def _booked(job: Job, attempt: Attempt, outcome: Outcome, moment: Moment) -> tuple[Ledger, float]:
-    """Return the ledger with an attempt that ends now, and how much work it loses, in seconds."""
-    ledger = job.ledger
-    run_s = seconds_between(attempt.started_at, moment.iso)
-    if outcome is Outcome.SUCCEEDED:
-        return replace(ledger, useful_s=ledger.useful_s + run_s), 0.0
-    saved_at = job.checkpoint_at or ""
-    if attempt.start_step > 0 and attempt.resumed_at is None and saved_at < attempt.started_at:
-        # It never got back to where the one before had saved: there was no work to lose.
-        return replace(ledger, down_s=ledger.down_s + run_s), 0.0
-    kept_at = max(attempt.started_at, attempt.resumed_at or "", saved_at)
-    lost_s = min(run_s, seconds_between(kept_at, moment.iso))
-    return replace(ledger, useful_s=ledger.useful_s + run_s - lost_s, lost_s=ledger.lost_s + lost_s), lost_s
 
 
 def _ended(job: Job, event: Ended, moment: Moment) -> Decision:
@@ -309,6 +305,12 @@ def _retry(job: Job, event: Retry, moment: Moment) -> Decision:
         finished_at=None,
     )
     return Decision(_enter(job, State.QUEUED, moment))
+
+
+def _prioritize(job: Job, event: Prioritize, moment: Moment) -> Decision:
+    was = job.spec.priority
+    job = replace(job, spec=replace(job.spec, priority=event.priority))
+    return Decision(publish(job, moment, "priority", priority=event.priority, was=was))
 
 
 def _remove(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
@@ -389,7 +391,10 @@ for _state in SETTLED:
     TABLE[_state, Request.RESUME] = Refuse(f"it has ended ({_state.value}); only a paused job resumes")
     TABLE[_state, Request.RETRY] = _move(_retry, State.QUEUED)
     TABLE[_state, Request.REMOVE] = _move(_remove, _state)
+    TABLE[_state, Request.PRIORITY] = Refuse(f"it has ended ({_state.value}) and waits for nothing")
 TABLE[State.SUCCEEDED, Request.RETRY] = Refuse("it has succeeded; submit its folder under another name")
+for _state in (one for one in State if one not in SETTLED):
+    TABLE[_state, Request.PRIORITY] = _move(_prioritize, _state)
 for _state in State:
     for _sight in Sight:
         TABLE.setdefault((_state, _sight), _NOT_QUEUED if _state in ACTIVE else _LATE)

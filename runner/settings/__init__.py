@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.best import fields
-from runner.core.spec import CheckpointSpec, JobSpec, LimitsSpec, ResourcesSpec, RestartSpec
+from runner.core.spec import (
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    CheckpointSpec,
+    JobSpec,
+    LimitsSpec,
+    ResourcesSpec,
+    RestartSpec,
+)
 from runner.errors import BadJobError
 from runner.settings import media, values
 from runner.settings.text import FILE, key_lines, one_line, parse, read
@@ -41,7 +49,7 @@ KEYS = {
     "command": Key("command", values.command),
     "python": Key("python", values.python),
     "args": Key("args", values.strings),
-    "priority": Key("priority", values.integer(-1000, 1000)),
+    "priority": Key("priority", values.integer(PRIORITY_MIN, PRIORITY_MAX)),
     "checkpoint.every": Key("every", values.every),
     "checkpoint.keep": Key("keep", values.integer(1, 10_000)),
     "checkpoint.monitor": Key("monitor", values.text),

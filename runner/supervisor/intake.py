@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runner.core.events import AnyEvent, Event, Request, Retry
+from runner.core.events import AnyEvent, Event, Prioritize, Request, Retry
 from runner.core.job import SETTLED, Job, Moment, State
-from runner.core.spec import JobSpec
+from runner.core.spec import PRIORITY_MAX, PRIORITY_MIN, JobSpec
 from runner.core.table import Decision, publish
 from runner.errors import BadJobError, UnreadableRecordError
 from runner.settings import load_spec
@@ -202,7 +202,18 @@ class Inbox:
         if kind is Request.RETRY and self._book.jobs[request.name].state in SETTLED:
             spec = load_again(self._home, request.name)
             return Retry(spec, _seed(spec), _threads())
+        if kind is Request.PRIORITY:
+            return Prioritize(_priority(request.args.get("priority")))
         return Event(kind)
+
+
+def _priority(value: object) -> int:
+    """Return what a request asks for. Raises ValueError where that is no priority."""
+    if type(value) is not int or not PRIORITY_MIN <= value <= PRIORITY_MAX:
+        raise ValueError(
+            f"priority must be a whole number from {PRIORITY_MIN} to {PRIORITY_MAX}, not {value!r:.40}"
+        )
+    return value
 
 
 def _set_aside(path: Path) -> None:

@@ -255,6 +255,8 @@ class Supervisor:
             self._apply(decision.job, action)
         if decision.job is not job and name in self.book.jobs:
             self.book.log_events(decision.job)
+        if decision.job.spec.priority != job.spec.priority:
+            self.loop.after(0.0, self._admit)
         if decision.job.state is not job.state:
             log.info("%s: %s %s", name, decision.job.state.value, decision.job.reason)
             self.loop.after(0.0, self._admit)

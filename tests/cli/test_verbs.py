@@ -267,6 +267,19 @@ def test_what_is_not_legal_is_refused_at_once(runner, verb, why):
     assert requests.pending(runner.home) == []
 
 
+def test_a_priority_is_asked_for_with_its_number(runner):
+    runner("submit", str(runner.folder("digits")))
+    answer = runner("priority", "digits", "-5")
+    assert answer.out == "digits: priority asked; takes effect when a supervisor runs: runner supervise\n"
+    (path,) = requests.pending(runner.home)
+    assert (requests.read(path).verb, requests.read(path).args) == ("priority", {"priority": -5})
+    for wrong in ("1.5", "high", "1001", "-1001"):
+        answer = runner("priority", "digits", wrong)
+        assert answer.code == 2
+        assert "'N'" in answer.complaint()
+    assert runner("priority", "nope", "1").code == 3
+
+
 def test_rm_without_a_supervisor(runner):
     runner("submit", str(runner.folder("digits")))
     assert runner("rm", "digits").out == "digits: removed\n"

@@ -8,7 +8,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from runner.core.actions import Action
-from runner.core.events import AnyEvent, Ended, Event, Limit, Reported, Request, Retry, Sight, StartFailed
+from runner.core.events import (
+    AnyEvent,
+    Ended,
+    Event,
+    Limit,
+    Prioritize,
+    Reported,
+    Request,
+    Retry,
+    Sight,
+    StartFailed,
+)
 from runner.core.job import Job, Moment, State
 from runner.core.spec import JobSpec, LimitsSpec, RestartSpec
 from runner.core.table import Decision, decide
@@ -104,7 +115,7 @@ WAY: dict[State, tuple[AnyEvent, ...]] = {
 
 #: One event of every kind.
 EVENTS: tuple[AnyEvent, ...] = (
-    *(STOP, CANCEL, PAUSE, RESUME, retry(), REMOVE),
+    *(STOP, CANCEL, PAUSE, RESUME, retry(), REMOVE, Prioritize(3)),
     *(ADMITTED, START_FAILED, saved(100), KILLED, HUNG, WALL_OVER, MEMORY_OVER, BACKOFF_OVER, DRAIN),
 )
 

@@ -15,7 +15,18 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from runner.core.actions import Remove, Signal, Start, Wait
 from runner.core.admission import Capacity, admit
-from runner.core.events import AnyEvent, Ended, Event, Limit, Reported, Request, Retry, Sight, StartFailed
+from runner.core.events import (
+    AnyEvent,
+    Ended,
+    Event,
+    Limit,
+    Prioritize,
+    Reported,
+    Request,
+    Retry,
+    Sight,
+    StartFailed,
+)
 from runner.core.job import ACTIVE, SETTLED, Goal, Job, Moment, Outcome, State
 from runner.core.spec import JobSpec, LimitsSpec, ResourcesSpec, RestartSpec
 from runner.core.table import TABLE, Decision, Move, decide
@@ -73,8 +84,9 @@ SIGHTS = st.one_of(
     st.just(StartFailed("cannot")),
 )
 REQUESTS = st.one_of(
-    st.builds(Event, st.sampled_from([kind for kind in Request if kind is not Request.RETRY])),
+    st.builds(Event, st.sampled_from(sorted(set(Request) - {Request.RETRY, Request.PRIORITY}))),
     st.builds(Retry, SPECS),
+    st.builds(Prioritize, st.integers(-3, 3)),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
-from runner.core.events import AnyEvent, Ended, Reported, Request, Sight
+from runner.core.events import AnyEvent, Ended, Prioritize, Reported, Request, Sight
 from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Outcome, State
 from runner.core.table import TABLE, Ignore, Move, Refuse, decide, publish, refusal
 from tests.core.life import (
@@ -140,6 +140,7 @@ REQUESTS: list[tuple[State, AnyEvent, State, tuple[Action, ...], Goal | None]] =
     (State.BACKOFF, PAUSE, State.PAUSED, (), None),
     (State.BACKOFF, RESUME, State.QUEUED, (), None),
     (State.BACKOFF, REMOVE, State.BACKOFF, (Remove(),), None),
+    *((state, Prioritize(3), state, (), None) for state in State if state not in SETTLED),
     (State.PAUSED, STOP, State.CANCELLED, (), None),
     (State.PAUSED, CANCEL, State.CANCELLED, (), None),
     (State.PAUSED, RESUME, State.QUEUED, (), None),

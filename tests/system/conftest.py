@@ -82,8 +82,8 @@ class Site:
     def kinds(self, name: str) -> list[str]:
         return [event["event"] for event in self.events(name)]
 
-    def ask(self, verb: str, name: str) -> None:
-        path = requests.submit_request(self.home, verb, name)
+    def ask(self, verb: str, name: str, args: dict[str, Any] | None = None) -> None:
+        path = requests.submit_request(self.home, verb, name, args)
         wait_for(lambda: not path.exists(), f"the request {verb} to be taken")
 
     def count(self, name: str) -> int:

@@ -214,6 +214,29 @@ def test_jobs_wait_their_turn_by_priority(site: Site) -> None:
     assert "this machine has" in jobs["never"].reason
 
 
+def test_a_priority_that_is_changed_changes_the_turn(site: Site) -> None:
+    whole = f"[resources]\ncpus = {os.cpu_count() or 1}\n"
+    site.submit("first", "100000", "0.01", toml=whole)
+    site.start()
+    site.wait("first", State.RUNNING)
+    for name in ("low", "high"):
+        site.submit(name, "5", "0.01", toml=whole)
+        site.wait(name, State.QUEUED)
+    site.ask("priority", "high", {"priority": 3})
+    site.ask("priority", "low", {"priority": 1001})
+    wait_for(lambda: site.job("high").spec.priority == 3, "the priority")
+    site.ask("cancel", "first")
+    for name in ("low", "high"):
+        site.wait(name, State.SUCCEEDED)
+    assert site.job("high").started_at < site.job("low").started_at
+    refused = [event for event in site.events("low") if event["event"] == "refused"]
+    assert [event["reason"] for event in refused] == [
+        "priority must be a whole number from -1000 to 1000, not 1001"
+    ]
+    changed = [event for event in site.events("high") if event["event"] == "priority"]
+    assert [(event["was"], event["priority"]) for event in changed] == [(0, 3)]
+
+
 def test_a_second_supervisor_refuses(site: Site) -> None:
     first = site.start()
     wait_for(site.home.supervisor.exists, "the first to be up")
