@@ -98,6 +98,12 @@ BAD = [
     ('python = "./train.py"', 'job.toml:1: python names "./train.py", which is not executable'),
     # numbers
     ("priority = 1.5", "job.toml:1: priority must be a whole number from -1000 to 1000, not 1.5"),
+    (
+        'after = "prepare"',
+        'job.toml:1: after must be a list of names of jobs, like ["prepare"], not "prepare"',
+    ),
+    ('after = ["a/b"]', 'job.toml:1: after must be a list of names of jobs, like ["prepare"], not a list'),
+    ("after = [1]", 'job.toml:1: after must be a list of names of jobs, like ["prepare"], not a list'),
     ("priority = true", "job.toml:1: priority must be a whole number from -1000 to 1000, not true"),
     ("priority = 100000", "job.toml:1: priority must be a whole number from -1000 to 1000, not 100000"),
     ("[checkpoint]\nkeep = 0", "job.toml:2: checkpoint.keep must be a whole number from 1 to 10000, not 0"),
@@ -368,6 +374,7 @@ def test_every_key_of_the_contract(folder):
         python = "/bin/sh"
         args = ["--epochs", "50"]
         priority = -3
+        after = ["prepare", "other.job", "prepare"]
         [env]
         SEED = "7"
         EMPTY = ""
@@ -400,6 +407,7 @@ def test_every_key_of_the_contract(folder):
     assert spec.python == "/bin/sh"
     assert spec.args == ("--epochs", "50")
     assert spec.priority == -3
+    assert spec.after == ("prepare", "other.job")
     assert spec.env == {"SEED": "7", "EMPTY": ""}
     assert spec.checkpoint == CheckpointSpec(
         Every(CadenceUnit.STEPS, 500),

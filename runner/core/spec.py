@@ -94,6 +94,7 @@ class JobSpec:
     python: str = "auto"
     args: tuple[str, ...] = ()
     priority: int = 0
+    after: tuple[str, ...] = ()  #: jobs that must have succeeded before this one starts
     env: dict[str, str] = field(default_factory=dict)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     restart: RestartSpec = field(default_factory=RestartSpec)

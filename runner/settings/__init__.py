@@ -50,6 +50,7 @@ KEYS = {
     "python": Key("python", values.python),
     "args": Key("args", values.strings),
     "priority": Key("priority", values.integer(PRIORITY_MIN, PRIORITY_MAX)),
+    "after": Key("after", values.names),
     "checkpoint.every": Key("every", values.every),
     "checkpoint.keep": Key("keep", values.integer(1, 10_000)),
     "checkpoint.monitor": Key("monitor", values.text),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from runner.core.best import template_problem
-from runner.core.spec import CadenceUnit, Every, Mode
+from runner.core.spec import NAME_PATTERN, CadenceUnit, Every, Mode
 from runner.settings.text import is_inside
 
 ARGUMENT_BYTES_MAX = 128 * 1024  # Linux: MAX_ARG_STRLEN
@@ -214,6 +214,15 @@ def exit_codes(value: Any, _folder: Path) -> tuple[int, ...]:
         if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
             raise fail("a list of exit codes from 1 to 255", value if code is None else code)
     return tuple(codes)
+
+
+def names(value: Any, _folder: Path) -> tuple[str, ...]:
+    """Check a list of jobs' names."""
+    if not isinstance(value, list) or not all(
+        isinstance(one, str) and re.fullmatch(NAME_PATTERN, one) for one in value
+    ):
+        raise fail('a list of names of jobs, like ["prepare"]', value)
+    return tuple(dict.fromkeys(value))
 
 
 def strings(value: Any, _folder: Path) -> tuple[str, ...]:

@@ -343,7 +343,7 @@ class Supervisor:
     def _admit(self) -> None:
         if self.draining:
             return
-        plan = admit(self.book.jobs.values(), self._capacity)
+        plan = admit(self.book.jobs.values(), self._capacity, alone=self.config.only is not None)
         for name in plan.start:
             self.handle(name, Event(Sight.ADMITTED))
         for name, reason in plan.waiting.items():

@@ -61,6 +61,32 @@ def test_a_machine_that_shrank_starts_nothing() -> None:
     assert admit([job("a", State.RUNNING, cpus=4), job("b")], Capacity(2)).start == ()
 
 
+def after(name: str, *others: str, state: State = State.QUEUED) -> Job:
+    return replace(job(name, state), spec=JobSpec(after=others))
+
+
+def test_a_job_waits_for_those_it_comes_after_and_holds_back_nobody() -> None:
+    done, runs = job("d", State.SUCCEEDED), job("r", State.RUNNING)
+    plan = admit([done, runs, after("a", "d", "r"), after("b", "d"), job("c")], Capacity(3))
+    assert plan.start == ("b", "c")
+    assert plan.waiting == {"a": "waits for r"}
+    assert admit([done, runs, after("a", "d", "r")], Capacity(3), alone=True).start == ("a",)
+
+
+def test_what_can_never_be_waited_for_is_told() -> None:
+    jobs = [job("f", State.FAILED), after("a", "f"), after("b", "nope"), after("c", "c")]
+    plan = admit([*jobs, after("x", "y"), after("y", "z"), after("z", "y", "x")], Capacity(9))
+    assert plan.start == ()
+    assert plan.waiting == {
+        "a": "waits for f, which is failed; runner retry f",
+        "b": "waits for nope, which is not there; submit it",
+        **{
+            one: f"waits for {other}, which waits for this one; change one and submit it anew"
+            for one, other in (("c", "c"), ("x", "y"), ("y", "z"), ("z", "y"))
+        },
+    }
+
+
 SHARES = st.one_of(st.integers(0, 4).map(float), st.floats(0, 4))
 JOBS = st.lists(
     st.tuples(

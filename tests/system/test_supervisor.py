@@ -237,6 +237,22 @@ def test_a_priority_that_is_changed_changes_the_turn(site: Site) -> None:
     assert [(event["was"], event["priority"]) for event in changed] == [(0, 3)]
 
 
+def test_a_job_starts_when_those_it_comes_after_have_succeeded(site: Site) -> None:
+    site.submit("last", "5", "0.01", toml='after = ["first", "second"]\n')
+    site.start()
+    wait_for(lambda: (job := site.job("last")) and "first, which is not there" in job.reason, "what it lacks")
+    site.submit("first", "5", "0.01")
+    site.submit("second", "5", "0.01", command=["false"], toml="[restart]\nbudget = 0\n")
+    site.wait("second", State.FAILED)
+    wait_for(lambda: (job := site.job("last")) and "runner retry second" in job.reason, "what it lacks")
+    toml = site.home.folder("second") / "job.toml"
+    toml.write_text(toml.read_text().replace('"false"', '"true"'))
+    site.ask("retry", "second")
+    last = site.wait("last", State.SUCCEEDED)
+    ended = [site.wait(name, State.SUCCEEDED).finished_at or "" for name in ("first", "second")]
+    assert (last.started_at or "") >= max(ended)
+
+
 def test_a_second_supervisor_refuses(site: Site) -> None:
     first = site.start()
     wait_for(site.home.supervisor.exists, "the first to be up")
