@@ -43,10 +43,7 @@ def save(
     try:
         durable.make_folder(folder, folder.parent)
         save_whole(file)
-        _ = comment_of(file)  # a torn file would be taken for an empty one, and appended to
-        # Opened here: where that fails, ZipFile itself would begin an empty archive in its place.
-        with file.open("r+b") as opened, zipfile.ZipFile(opened, "a") as archive:
-            archive.comment = json.dumps(comment).encode("ascii")
+        _annotate(file, json.dumps(comment).encode("ascii"))
         durable.sync_tree(folder)
         verify(file)
         _compare(file, snapshot)
@@ -56,6 +53,23 @@ def save(
     finally:
         with contextlib.suppress(OSError):
             durable.remove_tree(folder)
+
+
+def _annotate(file: Path, comment: bytes) -> None:
+    """Give a zip file a comment.
+
+    What ZipFile cannot read, be it for an error of the disk that passes, it takes for no zip file: it would
+    begin an empty archive in its place, or behind it. So the file is opened here, and its members are counted.
+
+    Raises:
+        OSError, StorageError, BadZipFile: it could not be done.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.namelist()
+    with file.open("r+b") as opened, zipfile.ZipFile(opened, "a") as archive:
+        if archive.namelist() != members:
+            raise StorageError(f"{file}: its members could not be read again")
+        archive.comment = comment
 
 
 def verify(path: Path) -> None:

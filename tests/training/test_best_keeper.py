@@ -287,6 +287,28 @@ def test_a_whole_model_that_cannot_be_opened_again_is_not_emptied(
     assert bench.train(bench.keeper(best="best.keras"), [0.5]) == [False]
 
 
+def test_a_read_that_fails_for_a_moment_does_not_empty_a_whole_model(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = zipfile._EndRecData  # type: ignore[attr-defined]
+
+    def failing(file: Any) -> Any:
+        if file.mode == "rb+":
+            raise OSError(5, "Input/output error")
+        return really(file)
+
+    keeper = bench.keeper(best="best.keras")
+    bench.train(keeper, [0.5])
+    with monkeypatch.context() as during:
+        during.setattr(zipfile, "_EndRecData", failing)
+        assert bench.train(keeper, [0.4], first=1) == [False]
+    with zipfile.ZipFile(bench.paths.best / "best.keras") as archive:
+        assert archive.namelist() == ["config.json", "metadata.json"]
+    assert keeper.best is not None
+    assert keeper.best.value == 0.5
+    assert bench.train(keeper, [0.45], first=2) == [True]
+
+
 def test_a_whole_model_is_verified_and_published_at_once(bench: Bench) -> None:
     assert bench.train(bench.keeper(best="best.keras"), [0.5, 0.4]) == [True, True]
     assert bench.files() == [RECORD, "best.keras"]
