@@ -59,7 +59,7 @@ def _annotate(file: Path, comment: bytes) -> None:
     """Give a zip file a comment.
 
     What ZipFile cannot read, be it for an error of the disk that passes, it takes for no zip file: it would
-    begin an empty archive in its place, or behind it. So the file is opened here, and its members are counted.
+    begin an empty archive in its place, or behind it. So the file is opened here, and its members compared.
 
     Raises:
         OSError, StorageError, BadZipFile: it could not be done.
