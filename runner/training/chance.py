@@ -16,7 +16,7 @@ from runner.training.entropy import Entropy
 def capture(encoder: Encoder, entropy: Entropy) -> dict[str, Node]:
     """Return the state of Python's, NumPy's, TensorFlow's and Keras's shared generators."""
     state: dict[str, Node] = {
-        "python": _pack(encoder, random.getstate()),
+        "python": _pack(encoder, "python", random.getstate()),
         "numpy": encoder.encode(np.random.get_state(legacy=False)),
         "pool_draws": entropy.pool_draws,
         "op_draws": entropy.op_draws,
@@ -26,7 +26,7 @@ def capture(encoder: Encoder, entropy: Entropy) -> dict[str, Node]:
     }
     context = _context()
     if context is not None and getattr(context, "_rng", None) is not None:
-        state["eager"] = _pack(encoder, context._rng.getstate())
+        state["eager"] = _pack(encoder, "eager", context._rng.getstate())
     generator = keras_generator()
     if generator is not None:
         state["keras"] = encoder.encode(np.asarray(generator.state))
@@ -152,10 +152,17 @@ def _shared_generator() -> Any:
     return None if module is None else getattr(module, "global_generator", None)
 
 
-def _pack(encoder: Encoder, state: tuple[Any, ...]) -> Node:
-    """Shorten a state of `random.Random`: its 625 words as an array."""
+#: What each shared `random.Random` had when it was captured last, and its words as an array.
+_packed: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
+
+
+def _pack(encoder: Encoder, name: str, state: tuple[Any, ...]) -> Node:
+    """Shorten a state of `random.Random`: its 625 words as an array, made anew only where they differ."""
     version, words, gauss = state
-    return [version, encoder.array(np.array(words, np.uint32)), encoder.encode(gauss)]
+    before = _packed.get(name)
+    if before is None or before[0] != words:
+        before = _packed[name] = words, np.array(words, np.uint32)
+    return [version, encoder.array(before[1]), encoder.encode(gauss)]
 
 
 def _unpack(decoder: Decoder, node: Node) -> tuple[Any, ...]:

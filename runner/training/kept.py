@@ -25,9 +25,13 @@ from runner.training.report import now_text
 from runner.training.saver import Layout, Saver
 from runner.training.shelf import Shelf
 
-#: Of the training time, for snapshots; so much may be saved up: a fit's first finds out what stays the same.
+#: Of the training time, for snapshots; of what takes no more than a moment, as of small models, a larger one,
+#: so that no more than half a second of training is lost with the process.
 SHARE = 0.0015
-FREE_S = 0.03
+SHORT_S = 0.002
+SHORT_SHARE = 0.004
+#: So much may be saved up: a fit's first snapshot finds out what stays the same, and is not paid off slowly.
+FREE_S = 0.1
 INTERVAL_S_MIN = 0.25
 INTERVAL_S_MAX = 60.0
 #: A best model of so much is put into the memory at once: copying it twice would cost more than the manifest.
@@ -125,7 +129,9 @@ class KeptSaver(Saver):
             self._shelf.hold(snapshot, slot)
         stall_s += self._clock() - began
         self._snapshot_step = snapshot.step
-        paid_until = max(self._paid_until, began - FREE_S / SHARE) + (self._looked_s + stall_s) / SHARE
+        spent_s = self._looked_s + stall_s
+        share = SHORT_SHARE if spent_s <= SHORT_S else SHARE
+        paid_until = max(self._paid_until, began - FREE_S / SHARE) + spent_s / share
         self._paid_until = min(paid_until, began + INTERVAL_S_MAX)
         self._looked_s = 0.0
         self._snapshot_at = max(began + INTERVAL_S_MIN, self._paid_until)
