@@ -113,6 +113,8 @@ def best(found: dict[str, Any]) -> str:
 def _attempt(attempt: dict[str, Any]) -> str:
     ended = attempt.get("outcome") or "runs"
     how = attempt.get("signal") or (f"exit code {attempt['exit_code']}" if attempt.get("exit_code") else "")
-    detail = ", ".join(part for part in (how, attempt.get("reason") or "") if part)
+    failure = attempt.get("failure") or {}
+    raised = f"{failure['kind']}: {failure['message']}" if failure else ""
+    detail = ", ".join(part for part in (how, raised, attempt.get("reason") or "") if part)
     text = f"  attempt {attempt['number']}: from step {attempt.get('start_step', 0)}, {ended}"
     return f"{text} ({detail})" if detail else text

@@ -66,6 +66,11 @@ def _restored(event: Event) -> str:
     return f"fetched from {event.get('mirror')}: {what}, {event.get('files')} files, {size}"
 
 
+def _raised(event: Event) -> str:
+    where = f" in {event['where'][-1]}" if event.get("where") else ""
+    return f"the script ended with {event.get('kind')}: {event.get('message')}{where}"
+
+
 def _reason(words: str) -> Callable[[Event], str]:
     return lambda event: f"{words}: {event['reason']}" if event.get("reason") else words
 
@@ -91,7 +96,9 @@ _WORDS: dict[str, Callable[[Event], str | None]] = {
     "mirror-recovered": lambda _: "the mirror works again",
     "mirror-damaged": _reason("the mirror has lost something"),
     "pruned": lambda event: f"checkpoints of steps {event.get('steps')} removed: {event.get('reason')}",
-    "quarantined": lambda event: f"{event.get('path')} failed verification: {event.get('reason')}",
+    "quarantined": lambda event: f"{event.get('path')} is put aside: {event.get('reason')}",
+    "raised": _raised,
+    "retreat": _reason("the next attempt goes back further"),
     "refused": lambda event: f"{event.get('verb')} refused: {event.get('reason')}",
     "adopted": lambda event: f"a new supervisor took over attempt {event.get('attempt')}, which runs on",
     "warning": lambda event: f"warning: {event.get('message')}",

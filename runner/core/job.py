@@ -13,6 +13,7 @@ from typing import Any
 from runner.core.actions import Ask
 from runner.core.cadence import Past
 from runner.core.exactness import Kind
+from runner.core.failure import Failure, Retreat
 from runner.core.spec import JobSpec
 
 #: Version of job.json; a reader refuses a newer one.
@@ -121,6 +122,7 @@ class Attempt:
     signal: str | None = None
     reason: str = ""
     max_rss_bytes: int | None = None
+    failure: Failure | None = None  #: what ended it, where the worker told
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class Job:
     asked: Ask | None = None  #: what the present attempt was asked, to be asked again by a successor
     hung: bool = False  #: the present attempt is being ended because it made no progress
     starved: bool = False  #: the present attempt is being ended because of its memory limit
+    retreat: Retreat | None = None  #: how the next attempt resumes, until it has saved a checkpoint
     checkpoint: CheckpointRef | None = None
     checkpoint_at: str | None = None
     best: BestRef | None = None
@@ -207,6 +210,12 @@ class Job:
         spent = self.ledger
         lived_s = spent.useful_s + spent.lost_s + spent.down_s + spent.checkpoint_s
         return Past(lived_s, sum(attempt.outcome in DEATHS for attempt in self.attempts))
+
+    @property
+    def failures(self) -> list[Failure]:
+        """What ended its attempts since it was last asked to run, where they told: the newest last."""
+        asked_at = self.asked_at or ""
+        return [a.failure for a in self.attempts if a.failure is not None and a.started_at >= asked_at]
 
     def with_attempt(self, attempt: Attempt) -> Job:
         """Return the record with its newest attempt replaced, or `attempt` added when its number is new."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from runner.core.exactness import Kind, text
+from runner.core.failure import Failure
 from runner.core.job import BestRef, CheckpointRef, Classified, Job, seconds_between
 
 #: The kinds of facts a worker reports; an event log names anything else a "note", so that no worker can
@@ -15,7 +16,7 @@ from runner.core.job import BestRef, CheckpointRef, Classified, Job, seconds_bet
 FACTS = frozenset(
     {
         *("resumed", "replayed", "checkpoint", "best", "quarantined", "save-failed", "pruned", "runner-up"),
-        *("classified", "warning", "phase", "fit-started", "fit-finished"),
+        *("classified", "warning", "phase", "fit-started", "fit-finished", "raised"),
         *("restored", "mirror-failed", "mirror-recovered"),
     }
 )
@@ -24,6 +25,7 @@ MIRROR_FACTS = frozenset({"mirrored", "mirror-damaged", "mirror-failed", "mirror
 #: A record names no more than these of what checkpoints cannot hold.
 _MISSED_MAX = 20
 _REPLAY_S_MAX = 1e9
+_TEXT_MAX, _FRAMES_MAX = 300, 3
 
 
 def apply_facts(job: Job, facts: Iterable[Mapping[str, Any]], now: str) -> Job:
@@ -45,7 +47,7 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
             ledger = replace(
                 ledger, checkpoint_s=ledger.checkpoint_s + stall_s, useful_s=ledger.useful_s - stall_s
             )
-            return replace(job, checkpoint=_checkpoint(fact), checkpoint_at=now, ledger=ledger)
+            return replace(job, checkpoint=_checkpoint(fact), checkpoint_at=now, ledger=ledger, retreat=None)
         case "resumed":
             if fact["path"] is not None:  # else from memory: the disk has an older one
                 job = replace(job, checkpoint=_checkpoint(fact))
@@ -55,16 +57,9 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
             return replace(job, checkpoint=None) if gone else job
         case "best":
             return replace(job, best=_best(fact))
-        case "restored":
-            return _restored(job, fact)
-        case "classified":
-            return _classified(job, fact)
-        case "replayed":
-            return _replayed(job, fact)
-        case "warning":
-            return _missed(job, fact)
-        case _:
-            return job
+        case kind:
+            take_in = _OTHERS.get(str(kind))
+            return take_in(job, fact) if take_in is not None else job
 
 
 def _classified(job: Job, fact: Mapping[str, Any]) -> Job:
@@ -123,6 +118,14 @@ def _best(fact: Mapping[str, Any]) -> BestRef:
     return BestRef(_path(fact), _count(fact["step"]), _count(fact["epoch"]), str(fact["metric"]), value)
 
 
+def _raised(job: Job, fact: Mapping[str, Any]) -> Job:
+    """Take in what ends the attempt; its texts are bounded, for they are a script's."""
+    where = tuple(str(frame)[:_TEXT_MAX] for frame in fact["where"][-_FRAMES_MAX:])
+    kind, message = str(fact["kind"])[:_TEXT_MAX], str(fact["message"])[:_TEXT_MAX]
+    failure = Failure(kind, where, _count(fact["step"]), fact["started"] is True, message)
+    return job.with_attempt(replace(job.current, failure=failure)) if job.current is not None else job
+
+
 def _path(fact: Mapping[str, Any]) -> str:
     path = fact["path"]
     if not isinstance(path, str) or not path:
@@ -135,3 +138,12 @@ def _count(value: object) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"expected a count, found {value!r}")
     return value
+
+
+_OTHERS = {
+    "restored": _restored,
+    "classified": _classified,
+    "replayed": _replayed,
+    "warning": _missed,
+    "raised": _raised,
+}

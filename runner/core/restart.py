@@ -2,15 +2,22 @@
 
 The budget is charged only where the durable step did not advance since the last end; preemption and drain
 are never charged. Backoff is exponential with jitter, and only where no progress was made.
+
+The same failure at the same step twice may come from what was saved: the next attempt resumes from an older
+checkpoint, once. If that ends in the same way, the job has failed. So has one that fails twice in the same
+way as it starts, from a cause that time does not mend.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from runner.core.failure import NOT_FINITE, TIMES_MAX, Failure, Retreat
 from runner.core.job import Job, Outcome
-from runner.core.spec import RestartSpec
+from runner.core.spec import Nan, RestartSpec
 
 #: EX_TEMPFAIL: try again, not charged.
 EXIT_RETRY = 75
@@ -30,6 +37,7 @@ class Again:
     delay_s: float
     charged: int
     fruitless: int
+    retreat: Retreat | None = None  #: how it resumes, if not as usual
 
 
 @dataclass(frozen=True)
@@ -57,9 +65,69 @@ def judge(job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, r
         return GiveUp(f"exit code {exit_code} is in restart.fatal_exit_codes; see the log")
     if outcome is Outcome.FAILED and exit_code is not None and exit_code in _NEVER_RETRIED:
         return GiveUp(f"exit code {exit_code} ({_NEVER_RETRIED[exit_code]}) is never retried; see the log")
+    counts = outcome is Outcome.FAILED and exit_code not in spec.retry_exit_codes
+    failure = job.current.failure if job.current is not None and counts else None
+    if failure is not None and failure.kind == NOT_FINITE:
+        return _not_finite(job, failure)
+    times = _times_in_a_row(job.failures) if failure is not None else 0
+    if failure is not None and times >= failure.times_max:
+        return GiveUp(_same_again(job, failure, times))
+    verdict = _by_budget(job, outcome, exit_code, jitter, rebooted=rebooted)
+    if failure is not None and times == TIMES_MAX - 1 and isinstance(verdict, Again):
+        return replace(verdict, retreat=_escape(job, failure))
+    return verdict
+
+
+def _times_in_a_row(failures: Sequence[Failure]) -> int:
+    """Return how many times the newest failure has come in a row."""
+    return sum(1 for _ in itertools.takewhile(lambda one: one == failures[-1], reversed(failures)))
+
+
+def _same_again(job: Job, failure: Failure, times: int) -> str:
+    if not failure.started:
+        return f"it fails as it starts, {times} times the same: {failure.text}; see the log"
+    started_from = [one.start_step for one in job.attempts if one.failure == failure]
+    older = ", also from an older checkpoint" if started_from[-1] < max(started_from) else ""
+    return f"the same failure {times} times at step {failure.step}{older}: {failure.text}; see the log"
+
+
+def _escape(job: Job, failure: Failure) -> Retreat | None:
+    """Return the way past a checkpoint that may itself be the cause; None where there was none."""
+    started_from = job.current.start_step if job.current is not None else 0
+    if started_from <= 0:
+        return None
+    reason = f"the same failure followed twice ({failure.text})"
+    return Retreat(before=started_from, reason=reason)
+
+
+def _not_finite(job: Job, failure: Failure) -> Verdict:
+    """Decide after a loss that was not finite, or over its limit."""
+    limits = job.spec.limits
+    if limits.nan is not Nan.ROLLBACK:
+        return GiveUp(f'{failure.text} (limits.nan = "{limits.nan.value}"); see the log')
+    count = sum(one.kind == NOT_FINITE for one in job.failures)
+    if count > limits.nan_rollbacks:
+        return GiveUp(
+            f"{failure.text}, after {count - 1} rollbacks (limits.nan_rollbacks = {limits.nan_rollbacks});"
+            " see the log"
+        )
+    # Where the attempt before had rolled back too, and nothing good came of it: further back.
+    stuck = job.retreat is not None and job.current is not None and job.current.start_step > 0
+    before = job.current.start_step if stuck and job.current is not None else None
+    rate = limits.nan_learning_rate
+    reason = f"{failure.text}: rolled back, learning rates times {rate:g}"
+    return Again(0.0, job.charged, job.fruitless, Retreat(before, rate, reason))
+
+
+def _by_budget(
+    job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, rebooted: bool
+) -> Verdict:
+    """Decide by the budget."""
+    spec = job.spec.restart
     if job.durable_step > max(job.mark_step, 0):
         return Again(0.0, charged=0, fruitless=0)
-    charged = job.charged + (0 if rebooted or outcome in _UNCHARGED else 1)
+    free = rebooted or outcome in _UNCHARGED or (outcome in _OWN_ENDS and exit_code in spec.retry_exit_codes)
+    charged = job.charged + (0 if free else 1)
     if charged > spec.budget:
         last = f"exit code {exit_code}" if outcome is Outcome.FAILED else outcome.value
         return GiveUp(

@@ -64,6 +64,15 @@ class RestartSpec:
     backoff_min_s: float = 1.0
     backoff_max_s: float = 60.0
     fatal_exit_codes: tuple[int, ...] = ()
+    retry_exit_codes: tuple[int, ...] = ()  #: as 75: to be tried again, and never charged
+
+
+class Nan(StrEnum):
+    """What follows a loss that is not finite."""
+
+    IGNORE = "ignore"
+    FAIL = "fail"
+    ROLLBACK = "rollback"  #: on from the last good checkpoint, more slowly
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,10 @@ class LimitsSpec:
     grace_s: float = 30.0
     wall_s: float | None = None
     memory_bytes: int | None = None
+    nan: Nan = Nan.IGNORE
+    nan_rollbacks: int = 3  #: how many times at most
+    nan_learning_rate: float = 0.5  #: learning rates are multiplied by this at each rollback
+    loss_max: float | None = None  #: a loss beyond it counts as not finite
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ from runner.core.job import (
     seconds_between,
 )
 from runner.core.ledger import booked
+from runner.core.outcome import outcome_of
 from runner.core.reports import FACTS, apply_facts
-from runner.core.restart import EXIT_RETRY, GiveUp, judge
+from runner.core.restart import GiveUp, judge
 
 
 @dataclass(frozen=True)
@@ -198,26 +199,6 @@ def _keep_running(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
 # --- at an attempt's end ----------------------------------------------------------------------------------
 
 
-def outcome_of(job: Job, event: Ended) -> Outcome:
-    """Say how the attempt ended, in the contract's words."""
-    if event.exit_code == 0 and not (event.asked and job.spec.command):
-        return Outcome.SUCCEEDED
-    if job.starved or event.reason == Outcome.OUT_OF_MEMORY.value:
-        return Outcome.OUT_OF_MEMORY
-    if job.hung:
-        return Outcome.HUNG
-    if event.exit_code is None and event.signal is None:
-        return Outcome.ABANDONED
-    own_failure = event.exit_code is not None and event.exit_code not in {0, EXIT_RETRY, 128 + 15}
-    if event.asked and not own_failure:
-        return Outcome.PREEMPTED if job.goal is Goal.RUN else Outcome.STOPPED
-    if event.exit_code == EXIT_RETRY:
-        return Outcome.PREEMPTED
-    if event.signal is not None or 128 < (event.exit_code or 0) <= 128 + 64:
-        return Outcome.CRASHED
-    return Outcome.FAILED
-
-
 def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
     """Write the end of the newest attempt into the record, and its time into the ledger."""
     attempt = job.current
@@ -269,6 +250,9 @@ def _after(job: Job, event: Ended, outcome: Outcome, moment: Moment, was: State)
     if isinstance(verdict, GiveUp):
         return Decision(_enter(job, State.FAILED, moment, verdict.reason))
     job = replace(job, charged=verdict.charged, fruitless=verdict.fruitless, backoff_s=verdict.delay_s)
+    if verdict.retreat is not None:
+        job = replace(job, retreat=verdict.retreat)
+        job = publish(job, moment, "retreat", before=verdict.retreat.before, reason=verdict.retreat.reason)
     drained = was is State.STOPPING and outcome is Outcome.PREEMPTED
     if drained or (was is State.STOPPING and verdict.delay_s == 0):
         return Decision(_enter(replace(job, backoff_s=0.0), State.QUEUED, moment))
@@ -300,6 +284,7 @@ def _retry(job: Job, event: Retry, moment: Moment) -> Decision:
         goal=Goal.RUN,
         charged=0,
         fruitless=0,
+        retreat=None,
         mark_step=job.durable_step if job.attempt else -1,
         backoff_s=0.0,
         finished_at=None,

@@ -62,11 +62,16 @@ KEYS = {
     "restart.budget": Key("budget", values.integer(0, 1_000_000)),
     "restart.backoff": Key("backoff", values.backoff),
     "restart.fatal_exit_codes": Key("fatal_exit_codes", values.exit_codes),
+    "restart.retry_exit_codes": Key("retry_exit_codes", values.exit_codes),
     "limits.hang": Key("hang_s", values.duration({"auto": None, "none": math.inf})),
     "limits.startup": Key("startup_s", values.duration()),
     "limits.grace": Key("grace_s", values.duration(positive=False)),
     "limits.wall": Key("wall_s", values.duration({"none": None})),
     "limits.memory": Key("memory_bytes", values.memory),
+    "limits.nan": Key("nan", values.nan),
+    "limits.nan_rollbacks": Key("nan_rollbacks", values.integer(0, 1000)),
+    "limits.nan_learning_rate": Key("nan_learning_rate", values.number(0, 1)),
+    "limits.loss_max": Key("loss_max", values.loss_max),
     "resources.cpus": Key("cpus", values.number(0, 4096)),
     "resources.gpus": Key("gpus", values.number(0, 1024)),
     "seed.value": Key("seed", values.integer(0, 2**32 - 1)),
@@ -144,7 +149,7 @@ def _unknown(path: tuple[str, ...]) -> str:
     name, last = ".".join(path)[:200], path[-1][:100]
     known = [*KEYS, *TABLES] if len(path) == 1 else [*KEYS]
     ends = {key.rpartition(".")[2]: key for key in reversed(known)}
-    near = [ends[last]] if last in ends else difflib.get_close_matches(name, known, 1, 0.6)
+    near = [ends[last]] if last in ends else difflib.get_close_matches(name, known, 1, 0.7)
     if not near:
         near = [ends[end] for end in difflib.get_close_matches(last, ends, 1, 0.75)]
     if near:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from runner.core.best import template_problem
-from runner.core.spec import NAME_PATTERN, CadenceUnit, Every, Mode
+from runner.core.spec import NAME_PATTERN, CadenceUnit, Every, Mode, Nan
 from runner.settings.text import is_inside
 
 ARGUMENT_BYTES_MAX = 128 * 1024  # Linux: MAX_ARG_STRLEN
@@ -198,6 +199,22 @@ def mode(value: Any, _folder: Path) -> Mode:
     if value not in list(Mode) or not isinstance(value, str):
         raise fail('"auto", "min" or "max"', value)
     return Mode(value)
+
+
+def nan(value: Any, _folder: Path) -> Nan:
+    """Take what follows a loss that is not finite."""
+    if value not in list(Nan) or not isinstance(value, str):
+        raise fail('"ignore", "fail" or "rollback"', value)
+    return Nan(value)
+
+
+def loss_max(value: Any, _folder: Path) -> float | None:
+    """Take a bound for the loss, or "none"."""
+    if value == "none":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise fail('a number, or "none"', value)
+    return float(value)
 
 
 def text(value: Any, _folder: Path) -> str:

@@ -61,6 +61,8 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "checkpoint": asdict(spec.checkpoint),
         "past": asdict(job.past),
         "memory_bytes": spec.limits.memory_bytes,
+        "nan": {"mode": spec.limits.nan, "loss_max": spec.limits.loss_max},
+        "retreat": asdict(job.retreat) if job.retreat is not None else None,
         "keeper": [_PYTHON, "-I", str(_KEEPER)] if not spec.command else None,
         "from": str(start_from) if start_from.exists() else None,
     }

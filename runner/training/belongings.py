@@ -16,7 +16,7 @@ from runner.training.capture import Camera, Trace
 from runner.training.codec import Encoder, Node, Uncapturable
 from runner.training.decode import Decoder
 from runner.training.tracked import Tracked, Value
-from runner.training.variables import ChangedScriptError, all_variables, check_same, each_once
+from runner.training.variables import ChangedScriptError, all_variables, check_same, each_once, optimizers_of
 from runner.training.worker import Worker
 
 
@@ -65,6 +65,11 @@ class Belongings:
             self._more.append(holder)
         else:
             self._tracked.append(keeper)
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """List the optimizers, those of models too."""
+        return [*self._optimizers, *(part for model in self._models for part in optimizers_of(model))]
 
     def _variables(self) -> list[Any]:
         found: list[Any] = []

@@ -70,7 +70,9 @@ def run_script(entry: str, args: tuple[str, ...]) -> None:
         with open(path, "rb") as file:  # noqa: PTH123 - a missing file reads as it does in plain Python
             code = compile(file.read(), path, "exec", dont_inherit=True)
         exec(code, main_module.__dict__)
-    except SystemExit:
+    except SystemExit as error:
+        if error.code:
+            _tell(error)
         raise
     except BaseException as error:  # noqa: BLE001 - the script's top: whatever ends it is reported
         _end_with(error)
@@ -79,12 +81,21 @@ def run_script(entry: str, args: tuple[str, ...]) -> None:
 def _end_with(error: BaseException) -> NoReturn:
     """Report an uncaught exception as the interpreter would, and end."""
     _strip(error, set())
+    _tell(error)
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
     sys.excepthook(type(error), error, error.__traceback__)
     if isinstance(error, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     raise SystemExit(1)
+
+
+def _tell(error: BaseException) -> None:
+    from runner.training import worker
+
+    here = worker.current()
+    if here is not None:
+        here.vigil.tell_raised(error)
 
 
 def _strip(error: BaseException | None, seen: set[int]) -> None:

@@ -210,6 +210,7 @@ class EpochFit:
         """Put everything back: the epoch after the snapshot's is about to begin."""
         worker = self._worker
         lost = self._put_back(saved)
+        worker.vigil.slow_down(variables.optimizers_of(self.model))
         self.model.reset_metrics()
         worker.metrics.restore(saved.state)
         worker.saved = self._saved = None
@@ -248,6 +249,7 @@ class EpochFit:
             worker.phase("train", tell=True)
         worker.progress.set(step=worker.step, step_in_epoch=self._batches)
         if worker.progress.wants(time.monotonic()):
+            worker.vigil.look_at_loss(logs)
             worker.progress.set(metrics=values.of_logs(logs))
 
     def _epoch_ended(self, epoch: int, logs: Any = None) -> None:

@@ -101,6 +101,7 @@ class FitLog:
     def end_epoch(self, epoch: int, logs: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Note an epoch's metrics, after the worker's present step; return them."""
         worker = self._worker
+        worker.vigil.look_at_loss(logs)
         metrics = values.of_epoch(self._camera.model, logs)
         line = {"epoch": epoch, "step": worker.step, "fit": self._number, "time": now_text(), **metrics}
         worker.note_metrics(line)

@@ -31,7 +31,7 @@ from runner.training.order import Order
 from runner.training.position import Position
 from runner.training.rebuild import rebuild, traced_step
 from runner.training.tracing import Traces
-from runner.training.variables import ChangedScriptError
+from runner.training.variables import ChangedScriptError, optimizers_of
 from runner.training.worker import Worker
 
 
@@ -155,6 +155,8 @@ class Fit:
         elif worker.launch.start_from is not None and self.number == 0:
             self.build()
             self.model.load_weights(str(worker.launch.start_from))
+        if self.saved is None:
+            worker.vigil.slow_down(optimizers_of(self.model))
         self._traces.wrap_train_function(self._first_step, lambda: self._resumed, self._trace_is_exact)
 
     def build(self) -> None:
@@ -247,6 +249,7 @@ class Fit:
 
     def _tell(self) -> None:
         worker = self.worker
+        worker.vigil.look_at_loss(self.logs)
         worker.progress.set(
             step=worker.step,
             epoch=self.epoch,
@@ -281,6 +284,7 @@ class Fit:
         began = time.monotonic()
         snapshot: Snapshot | None = None
         wanted = stopping or not self.worker.stop.requested
+        self.worker.vigil.look_at_loss(self.logs)
         if wanted and self._may_save(done):
             with self._log.surviving():
                 snapshot = self.take()
@@ -338,6 +342,7 @@ class Fit:
         if done == 0 and not place["fresh"]:
             self._steps_seen = self.iterator._steps_seen = int(place["steps_seen"])
         self._restore(left)
+        self.worker.vigil.slow_down(optimizers_of(self.model))
         capture.restore_chance(saved, self.worker.entropy, host=not replayed)
         self.logs = self.end_logs = capture.decode_logs(saved)
         self.worker.step = saved.step

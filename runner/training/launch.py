@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.cadence import NO_PAST, Past
-from runner.core.spec import CadenceUnit, CheckpointSpec, Every, Mode
+from runner.core.failure import Retreat
+from runner.core.spec import CadenceUnit, CheckpointSpec, Every, Mode, Nan
 from runner.storage.layout import AttemptPaths, JobPaths
 
 #: In the environment: the descriptors that the shim hands to the worker and to its keeper.
@@ -36,6 +37,9 @@ class Launch:
     memory_bytes: int | None = None  #: what the job may take; None: no limit of its own
     #: Descriptors of the socket to the keeper, and of the memory for snapshots.
     keeper: tuple[int, int] | None = None
+    nan: Nan = Nan.IGNORE  #: what follows a loss that is not finite, or beyond `loss_max`
+    loss_max: float | None = None
+    retreat: Retreat | None = None  #: how to resume, if not from the newest checkpoint
     rehearse: bool = False  #: look at each fit, and do not train (see `runner.training.rehearsal`)
 
     @property
@@ -69,6 +73,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Launch:
         past=Past(**value.get("past", {})),
         memory_bytes=value.get("memory_bytes"),
         keeper=_keeper(environ.get(KEEPER)),
+        nan=Nan(value["nan"]["mode"]) if value.get("nan") else Nan.IGNORE,
+        loss_max=value["nan"]["loss_max"] if value.get("nan") else None,
+        retreat=Retreat(**value["retreat"]) if value.get("retreat") else None,
         rehearse=bool(value.get("rehearse")),
     )
 

@@ -114,6 +114,7 @@ class Attached(Run):
             return
         epoch = part.epoch if part is not None and part.epochs is not None else None
         number = part.number if part is not None else max(0, here.fits - 1)
+        here.vigil.look_at_loss(metrics)
         values = {name: plain(value) for name, value in metrics.items()}
         here.note_metrics({"epoch": epoch, "step": int(step), "fit": number, "time": now_text(), **values})
         here.progress.set(metrics={**here.progress.values["metrics"], **values})
@@ -271,8 +272,8 @@ class Attached(Run):
 
     def _classify(self, part: Part) -> None:
         doubts = self._own.doubts
-        reason = "; ".join(doubts) or _PROMISE
-        self._worker.classify(part.number, Kind.NOT_EXACT if doubts else Kind.EXACT, reason)
+        kind = Kind.NOT_EXACT if doubts else Kind.EXACT
+        self._worker.classify(part.number, kind, "; ".join(doubts) or _PROMISE)
 
     # -- beginning and resuming -----------------------------------------------------------------------------
 
@@ -349,9 +350,9 @@ class Attached(Run):
         """Put back all but the data; the loop goes on from here."""
         here = self._worker
         self._own.restore_rest(point)
-        part.point = None
+        here.vigil.slow_down(self._own.optimizers)
         part.base, part.done = int(point.state["base_step"]), int(point.state["cursor"]["done"])
-        self.step = here.step = point.step
+        part.point, self.step, here.step = None, point.step, point.step
         if not part.silent:
             here.metrics.restore(point.state)
             here.tell_resumed(point, self._own.differences(point))

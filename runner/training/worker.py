@@ -28,6 +28,7 @@ from runner.training.entropy import Entropy
 from runner.training.launch import Launch
 from runner.training.report import Facts, MetricsLog, Progress, now_text
 from runner.training.stopping import Stake, Stop, leave
+from runner.training.vigil import Vigil
 
 if TYPE_CHECKING:
     from runner.storage.checkpoint import Snapshot
@@ -57,6 +58,7 @@ class Worker:
         self.stop.tick = self._tick
         self.entropy = Entropy(launch.seed)
         self.ends = Allowance(self)  #: for keeping the ends of fits
+        self.vigil = Vigil(self)
         self.step = 0  #: completed steps over all fits
         self.fits = 0  #: calls of fit that were begun
         self.saved: Snapshot | None = None  #: the newest checkpoint, until it has been restored
@@ -221,9 +223,10 @@ class Worker:
             StorageError: there are checkpoints, and none can be read.
         """
         self.searched = True
+        self.vigil.step_back()
         paths, mirror = self.launch.paths, self.launch.checkpoint.mirror
         were_there = mirror is not None and bool(paths.list_checkpoints())
-        found = self.saver.latest()
+        found = self.vigil.newest()
         if found is None and were_there and mirror and mirrored.must_fetch(paths, mirror, self.launch.job):
             self.say("runner: no checkpoint here is good: its mirror is looked at before anything is trained")
             leave()
@@ -288,6 +291,9 @@ class Worker:
         """
         path = self.launch.paths.checkpoint(saved.step)
         on_disk = self.saver.verified_step == saved.step
+        retreat = self.launch.retreat
+        if retreat is not None and retreat.learning_rate != 1.0:
+            reasons = [*reasons, retreat.reason]
         self.facts(
             "resumed",
             path=str(path.relative_to(self.launch.paths.dir)) if on_disk else None,

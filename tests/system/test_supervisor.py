@@ -61,6 +61,22 @@ def test_a_job_that_never_gets_anywhere_fails_with_its_reason(site: Site) -> Non
     assert site.kinds("bad").count("backoff") == 2
 
 
+def test_a_script_that_cannot_start_is_told_from_one_that_fails_in_training(site: Site) -> None:
+    site.start()
+    folder = site.home.folder("bad")
+    folder.mkdir()
+    (folder / "train.py").write_text("\nimport nothing_of_that_name\n")
+    (folder / "job.toml").write_text(QUICK)
+    (folder / ".submitted.json").write_text('{"version": 1, "source": null}')
+    job = site.wait("bad", State.FAILED)
+    assert job.attempt == 2
+    assert job.reason == (
+        "it fails as it starts, 2 times the same: ModuleNotFoundError: No module named 'nothing_of_that_name'"
+        " (train.py:2 in <module>); see the log"
+    )
+    assert site.kinds("bad").count("raised") == 2
+
+
 @pytest.mark.parametrize(
     ("code", "word"), [(78, "configuration"), (125, "permanent"), (9, "fatal_exit_codes")]
 )

@@ -1,0 +1,41 @@
+"""What ended a script, as a fact: the exception, where in the script's own code, after how many steps."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+#: Phases before training: what fails there fails as the script starts.
+_STARTING = {"import", "build", "trace"}
+_FRAMES = 3
+
+
+def describe(error: BaseException, folder: Path, phase: str, step: int) -> dict[str, Any]:
+    """Return what the supervisor is told of an uncaught exception.
+
+    Args:
+        error: that ends the script, our own frames taken out of its traceback.
+        folder: the script's.
+        phase: in which the worker was.
+        step: completed steps.
+    """
+    lines = str(error).strip().splitlines()
+    return {
+        "kind": type(error).__name__,
+        "message": lines[0] if lines else "",
+        "where": _where(error, folder),
+        "step": step,
+        "started": phase not in _STARTING,
+    }
+
+
+def _where(error: BaseException, folder: Path) -> list[str]:
+    """Name the innermost frames of the script's own code; where there is none, the innermost of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_own(frame.filename, folder)] or list(frames[-1:])
+    return [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in own[-_FRAMES:]]
+
+
+def _is_own(file: str, folder: Path) -> bool:
+    return Path(file).is_relative_to(folder) and "site-packages" not in Path(file).parts

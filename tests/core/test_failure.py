@@ -1,0 +1,191 @@
+"""The same failure again: one more try from further back, then an end; and losses that are not finite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from runner.core.events import Ended, Event, Reported, Retry, Sight
+from runner.core.failure import NOT_FINITE, Failure, Retreat
+from runner.core.job import State
+from runner.core.restart import EXIT_RETRY
+from runner.core.spec import JobSpec, LimitsSpec, Nan
+from tests.core.life import Life, queued, spec
+
+BUG = {"kind": "ValueError", "message": "no such class", "where": ["train.py:7 in step"], "started": True}
+LATE = {**BUG, "step": 40}
+NO_MODULE = {**BUG, "kind": "ImportError", "message": "no module x", "step": 0, "started": False}
+NAN = {"kind": NOT_FINITE, "message": "loss is nan at step 40", "where": [], "step": 40, "started": True}
+
+
+def reported(*facts: dict[str, Any]) -> Reported:
+    return Reported(facts, 0)
+
+
+def saved(step: int) -> dict[str, Any]:
+    return {"event": "checkpoint", "path": f"checkpoints/{step}", "step": step, "epoch": 0}
+
+
+def resumed(step: int) -> dict[str, Any]:
+    return {"event": "resumed", "path": f"checkpoints/{step}", "step": step, "epoch": 0}
+
+
+def fail(life: Life, fact: dict[str, Any], *before: dict[str, Any], code: int = 1) -> Life:
+    """Let an attempt begin if none does, report what is given, and end by a failure."""
+    if life.job.state is State.BACKOFF:
+        life.on(Event(Sight.BACKOFF_OVER))
+    if life.job.state is State.QUEUED:
+        life.on(Event(Sight.ADMITTED))
+    life.on(reported(*before, {"event": "raised", **fact}))
+    life.on(Ended(exit_code=code))
+    return life
+
+
+def twice_the_same() -> Life:
+    life = fail(Life(), LATE, saved(10), saved(30))
+    assert life.job.state is State.RUNNING, "the durable step has advanced: at once"
+    assert life.job.retreat is None
+    return fail(life, LATE, resumed(30))
+
+
+def test_the_third_try_of_the_same_failure_begins_further_back() -> None:
+    life = twice_the_same()
+    assert life.job.state is State.BACKOFF
+    assert life.job.retreat == Retreat(
+        before=30,
+        reason="the same failure followed twice (ValueError: no such class (train.py:7 in step))",
+    )
+    assert [event["before"] for event in life.published if event["event"] == "retreat"] == [30]
+
+
+def test_if_that_ends_alike_the_job_has_failed_and_says_why() -> None:
+    life = fail(twice_the_same(), LATE, resumed(10), saved(20))
+    assert life.job.state is State.FAILED
+    assert life.job.reason == (
+        "the same failure 3 times at step 40, also from an older checkpoint:"
+        " ValueError: no such class (train.py:7 in step); see the log"
+    )
+
+
+def test_what_an_older_checkpoint_avoids_is_over() -> None:
+    life = twice_the_same()
+    life.all([Event(Sight.BACKOFF_OVER), Event(Sight.ADMITTED), reported(resumed(10), saved(50))])
+    assert life.job.retreat is None, "what is newer now is good: the next attempt resumes from it"
+    life = fail(life, {**LATE, "step": 60})
+    assert life.job.state is State.RUNNING
+
+
+def test_a_kill_in_between_changes_nothing() -> None:
+    life = twice_the_same()
+    life.all([Event(Sight.BACKOFF_OVER), Event(Sight.ADMITTED), Ended(signal="SIGKILL")])
+    assert life.job.retreat is not None
+    assert life.job.retreat.before == 30
+    fail(life, LATE, resumed(10))
+    assert life.job.state is State.FAILED
+
+
+@pytest.mark.parametrize(
+    "other", [{"step": 41}, {"kind": "OSError"}, {"where": ["train.py:8 in step"]}, {"started": False}]
+)
+def test_another_failure_is_another(other: dict[str, Any]) -> None:
+    life = twice_the_same()
+    fail(life, {**LATE, **other}, resumed(10))
+    assert life.job.state is State.BACKOFF
+
+
+def test_another_message_is_not() -> None:
+    """Texts hold addresses, times and counts."""
+    assert fail(twice_the_same(), {**LATE, "message": "no such class (7 of 9)"}).job.state is State.FAILED
+
+
+def test_what_no_second_start_avoids_ends_the_job_at_once() -> None:
+    life = fail(fail(Life(), NO_MODULE), NO_MODULE)
+    assert life.job.state is State.FAILED
+    assert life.job.reason == (
+        "it fails as it starts, 2 times the same: ImportError: no module x (train.py:7 in step); see the log"
+    )
+
+
+def test_what_may_pass_is_tried_once_more() -> None:
+    busy = {**NO_MODULE, "kind": "OSError", "message": "the port is taken"}
+    life = fail(fail(Life(), busy), busy)
+    assert life.job.state is State.BACKOFF
+    assert life.job.retreat is None, "there is nothing to go back from"
+    assert fail(life, busy).job.state is State.FAILED
+
+
+def test_a_retry_begins_a_new_count() -> None:
+    life = fail(twice_the_same(), LATE, resumed(10))
+    life.on(Retry(life.job.spec))
+    assert life.job.retreat is None
+    assert fail(life, LATE, resumed(10)).job.state is State.BACKOFF
+
+
+def test_codes_that_are_to_be_tried_again_are_never_charged_nor_counted() -> None:
+    life = Life(queued(spec(budget=1, retry_exit_codes=(9,))))
+    for _ in range(6):
+        fail(life, {**BUG, "kind": "SystemExit", "message": "9", "step": 0}, code=9)
+    assert (life.job.state, life.job.charged) == (State.BACKOFF, 0)
+
+
+def test_a_stop_is_no_failure() -> None:
+    life = fail(fail(Life(), LATE, saved(30)), LATE, code=EXIT_RETRY)
+    assert life.job.retreat is None
+
+
+# --- losses -----------------------------------------------------------------------------------------------
+
+
+def careful(nan: Nan, rollbacks: int = 2) -> Life:
+    limits = LimitsSpec(nan=nan, nan_rollbacks=rollbacks)
+    return Life(queued(JobSpec(limits=limits)))
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_where_it_asks_for_that() -> None:
+    life = fail(careful(Nan.FAIL), NAN, saved(30))
+    assert life.job.state is State.FAILED
+    assert life.job.reason == 'loss is nan at step 40 (limits.nan = "fail"); see the log'
+
+
+def test_it_is_rolled_back_so_many_times_each_time_further() -> None:
+    life = fail(careful(Nan.ROLLBACK), NAN, saved(10), saved(30))
+    assert life.job.state is State.RUNNING
+    slower = "loss is nan at step 40: rolled back, learning rates times 0.5"
+    assert life.job.retreat == Retreat(None, 0.5, slower)
+    fail(life, NAN, resumed(30))
+    assert life.job.retreat == Retreat(30, 0.5, slower), "nothing good came of that"
+    assert life.job.charged == 0
+    fail(life, NAN, resumed(10))
+    assert life.job.state is State.FAILED
+    assert "after 2 rollbacks (limits.nan_rollbacks = 2)" in life.job.reason
+
+
+def test_after_a_good_checkpoint_the_newest_is_good_enough() -> None:
+    life = fail(careful(Nan.ROLLBACK), NAN, saved(30))
+    fail(life, {**NAN, "step": 90}, resumed(30), saved(80))
+    assert life.job.retreat is not None
+    assert life.job.retreat.before is None
+
+
+# --- facts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"step": -1}, {"step": "x"}, {"where": None}, {"kind": None, "step": None}]
+)
+def test_what_a_worker_makes_up_changes_nothing(wrong: dict[str, Any]) -> None:
+    life = Life().all([Event(Sight.ADMITTED), reported({"event": "raised", **LATE, **wrong})])
+    assert life.job.current is not None
+    assert life.job.current.failure is None
+
+
+def test_its_texts_are_bounded() -> None:
+    long = {"event": "raised", **LATE, "message": "x" * 10_000, "where": ["y" * 999] * 50}
+    job = Life().all([Event(Sight.ADMITTED), reported(long)]).job
+    assert job.current is not None
+    failure = job.current.failure
+    assert isinstance(failure, Failure)
+    assert (len(failure.message), len(failure.where), len(failure.where[0])) == (300, 3, 300)
+    assert replace(failure, message="") == failure
