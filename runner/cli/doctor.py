@@ -1,20 +1,21 @@
-"""`runner doctor`: how exactly a job can be resumed, said without training it."""
+"""`runner doctor`: how exactly a job can be resumed, without training it; or what this machine is like."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from runner.cli import facts, output
+from runner.cli import facts, machine, output
 from runner.cli.checkup import Checkup, Finding, Report
 from runner.cli.options import HomeOption, JsonOption, complete_names, existing, open_home
 from runner.core.exactness import Kind, text
 from runner.core.spec import JobSpec
 from runner.errors import NoSuchJobError, UsageError
 from runner.settings import load_spec
+from runner.storage.layout import Home
 
 _SEED = 20_260_101
 _METHODS = {
@@ -28,11 +29,13 @@ _COMMAND = "a command is started again as it is: what it keeps of its work is it
 
 def command(
     target: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="DIR|NAME", help="The folder with the script, or a job.", autocompletion=complete_names
+            metavar="[DIR|NAME]",
+            help="The folder with the script, or a job; without it, this machine is looked at.",
+            autocompletion=complete_names,
         ),
-    ],
+    ] = None,
     timeout_s: Annotated[
         int, typer.Option("--timeout", metavar="SECONDS", min=1, help="Give up after so long.")
     ] = 600,
@@ -40,11 +43,13 @@ def command(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say how exactly a job can be resumed, without training it.
+    """Say how exactly a job can be resumed, without training it; without a job, look at this machine.
 
     Runs the script in a copy of its folder, each fit as far as its first step. Exits with 0 only if all
-    training can be resumed exactly, by replay or without.
+    training can be resumed exactly, by replay or without; of the machine, if nothing that it finds is bad.
     """
+    if target is None:
+        _examine(open_home(home), json=json)
     folder, seed = _find(target, home)
     spec = load_spec(folder)
     if spec.command is not None:
@@ -54,6 +59,19 @@ def command(
         report = Checkup(folder, spec, seeds[0], timeout_s, verbose).run()
     (_print_json if json else _print)(folder, spec, report)
     raise typer.Exit(0 if report.is_exact else 1)
+
+
+def _examine(home: Home, *, json: bool) -> NoReturn:
+    """Look at the machine, and end."""
+    found = machine.examine(home)
+    if json:
+        output.print_json([asdict(one) for one in found])
+    else:
+        output.print_table(("", "", "FOUND"), [(one.what, one.level.upper(), one.found) for one in found])
+        for one in found:
+            if one.advice:
+                print(f"{one.what}: {one.advice}")
+    raise typer.Exit(1 if any(one.level is machine.Level.BAD for one in found) else 0)
 
 
 def _find(target: str, home: Path | None) -> tuple[Path, int | None]:
