@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from runner.cli import daemon, fsync, output
+from runner.cli import daemon, disktest, output
 from runner.errors import UnreadableRecordError
 from runner.storage import disk, records
 from runner.storage.layout import Home
@@ -195,7 +195,7 @@ def _room(home: Home) -> Finding:
 def _disk(home: Home) -> Finding:
     """Measure how fast, and guess how honestly, the disk takes what it is given."""
     try:
-        measured = fsync.measure(_place(home))
+        measured = disktest.measure(_place(home))
     except OSError as error:
         return Finding("disk", Level.BAD, f"cannot be written: {error}", "see `runner status` of any job")
     fast = f"writes {output.size(measured.bytes_per_s)} a second, fsync included"
@@ -203,12 +203,12 @@ def _disk(home: Home) -> Finding:
     return Finding("disk", level, f"{fast}; a small fsync takes {output.moment(measured.fsync_s)}", advice)
 
 
-def verdict_of_disk(measured: fsync.Measured) -> tuple[Level, str]:
+def verdict_of_disk(measured: disktest.Measured) -> tuple[Level, str]:
     """Say what follows from a disk's speed."""
-    if measured.fsync_s < fsync.HONEST_S:
+    if measured.fsync_s < disktest.HONEST_S:
         lost = "a power cut may lose what was reported as saved; kills lose nothing"
         return Level.NOTE, f"faster than any disk: {lost}"
-    if measured.fsync_s > fsync.SLOW_S:
+    if measured.fsync_s > disktest.SLOW_S:
         return Level.NOTE, "slow: progress and events come late, checkpoints are rarer"
     return Level.GOOD, ""
 

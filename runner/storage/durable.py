@@ -49,6 +49,15 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> int:
     return written
 
 
+def sync(fd: int) -> None:
+    """Have the disk take what was written to `fd` so far (fsync(2)).
+
+    Raises:
+        OSError: it did not.
+    """
+    os.fsync(fd)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from runner.cli import fsync, machine
+from runner.cli import disktest, machine
 from tests.cli.conftest import ENVIRON, Answer, Bench
 
 QUICK = """
@@ -115,8 +115,8 @@ def test_few_open_files(tmp_path: Path, packages: Path) -> None:
 
 def test_a_disk_that_answers_too_fast_is_doubted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _fd: None)
-    measured = fsync.measure(tmp_path)
-    assert measured.fsync_s < fsync.HONEST_S, "nobody was asked"
+    measured = disktest.measure(tmp_path)
+    assert measured.fsync_s < disktest.HONEST_S, "nobody was asked"
     level, advice = machine.verdict_of_disk(measured)
     assert (level, "power cut" in advice) == (machine.Level.NOTE, True)
     assert machine.verdict_of_disk(replace(measured, fsync_s=0.003)) == (machine.Level.GOOD, "")

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.storage import durable
+
 #: Faster than this nothing is durable; slower than that it is felt.
 HONEST_S = 20e-6
 SLOW_S = 0.1
@@ -44,8 +46,8 @@ def measure(folder: Path) -> Measured:
         piece = os.urandom(_PIECE)
         began = time.perf_counter()
         for _ in range(_LARGE_BYTES // _PIECE):
-            _write(fd, piece)
-        os.fsync(fd)
+            durable.write_all(fd, piece)
+        durable.sync(fd)
         took_s = time.perf_counter() - began
     finally:
         os.close(fd)
@@ -55,13 +57,7 @@ def measure(folder: Path) -> Measured:
 
 
 def _timed_append(fd: int, data: bytes) -> float:
-    _write(fd, data)
+    durable.write_all(fd, data)
     began = time.perf_counter()
-    os.fsync(fd)
+    durable.sync(fd)
     return time.perf_counter() - began
-
-
-def _write(fd: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
