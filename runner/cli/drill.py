@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from runner import __version__
 from runner.cli import facts, output, sameness
 from runner.cli.display import Display, open_display
 from runner.cli.faults import FAULTS, Hit, NotStruckError, strike
@@ -56,6 +58,10 @@ def command(
         Path | None,
         typer.Option("--home", metavar="DIR", help="Where the drill makes its folder; else $TMPDIR or /tmp."),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.md", help="Write a report, and FILE.json beside it."),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder in which it was done.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -65,11 +71,13 @@ def command(
     be made to happen to this job is said so, and fails the drill if it was named.
     """
     check_folder(folder)
+    if report is not None and (report.suffix == ".json" or not report.parent.is_dir()):
+        raise UsageError(f"--report {report}: expected a file such as report.md, in a folder that is there")
     if home is not None and not home.is_dir():
         raise UsageError(f"--home {home}: no such folder")
     load_spec(folder)
     chosen = _choose(kills, faults)
-    lab = Lab(folder, home, hangs="hang" in chosen)
+    lab = Lab(folder, home, hangs="hang" in chosen, spoils="nan" in chosen)
     held = False
     try:
         lab.start()
@@ -79,6 +87,8 @@ def command(
         verdict = sameness.compare(lab.home, CALM, ROUGH)
         held = _all_held(calm, rough, verdict, named=kills is not None or faults is not None)
         (_print_json if json else _print)(calm, rough, verdict, held=held)
+        if report is not None:
+            _write_report(report, folder, calm, rough, verdict, held=held)
     finally:
         lab.close(keep=keep or not held)
         if (keep or not held) and not json:
@@ -175,15 +185,49 @@ def _summary(course: Course) -> dict[str, Any]:
     return {key: course.job[key] for key in keys} | {"duration_s": round(course.duration_s, 3)}
 
 
-def _print_json(calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool) -> None:
-    report = {
+def _as_json(calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool) -> dict[str, Any]:
+    return {
         "held": held,
         **{name: _summary(course) for name, course in ((CALM, calm), (ROUGH, rough))},
         "faults": [asdict(hit) for hit in rough.hits],
         "missed": [asdict(missed) for missed in rough.missed],
         "same": asdict(verdict),
     }
-    output.print_json(report)
+
+
+def _print_json(calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool) -> None:
+    output.print_json(_as_json(calm, rough, verdict, held=held))
+
+
+def _write_report(
+    path: Path, folder: Path, calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool
+) -> None:
+    """Write what a colleague would be shown, and the same for programs beside it."""
+    hits = [
+        [f"{number}. {hit.what}", str(hit.step), _came_of(hit), "yes" if hit.held else "**no**"]
+        for number, hit in enumerate(rough.hits, 1)
+    ]
+    lines = [
+        f"# {folder.resolve().name}: {'all of it held' if held else 'NOT all of it held'}",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, training-runner {__version__}. The job ran twice:"
+        f" undisturbed, and under the faults below. {verdict.text}.",
+        "",
+        *_table(["", CALM, ROUGH], [[row, _cell(row, calm), _cell(row, rough)] for row in _ROWS]),
+        "",
+        *_table(["fault", "at step", "what came of it", "got over"], hits),
+        "",
+        *(f"- {missed.fault}: did not happen: {missed.why}" for missed in rough.missed),
+    ]
+    path.write_text("\n".join(lines).rstrip() + "\n")
+    told = output.json_text(_as_json(calm, rough, verdict, held=held))
+    path.with_suffix(".json").write_text(told + "\n")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Write a Markdown table."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
 
 
 def _print(calm: Course, rough: Course, verdict: sameness.Verdict, *, held: bool) -> None:

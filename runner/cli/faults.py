@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.cli import daemon, facts
-from runner.cli.lab import HANG_SIGNAL, Lab
+from runner.cli.lab import HANG_SIGNAL, NAN_SIGNAL, Lab
+from runner.core.failure import NOT_FINITE
 from runner.core.job import State
+from runner.core.spec import Nan
 from runner.settings import load_spec
 from runner.storage import eventlog
 from runner.supervisor.attempts import read_identity
@@ -29,6 +31,8 @@ _STOPPED_S = 3.0
 _HANG_S_MAX = 60.0
 _FULL_S_MAX = 10.0
 _SPARE_BYTES = 256 * 1024
+_DIES_S_MAX = 20.0
+_SLOW_S = 5.0
 
 
 @dataclass
@@ -111,6 +115,85 @@ def _both(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     _kill(job["pid"])
     lab.start()
     _recovered(lab, name, hit, job, struck)
+
+
+def _shim(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    shim = read_identity(lab.home.job(name).attempt(job["attempt"]), "shim")
+    if shim is None:
+        raise NotStruckError("its shim is not known")
+    struck = _announce(lab, hit, f"kill -9 of the shim (pid {shim.pid}), whose worker dies with it")
+    _kill(shim.pid)
+    _recovered(lab, name, hit, job, struck)
+
+
+def _keeper(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    """Kill who writes the checkpoints: the worker writes its own then."""
+    keeper = read_identity(lab.home.job(name).attempt(job["attempt"]), "keeper")
+    if keeper is None:
+        raise NotStruckError("it has no keeper: it is a command")
+    struck = _announce(lab, hit, f"kill -9 of the keeper (pid {keeper.pid}), which writes the checkpoints")
+    _kill(keeper.pid)
+    _trains_on(lab, name, hit, job, struck)
+
+
+def _slow(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    """Stop who writes: to the training that is a disk that takes nothing for a while."""
+    keeper = read_identity(lab.home.job(name).attempt(job["attempt"]), "keeper")
+    if keeper is None:
+        raise NotStruckError("it has no keeper: it is a command")
+    struck = _announce(lab, hit, f"nothing is written for {_SLOW_S:g} s: SIGSTOP of the keeper")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(keeper.pid, signal.SIGSTOP)
+    try:
+        _until(lab, lambda: facts.is_settled(lab.look(name)), _SLOW_S)
+        _trains_on(lab, name, hit, job, struck)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(keeper.pid, signal.SIGCONT)
+
+
+def _trains_on(lab: Lab, name: str, hit: Hit, job: dict[str, Any], struck: float) -> None:
+    """Wait for a later step of the same attempt."""
+
+    def later() -> bool:
+        now = lab.look(name)
+        return facts.is_settled(now) or now["attempt"] != job["attempt"] or now["step"] > job["step"]
+
+    hit.held = _until(lab, later, RECOVERY_S_MAX) and lab.look(name)["attempt"] == job["attempt"]
+    hit.recovery_s = time.time() - struck
+    hit.note = "training went on" if hit.held else "training did not go on"
+
+
+def _memory(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    """Give the worker no more address space: its next larger allocation fails."""
+    pid = job["pid"]
+    struck = _announce(lab, hit, f"no more memory for the worker (pid {pid})")
+    before = resource.prlimit(pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+    if not _until(lab, lambda: lab.look(name)["pid"] != pid, _DIES_S_MAX):
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_AS, before)
+        raise NotStruckError(f"it asked for no memory within {_DIES_S_MAX:g} s")
+    _recovered(lab, name, hit, job, struck)
+
+
+def _nan(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    """Spoil the weights of the worker's models, by the lab's hook."""
+    limits = load_spec(lab.source).limits
+    if limits.nan is not Nan.ROLLBACK or limits.nan_learning_rate != 1.0:
+        raise NotStruckError("limits.nan is its own, and does not lead to the same end")
+    if not _catches(job["pid"], NAN_SIGNAL):
+        raise NotStruckError("its Python does not load the drill's hook (sitecustomize)")
+    struck = _announce(lab, hit, "the weights are made NaN")
+    os.kill(job["pid"], NAN_SIGNAL)
+
+    def told() -> bool:
+        event = _event_since(lab, name, "raised", job["revision"])
+        return event is not None and event.get("kind") == NOT_FINITE
+
+    if not _until(lab, told, _DIES_S_MAX):
+        raise NotStruckError("no loss was NaN: it trains by a loop of its own, or not at all")
+    _recovered(lab, name, hit, job, struck)
+    hit.note = "it was noticed, and rolled back"
 
 
 def _stop(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
@@ -197,10 +280,15 @@ FAULTS: dict[str, Strike] = {
     "worker": _worker,
     "supervisor": _supervisor,
     "both": _both,
+    "shim": _shim,
+    "keeper": _keeper,
     "stop": _stop,
     "hang": _hang,
+    "memory": _memory,
+    "nan": _nan,
     "torn": _torn,
     "disk": _disk,
+    "slow-disk": _slow,
 }
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from runner.cli import daemon, facts, staging
 from runner.core.events import Request
+from runner.core.spec import LimitsSpec, Nan
 from runner.errors import RunnerError
 from runner.settings import FILE, load_spec
 from runner.settings.text import key_lines
@@ -28,13 +29,22 @@ _END_S = 15.0
 HANG_S = 20.0
 #: Makes the main thread of a Python program in the lab wait forever; no program of ours uses it.
 HANG_SIGNAL = signal.SIGRTMIN + 11
+#: Makes the weights of its Keras models something that is no number.
+NAN_SIGNAL = signal.SIGRTMIN + 12
 #: Runs before the program; then the environment's own sitecustomize, if there is one.
 _HOOK = f"""\
-import importlib, os, signal, sys, time
+import gc, importlib, os, signal, sys, time
 def _hang(*_):
     while True:
         time.sleep(3600)
+def _spoil(*_):
+    keras = sys.modules.get("keras")
+    for one in gc.get_objects() if keras is not None else ():
+        if isinstance(one, keras.Model):
+            for variable in one.trainable_variables:
+                variable.assign(variable * float("nan"))
 signal.signal({int(HANG_SIGNAL)}, _hang)
+signal.signal({int(NAN_SIGNAL)}, _spoil)
 sys.path.remove(os.path.dirname(__file__))
 del sys.modules["sitecustomize"]
 try:
@@ -49,7 +59,9 @@ sys.modules.setdefault("sitecustomize", sys)
 class Lab:
     """A temporary home with its own daemon."""
 
-    def __init__(self, source: Path, parent: Path | None = None, *, hangs: bool = False) -> None:
+    def __init__(
+        self, source: Path, parent: Path | None = None, *, hangs: bool = False, spoils: bool = False
+    ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="runner-drill-", dir=parent and parent.absolute()))
         self.home = Home(self.root / "home")
         self.source = self.root / "source"
@@ -63,7 +75,12 @@ class Lab:
             _give(self.source / FILE, "seed", f"value = {_SEED}")
         if hangs and spec.command is None and spec.limits.hang_s is None:
             _give(self.source / FILE, "limits", f"hang = {HANG_S:g}")
-        self._environ = _with_hook(self.root / "hook") if hangs else None
+        if spoils and spec.command is None and spec.limits.nan is Nan.IGNORE:
+            # With learning rates as they were, the end is the same.
+            _give(self.source / FILE, "limits", 'nan = "rollback"')
+            if spec.limits.nan_learning_rate == LimitsSpec.nan_learning_rate:
+                _give(self.source / FILE, "limits", "nan_learning_rate = 1.0")
+        self._environ = _with_hook(self.root / "hook") if hangs or spoils else None
 
     @property
     def daemon_pid(self) -> int:
@@ -143,7 +160,7 @@ def _give(toml: Path, table: str, line: str) -> None:
 
 
 def _with_hook(folder: Path) -> dict[str, str]:
-    """Return an environment in which every Python program can be made to hang; see `HANG_SIGNAL`."""
+    """Return an environment in which every Python program obeys `HANG_SIGNAL` and `NAN_SIGNAL`."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_HOOK)
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])

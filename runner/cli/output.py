@@ -30,7 +30,12 @@ def is_terminal() -> bool:
 
 def print_json(value: Any) -> None:
     """Print a value as strict JSON; numbers that are not finite become null."""
-    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+    print(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as strict JSON; numbers that are not finite become null."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], state_column: int | None = None) -> None:

@@ -35,13 +35,18 @@ def drill(folder, *words, **environ):
 def test_faults_strike_and_are_got_over(runner, tmp_path):
     (tmp_path / "tmp").mkdir()
     folder = runner.folder("count", "600", "0.01", toml='[restart]\nbackoff = "50ms"\n')
-    done = drill(folder, "--faults", "worker,supervisor,both", "--json", TMPDIR=str(tmp_path / "tmp"))
+    told = tmp_path / "report.md"
+    words = ("--faults", "worker,supervisor,both,shim", "--json", "--report", str(told))
+    done = drill(folder, *words, TMPDIR=str(tmp_path / "tmp"))
     report = json.loads(done.stdout)
     assert done.returncode == 0, report
     assert report["held"]
-    assert [hit["fault"] for hit in report["faults"]] == ["worker", "supervisor", "both"]
+    assert [hit["fault"] for hit in report["faults"]] == ["worker", "supervisor", "both", "shim"]
+    assert json.loads(told.with_suffix(".json").read_text()) == report
+    assert told.read_text().startswith("# count: all of it held\n")
+    assert [line.split("|")[-2] for line in told.read_text().splitlines()[-4:]] == [" yes "] * 4
     assert report["undisturbed"]["restarts"] == 0
-    assert report["disturbed"]["restarts"] == 2
+    assert report["disturbed"]["restarts"] == 3
     assert report["disturbed"]["state"] == "succeeded"
     assert all(hit["step"] > 0 for hit in report["faults"])
     assert list((tmp_path / "tmp").iterdir()) == [], "nothing is left behind"
@@ -69,8 +74,7 @@ def test_what_cannot_happen_is_not_counted_as_got_over(runner, tmp_path):
     assert [path.name[:13] for path in (tmp_path / "place").iterdir()] == ["runner-drill-"]
 
 
-def test_a_worker_that_really_hangs_is_found_out(tmp_path):
-    folder = tmp_path / "keras"
+def keras_job(folder, epochs=15):
     folder.mkdir()
     (folder / "train.py").write_text(
         "import time, keras, numpy as np\n"
@@ -79,8 +83,26 @@ def test_a_worker_that_really_hangs_is_found_out(tmp_path):
         "model.compile('sgd', 'mse')\n"
         "x = np.ones((64, 2), 'float32')\n"
         "pause = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: time.sleep(0.05))\n"
-        "model.fit(x, x[:, :1], batch_size=8, epochs=15, verbose=0, callbacks=[pause])\n"
+        f"model.fit(x, x[:, :1], batch_size=8, epochs={epochs}, verbose=0, callbacks=[pause])\n"
     )
+    return folder
+
+
+def test_faults_of_a_training_are_got_over_too(tmp_path):
+    folder = keras_job(tmp_path / "keras", epochs=30)
+    (folder / "job.toml").write_text('[checkpoint]\nevery = "1s"\n[restart]\nbackoff = "50ms"\n')
+    done = drill(folder, "--faults", "keeper,memory,nan", "--json", "--home", str(tmp_path))
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, report
+    assert [hit["held"] for hit in report["faults"]] == [True] * 3
+    notes = [hit["note"] for hit in report["faults"]]
+    assert notes == ["training went on", "", "it was noticed, and rolled back"]
+    assert report["disturbed"]["restarts"] == 2
+    assert report["same"]["same"]
+
+
+def test_a_worker_that_really_hangs_is_found_out(tmp_path):
+    folder = keras_job(tmp_path / "keras")
     (folder / "job.toml").write_text('[limits]\nhang = "5s"\ngrace = "1s"\n[restart]\nbackoff = "50ms"\n')
     done = drill(folder, "--faults", "hang", "--json", "--home", str(tmp_path))
     report = json.loads(done.stdout)
