@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from runner.core.best import SUFFIXES
 from runner.core.exactness import Kind
 from runner.core.job import ACTIVE, SETTLED, Attempt, Job, State, seconds_between
+from runner.core.ledger import causes
 from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage import disk, mirrored, records
-from runner.storage.layout import Home, JobPaths
+from runner.storage.layout import SUBMITTED_MARK, Home, JobPaths
 
 UNREADABLE = "unreadable"
 #: With less than that left nothing can be expected to be written.
@@ -42,7 +44,7 @@ def gather(home: Home, name: str) -> dict[str, Any]:
             raise NoSuchJobError(f"{name}: no such job in {home.root} any more; it was removed") from None
         record = {"name": name, "state": State.QUEUED, "reason": "not taken up yet", "attempt": 0}
     try:
-        return _facts(paths, record)
+        return {**_facts(paths, record), "set": _what_was_set(home.folder(name))}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UnreadableRecordError(f"{paths.record}: damaged ({error!r}); see `runner rm {name}`") from None
 
@@ -75,9 +77,6 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
     checkpoint = _placed(paths, record.get("checkpoint"))
     # Whichever is newer: progress is written once a second, and not at all while an attempt starts.
     step, epoch = max(_place(progress), _place(checkpoint or {}))
-    running_s = 0.0
-    if state in ACTIVE and attempts:
-        running_s = seconds_between(attempts[-1]["started_at"], datetime.now(UTC).isoformat())
     return {
         "name": record["name"],
         "state": state.value,
@@ -85,6 +84,7 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "priority": int((record.get("spec") or {}).get("priority") or 0),
         "attempt": attempt,
         "restarts": int(record.get("restarts") or 0),
+        "restarts_by_cause": _causes(record, attempts),
         "step": step,
         "epoch": epoch,
         "pid": _worker_pid(paths, attempt) if state in ACTIVE else None,
@@ -94,11 +94,12 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "steps_per_s": progress.get("steps_per_s") if state in ACTIVE else None,
         "rss_bytes": progress.get("rss_bytes") if state in ACTIVE else None,
         "checkpoint": checkpoint,
+        "checkpoint_at": record.get("checkpoint_at") if checkpoint else None,
         "saving": progress.get("saving") if state in ACTIVE else None,
         "disk": _disk(paths) if state in ACTIVE else None,
         "best": _placed(paths, record.get("best")),
         "metrics": progress.get("metrics") or {},
-        "goodput": _goodput(record.get("ledger") or {}, running_s),
+        "goodput": _goodput(record, state, attempts),
         "mirror": _mirror(paths, record.get("spec") or {}),
         "exactness": _exactness(record.get("classified"), record.get("exactness") or ""),
         "exit_code": _exit_code(state, attempts),
@@ -143,6 +144,15 @@ def _exactness(found: dict[str, Any] | None, said: str) -> dict[str, Any] | None
         "replay_s": _number(found.get("replay_s")),
         "missed": [str(one) for one in found.get("missed") or ()],
     }
+
+
+def _what_was_set(folder: Path) -> dict[str, str]:
+    """Return what `runner submit --set` gave this job; as the job may write there, nothing is relied on."""
+    try:
+        given = records.load_json(folder / SUBMITTED_MARK).get("set")
+    except (OSError, UnreadableRecordError):
+        return {}
+    return {key: str(value) for key, value in given.items()} if isinstance(given, dict) else {}
 
 
 def _progress(paths: JobPaths, attempt: int) -> dict[str, Any]:
@@ -209,13 +219,38 @@ def _placed(paths: JobPaths, found: dict[str, Any] | None) -> dict[str, Any] | N
     return found and {**found, "path": str(paths.dir / found["path"])}
 
 
-def _goodput(ledger: dict[str, float], running_s: float) -> dict[str, float]:
-    """Return where the time went; the attempt that runs counts as useful so far."""
-    parts = {key: float(ledger.get(key) or 0.0) for key in ("useful_s", "lost_s", "down_s", "checkpoint_s")}
-    parts["useful_s"] = max(0.0, parts["useful_s"] + running_s)
-    total = sum(parts.values())
+def _goodput(record: dict[str, Any], state: State, attempts: list[dict[str, Any]]) -> dict[str, float]:
+    """Return where the time went; the attempt that runs counts as useful so far, and so on.
+
+    The ratio is that of all time but the waiting: a job is no worse for the others that were before it.
+    """
+    ledger = record.get("ledger") or {}
+    parts = {f"{key}_s": float(ledger.get(f"{key}_s") or 0.0) for key in _PARTS}
+    part, since = _present(record, state, attempts)
+    parts[part] = max(0.0, parts[part] + seconds_between(since, datetime.now(UTC).isoformat()))
+    total = sum(parts.values()) - parts["waiting_s"]
     rounded = {key: round(value, 3) for key, value in parts.items()}
     return {**rounded, "ratio": round(parts["useful_s"] / total, 4) if total > 0 else 1.0}
+
+
+def _present(record: dict[str, Any], state: State, attempts: list[dict[str, Any]]) -> tuple[str, str | None]:
+    """Return what the present time will be booked as, and since when it goes on; None: as nothing."""
+    if state in ACTIVE:
+        return "useful_s", attempts[-1]["started_at"] if attempts else None
+    if state is State.BACKOFF:
+        return "down_s", record.get("since")
+    queued = state is State.QUEUED
+    since = record.get("since") or (None if attempts else record.get("submitted_at"))
+    return "waiting_s", since if queued else None
+
+
+_PARTS = ("useful", "lost", "down", "checkpoint", "waiting")
+
+
+def _causes(record: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how many restarts followed each kind of end; of an older record as far as its attempts tell."""
+    counted = record.get("restarts_by_cause") or causes(one.get("outcome") for one in attempts[:-1])
+    return {str(cause): int(count) for cause, count in counted.items()}
 
 
 def _exit_code(state: State, attempts: list[dict[str, Any]]) -> int | None:

@@ -33,8 +33,9 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("job", job["name"]),
         ("state", job["state"] + (f": {job['reason']}" if job["reason"] else "")),
+        ("set", ", ".join(f"{key} = {value}" for key, value in job["set"].items())),
         ("priority", str(job["priority"]) if job["priority"] else ""),
-        ("attempt", f"{job['attempt']} ({job['restarts']} restarts){pid}" if job["attempt"] else ""),
+        ("attempt", f"{job['attempt']} ({restarts(job)}){pid}" if job["attempt"] else ""),
         ("progress", progress(job) if job["step"] else ""),
         ("metrics", metrics(job["metrics"])),
         ("checkpoint", "step {step}, {path}".format(**job["checkpoint"]) if job["checkpoint"] else ""),
@@ -74,6 +75,16 @@ def goodput(spent: dict[str, float]) -> str:
     """Write the share of useful time, and where the rest went."""
     parts = ", ".join(f"{key[:-2]} {output.duration(spent[key])}" for key in spent if key != "ratio")
     return f"{100 * spent['ratio']:.1f} % ({parts})"
+
+
+def restarts(job: dict[str, Any]) -> str:
+    """Write how often the job was restarted, and after what."""
+    return f"{job['restarts']} restarts{': ' if job['restarts_by_cause'] else ''}{by_cause(job)}"
+
+
+def by_cause(job: dict[str, Any]) -> str:
+    """Write how many restarts followed each kind of end."""
+    return ", ".join(f"{cause} {count}" for cause, count in job["restarts_by_cause"].items())
 
 
 def progress(job: dict[str, Any]) -> str:

@@ -127,16 +127,17 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Where the time went, in seconds."""
+    """Where the time went, in seconds. Time on hold, and after a job's end, is in none of them."""
 
     useful_s: float = 0.0
-    lost_s: float = 0.0
-    down_s: float = 0.0
-    checkpoint_s: float = 0.0
+    lost_s: float = 0.0  #: trained, and not saved before the attempt ended
+    down_s: float = 0.0  #: in backoff, and getting back to where training was
+    checkpoint_s: float = 0.0  #: training stood still for a checkpoint
+    waiting_s: float = 0.0  #: in the queue
 
     @property
     def ratio(self) -> float:
-        """Useful time as a share of all time; 1.0 before anything ran."""
+        """Useful time as a share of all but the waiting; 1.0 before anything ran."""
         total = self.useful_s + self.lost_s + self.down_s + self.checkpoint_s
         return self.useful_s / total if total > 0 else 1.0
 
@@ -159,6 +160,8 @@ class Job:
     attempts: tuple[Attempt, ...] = ()
     folders: int = 0  #: highest attempt number whose folder was seen: an older record may have been restored
     restarts: int = 0  #: attempts started because the one before did not end as it should
+    #: The same by how the one before ended; empty in older records, see `ledger.causes`.
+    restarts_by_cause: dict[Outcome, int] = field(default_factory=dict)
     charged: int = 0  #: death tally: ends charged to the budget since the durable step advanced
     fruitless: int = 0  #: ends in a row without a newer durable step, charged or not
     mark_step: int = -1  #: durable step at the last end; -1 before any
@@ -173,6 +176,9 @@ class Job:
     exactness: str = ""  #: what the worker said of the exactness of this job's resumes
     classified: Classified | None = None  #: the same, in parts
     ledger: Ledger = field(default_factory=Ledger)
+    since: str | None = (
+        None  #: what was before, in the queue or in backoff, is in the ledger; older records: None
+    )
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
     mirror_read: int = 0  #: bytes of what the mirror's process reported that are relayed
     asked_at: str | None = None  #: when it was last asked to run again; waiting before that is nobody's loss

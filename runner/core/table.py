@@ -24,18 +24,8 @@ from runner.core.events import (
     Sight,
     StartFailed,
 )
-from runner.core.job import (
-    ACTIVE,
-    SETTLED,
-    Attempt,
-    Goal,
-    Job,
-    Moment,
-    Outcome,
-    State,
-    seconds_between,
-)
-from runner.core.ledger import booked
+from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Moment, Outcome, State
+from runner.core.ledger import booked, passed, restarted, so_far
 from runner.core.outcome import outcome_of
 from runner.core.reports import FACTS, apply_facts
 from runner.core.restart import GiveUp, judge
@@ -105,7 +95,7 @@ def publish(job: Job, moment: Moment, event: str, /, **details: Any) -> Job:
 
 
 def _enter(job: Job, state: State, moment: Moment, reason: str = "", **details: Any) -> Job:
-    job = replace(job, state=state, reason=reason)
+    job = replace(passed(job, moment.iso), state=state, reason=reason)
     if state in SETTLED:
         job = replace(job, finished_at=moment.iso)
     if reason:
@@ -118,14 +108,10 @@ def _enter(job: Job, state: State, moment: Moment, reason: str = "", **details: 
 
 def _start(job: Job, moment: Moment) -> Decision:
     number = max(job.attempt, job.folders) + 1
-    previous = job.current
-    down_s = 0.0
-    if previous and previous.ended_at and previous.outcome is not Outcome.STOPPED:
-        down_s = seconds_between(max(previous.ended_at, job.asked_at or ""), moment.iso)
+    job = restarted(passed(job, moment.iso))
     job = replace(
         job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step)),
         attempt=number,
-        restarts=job.restarts + (1 if previous and previous.outcome is not Outcome.STOPPED else 0),
         goal=Goal.RUN,
         asked=None,
         hung=False,
@@ -134,9 +120,9 @@ def _start(job: Job, moment: Moment) -> Decision:
         backoff_s=0.0,
         started_at=job.started_at or moment.iso,
         finished_at=None,
-        ledger=replace(job.ledger, down_s=job.ledger.down_s + down_s),
     )
-    return Decision(_enter(job, State.RUNNING, moment, step=job.durable_step), (Start(number),))
+    job = _enter(job, State.RUNNING, moment, step=job.durable_step, **so_far(job))
+    return Decision(job, (Start(number),))
 
 
 def _admitted(job: Job, _event: AnyEvent, moment: Moment) -> Decision:

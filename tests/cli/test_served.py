@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from runner.cli import facts
 from tests.cli.conftest import wait_for
 
 FOREVER = ("1000000", "0.01")
@@ -20,7 +22,8 @@ def test_a_job_from_submit_to_its_end(served):
     job = served.job("digits")
     assert (job["state"], job["step"], job["exit_code"], job["restarts"]) == ("succeeded", 30, 0, 0)
     assert job["checkpoint"]["step"] == 30
-    assert job["goodput"].keys() == {"useful_s", "lost_s", "down_s", "checkpoint_s", "ratio"}
+    parts = {"useful_s", "lost_s", "down_s", "checkpoint_s", "waiting_s", "ratio"}
+    assert job["goodput"].keys() == parts
     assert job["started_at"] <= job["finished_at"]
     assert served("logs", "digits").out == "counted to 30\n"
     assert served("logs", "digits", "-n", "1", "--attempt", "1").out == "counted to 30\n"
@@ -89,6 +92,34 @@ def test_wait_returns_the_jobs_own_code(served):
     killed = served.folder("killed", command=["sh", "-c", "kill -9 $$"], toml="[restart]\nbudget = 0\n")
     served("submit", str(killed))
     assert served("wait", "killed").code == 1
+
+
+def _waited_s(served, name):
+    return facts.gather(served.home, name)["goodput"]["waiting_s"]
+
+
+def test_what_waits_for_a_slot_and_why_it_was_restarted_is_told(served):
+    all_of_it = f"[resources]\ncpus = {os.cpu_count()}\n"
+    served("submit", str(served.folder("first", *FOREVER, toml=all_of_it)))
+    wait_for(lambda: served.step("first") > 0, "the first to run")
+    script = "case $RUNNER_ATTEMPT in 1) exit 3;; 2) kill -9 $$;; esac"
+    toml = all_of_it + '[restart]\nbackoff = "100ms"\n'
+    served("submit", str(served.folder("second", command=["sh", "-c", script], toml=toml)))
+    served.until("second", "queued")
+    waited = wait_for(lambda: _waited_s(served, "second"), "it to wait")
+    wait_for(lambda: _waited_s(served, "second") > waited, "it to wait on")
+    served("cancel", "first")
+    done = served.until("second", "succeeded")
+    assert done["restarts_by_cause"] == {"failed": 1, "crashed": 1}
+    assert done["goodput"]["waiting_s"] > waited
+    assert done["goodput"]["down_s"] >= 0.1, "the backoff"
+    text = served("status", "second").out
+    assert "3 (2 restarts: failed 1, crashed 1)" in text
+    assert ", waiting " in text
+    events = [json.loads(line) for line in served.home.job("second").events.read_text().splitlines()]
+    told = [event for event in events if event["event"] == "running"]
+    assert [event["restarts_by_cause"] for event in told] == [{}, {"failed": 1}, {"failed": 1, "crashed": 1}]
+    assert all(event["waiting_s"] > waited for event in told)
 
 
 def test_a_folder_dropped_in_by_hand_that_cannot_be_accepted(served):

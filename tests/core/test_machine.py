@@ -208,8 +208,9 @@ def check_record(before: Job, event: AnyEvent, after: Job, moment: Moment) -> No
         assert (after.current.outcome is None) == (after.state in ACTIVE)
     ended = [a for a in after.attempts[:-1] if a.outcome is not Outcome.STOPPED]
     assert after.restarts == len(ended), "a start after a stop on request is no restart"
+    assert sum(after.restarts_by_cause.values()) == after.restarts
     ledger = after.ledger
-    assert min(ledger.lost_s, ledger.down_s, ledger.checkpoint_s) >= 0
+    assert min(ledger.lost_s, ledger.down_s, ledger.checkpoint_s, ledger.waiting_s) >= 0
     assert ledger.useful_s + ledger.lost_s + ledger.down_s + ledger.checkpoint_s >= -1e-6
     if after is not before:
         assert all(line["time"] == moment.iso for line in after.outbox)

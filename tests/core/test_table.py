@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -406,17 +406,65 @@ def test_the_ledger_accounts_for_every_second() -> None:
     life.on(Reported(({"event": "resumed", "path": "c", "step": 200, "epoch": 0},), 99), 6)
     life.on(OK, 40)
     ledger = life.job.ledger
-    assert (ledger.lost_s, ledger.down_s, ledger.checkpoint_s) == (20 + 5, 7 + 5 + 6, 1.0)
-    assert ledger.useful_s == 60 + 30 + 40 - 1.0
-    assert ledger.useful_s + ledger.lost_s + ledger.down_s + ledger.checkpoint_s == life.clock_s - 10
-    assert ledger.ratio == pytest.approx(129 / 173)
+    assert (ledger.lost_s, ledger.down_s, ledger.checkpoint_s) == (20 + 5, 7 + 2 + 6, 1.0)
+    assert (ledger.useful_s, ledger.waiting_s) == (60 + 30 + 40 - 1.0, 10 + 3)
+    assert sum(asdict(ledger).values()) == life.clock_s
+    assert ledger.ratio == pytest.approx(129 / 170), "what waited for a slot is no worse for that"
 
 
-def test_a_held_job_is_not_down() -> None:
+def test_a_held_job_is_neither_down_nor_waiting() -> None:
     life = in_state(State.RUNNING).all([PAUSE, asked(75)])
     life.on(RESUME, 1000)
-    life.on(ADMITTED, 0)
-    assert life.job.ledger.down_s == 0
+    life.on(ADMITTED, 5)
+    assert (life.job.ledger.down_s, life.job.ledger.waiting_s) == (0, 1 + 5)
+
+
+@pytest.mark.parametrize(
+    ("way", "waited_s", "down_s"),
+    [
+        ((PAUSE, RESUME, ADMITTED), 2.0, 0.0),
+        ((PAUSE, CANCEL), 1.0, 0.0),
+        ((CANCEL, retry(), ADMITTED), 2.0, 0.0),
+        ((ADMITTED, KILLED, PAUSE, RESUME, ADMITTED), 2.0, 1.0),
+        ((ADMITTED, KILLED, RESUME, ADMITTED), 2.0, 1.0),
+        ((ADMITTED, KILLED, CANCEL), 1.0, 1.0),
+        ((ADMITTED, DRAIN, asked(75), ADMITTED), 2.0, 0.0),
+        ((ADMITTED, Prioritize(3), KILLED, Prioritize(4), BACKOFF_OVER, Prioritize(5), ADMITTED), 3.0, 2.0),
+    ],
+)
+def test_where_a_job_waits_and_where_it_is_down(
+    way: tuple[AnyEvent, ...], waited_s: float, down_s: float
+) -> None:
+    ledger = Life().all(way).job.ledger
+    assert (ledger.waiting_s, ledger.down_s) == (waited_s, down_s)
+
+
+def test_restarts_have_their_causes_and_the_start_of_an_attempt_tells_them() -> None:
+    life = Life(queued(spec(budget=9)))
+    life.all([ADMITTED, KILLED, BACKOFF_OVER, ADMITTED, KILLED, BACKOFF_OVER, ADMITTED])
+    life.all([HUNG, asked(75), BACKOFF_OVER, ADMITTED, PAUSE, asked(75), RESUME, ADMITTED])
+    assert life.job.state is State.RUNNING
+    assert life.job.restarts == 3, "to go on after a pause is no restart"
+    assert life.job.restarts_by_cause == {Outcome.CRASHED: 2, Outcome.HUNG: 1}
+    told = [line for line in life.published if line["event"] == "running"]
+    assert [line["restarts_by_cause"] for line in told] == [
+        {},
+        {"crashed": 1},
+        {"crashed": 2},
+        {"crashed": 2, "hung": 1},
+        {"crashed": 2, "hung": 1},
+    ]
+    assert [line["waiting_s"] for line in told] == [1, 2, 3, 4, 5]
+
+
+def test_a_record_that_counted_no_causes_and_no_waiting_goes_on() -> None:
+    life = Life().all([ADMITTED, KILLED, BACKOFF_OVER, ADMITTED, Ended(exit_code=1)])
+    assert life.job.state is State.BACKOFF
+    old = replace(life.job, since=None, restarts_by_cause={}, ledger=replace(life.job.ledger, waiting_s=0.0))
+    life.job = old
+    life.all([BACKOFF_OVER, ADMITTED])
+    assert life.job.restarts_by_cause == {Outcome.CRASHED: 1, Outcome.FAILED: 1}
+    assert (life.job.ledger.waiting_s, life.job.ledger.down_s) == (1, old.ledger.down_s + 1)
 
 
 def test_a_clock_that_goes_backwards_takes_no_time_away() -> None:

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.core.events import Ended
-from runner.core.job import RECORD_VERSION, Job, State
+from runner.core.job import RECORD_VERSION, Job, Outcome, State
 from runner.core.spec import CheckpointSpec, JobSpec, LimitsSpec
+from runner.core.table import decide
 from runner.errors import UnreadableRecordError
 from runner.storage import records
-from tests.core.life import ADMITTED, BACKOFF_OVER, KILLED, Life, in_state, queued, saved
+from tests.core.life import ADMITTED, BACKOFF_OVER, KILLED, Life, at, in_state, queued, saved
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -83,6 +84,16 @@ def test_the_frozen_record_of_version_1_is_readable_for_ever() -> None:
     assert [attempt.number for attempt in job.attempts] == [1, 2, 3]
     assert job.attempts[-1].max_rss_bytes == 1 << 30
     assert [line["event"] for line in job.outbox] == ["ended", "backoff"]
+
+
+def test_the_frozen_record_goes_on_with_what_newer_ones_count(path: Path) -> None:
+    job = records.load_job(DATA / "job.v1.json")
+    for second, event in ((9.0, BACKOFF_OVER), (11.0, ADMITTED)):
+        job = decide(job, event, at(second)).job
+    records.save_job(path, job)
+    job = records.load_job(path)
+    assert (job.restarts, job.restarts_by_cause) == (3, {Outcome.CRASHED: 2, Outcome.FAILED: 1})
+    assert (job.ledger.waiting_s, job.ledger.down_s) == (2.0, 2.0 + 1.0)
 
 
 # --- damage -----------------------------------------------------------------------------------------------
