@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -46,10 +47,19 @@ def open_home(home: Path | None) -> Home:
 
 
 def job_names(home: Home) -> list[str]:
-    """List the names (as printed) of all jobs, those not taken up yet included."""
+    """List the names (as printed) of all jobs, those not taken up yet included; numbers in them count."""
     from runner.storage.layout import printable_name
 
-    return sorted({*home.recorded(), *(printable_name(folder) for folder in home.submitted())})
+    return sorted({*home.recorded(), *(printable_name(folder) for folder in home.submitted())}, key=by_number)
+
+
+def by_number(name: str) -> tuple[tuple[str | float, ...], str]:
+    """Return a key to sort names by, such that x-lr0.01 is before x-lr0.1 and x-units64 before x-units128."""
+    parts = _NUMBER.split(name)
+    return tuple(float(part) if place % 2 else part for place, part in enumerate(parts)), name
+
+
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", re.ASCII)
 
 
 def existing(home: Home, name: str) -> str:

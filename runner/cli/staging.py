@@ -11,12 +11,14 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from runner.cli.models import Model
-from runner.errors import BadJobError, RefusedError, UsageError
-from runner.settings import load_spec
+from runner.errors import BadJobError, RefusedError, StorageError, UsageError
+from runner.settings import FILE, load_spec
 from runner.storage import durable, records
 from runner.storage.layout import START_FROM, SUBMITTED_MARK, Home, is_job_name
 
@@ -44,45 +46,96 @@ def is_taken(home: Home, name: str) -> bool:
     return os.path.lexists(home.folder(name)) or os.path.lexists(home.job(name).record)
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A job to make of a folder: its name, and where settings were given, its job.toml and what was given."""
+
+    name: str
+    settings: str | None = None
+    given: dict[str, str] = field(default_factory=dict)
+
+
 def submit(home: Home, source: Path, name: str, model: Model | None = None) -> None:
-    """Copy `source` into the home as job `name`, to start from `model` where one is given.
+    """Copy `source` into the home as job `name`; see `submit_all`."""
+    submit_all(home, source, [Variant(name)], model)
+
+
+def submit_all(home: Home, source: Path, variants: Sequence[Variant], model: Model | None = None) -> None:
+    """Copy `source` into the home, once for each variant, to start from `model` where one is given.
+
+    All are copied and durable before the first is published. Between the first and the last renaming an
+    error, a name that somebody else takes or a power cut can leave some of them submitted; it is said which.
 
     Raises:
         BadJobError: its settings, or something in the folder, cannot be accepted.
-        RefusedError: there is a job of that name already.
+        RefusedError: there is a job of one of these names already.
     """
     load_spec(source)
-    if is_taken(home, name):
-        raise RefusedError(
-            f"{name}: there is a job of that name already; choose another with --name, or: runner rm {name}"
-        )
+    _check_free(home, [one.name for one in variants])
     if home.root.resolve().is_relative_to(source.resolve()):
         raise RefusedError(f"{source}: holds the home {home.root} itself; submit a folder of the job's own")
     home.create()
-    staged = home.jobs / f".{name}.{secrets.token_hex(4)}.tmp"
+    staged = {one.name: home.jobs / f".{one.name}.{secrets.token_hex(4)}.tmp" for one in variants}
     try:
-        copy_tree(source, staged)
-        if model is not None:
-            shutil.copyfile(model.path, staged / START_FROM)
-        mark = {"version": 1, "source": model.origin if model else None, "digest": digest(source)}
-        records.save_json(staged / SUBMITTED_MARK, mark, durably=False)
-        _hand_over(staged, home.jobs)
-        durable.sync_tree(staged)
-        _publish(staged, home.folder(name), name)
+        for variant in variants:
+            _stage(home, source, variant, model, staged[variant.name])
+        _publish(home, staged)
     except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
+        for folder in staged.values():
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _publish(staged: Path, folder: Path, name: str) -> None:
-    try:
-        durable.move(staged, folder)
-    except OSError as error:
-        if folder.exists():  # another submit of the same name was quicker
-            raise RefusedError(
-                f"{name}: there is a job of that name already; choose another: --name"
-            ) from None
-        raise error
+def _check_free(home: Home, names: Sequence[str]) -> None:
+    taken = [name for name in names if is_taken(home, name)]
+    if not taken:
+        return
+    others = f" (and {len(taken) - 1} more of these {len(names)})" if len(taken) > 1 else ""
+    raise RefusedError(
+        f"{taken[0]}: there is a job of that name already{others}; choose another with --name, "
+        f"or: runner rm {taken[0]}"
+    )
+
+
+def _stage(home: Home, source: Path, variant: Variant, model: Model | None, staged: Path) -> None:
+    """Make the whole folder of a job under a name that nobody looks at, durably."""
+    copy_tree(source, staged)
+    if variant.settings is not None:
+        _write_settings(staged / FILE, variant.settings)
+    if model is not None:
+        shutil.copyfile(model.path, staged / START_FROM)
+    content = digest(source)
+    if variant.settings is not None:  # `runner run` of the folder as it is must not take this job for its own
+        content = hashlib.sha256(f"{content} {variant.settings}".encode()).hexdigest()
+    mark: dict[str, Any] = {"version": 1, "source": model.origin if model else None, "digest": content}
+    if variant.given:
+        mark["set"] = variant.given
+    records.save_json(staged / SUBMITTED_MARK, mark, durably=False)
+    _hand_over(staged, home.jobs)
+    durable.sync_tree(staged)
+
+
+def _write_settings(path: Path, text: str) -> None:
+    """Put a job.toml in the place of the copied one, with its permissions: it may hold secrets."""
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(text.encode())
+
+
+def _publish(home: Home, staged: dict[str, Path]) -> None:
+    for number, (name, folder) in enumerate(staged.items()):
+        there = f"; submitted before it: {', '.join(list(staged)[:number])}" if number else ""
+        try:
+            durable.move(folder, home.folder(name))
+        except OSError as error:
+            if home.folder(name).exists():  # another submit of the same name was quicker
+                raise RefusedError(
+                    f"{name}: there is a job of that name already; choose another: --name{there}"
+                ) from None
+            if there:
+                raise StorageError(f"{name}: {error.strerror}{there}") from None
+            raise error
 
 
 def _hand_over(staged: Path, jobs: Path) -> None:

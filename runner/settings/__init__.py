@@ -32,7 +32,7 @@ from runner.errors import BadJobError
 from runner.settings import media, values
 from runner.settings.text import FILE, key_lines, one_line, parse, read
 
-__all__ = ["FILE", "KEYS", "TABLES", "load_spec"]
+__all__ = ["FILE", "KEYS", "TABLES", "check_key", "load_spec", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,15 @@ def load_spec(folder: Path) -> JobSpec:
     if not folder.is_dir():
         raise BadJobError(one_line(f"{folder}: no such folder"))
     text = read(folder)
-    if text is None:
-        return JobSpec(entry=_default_entry(folder))
+    return JobSpec(entry=_default_entry(folder)) if text is None else resolve(text, folder)
+
+
+def resolve(text: str, folder: Path) -> JobSpec:
+    """Resolve the text of a job.toml as if it were that of the job in `folder`.
+
+    Raises:
+        BadJobError: it cannot be accepted, with one line that says why.
+    """
     lines = key_lines(text)
     given = _checked(parse(text), lines, folder)
     _check_together(given, lines)
@@ -112,20 +119,34 @@ def _checked(document: dict[str, Any], lines: dict[tuple[str, ...], int], folder
     """Check every key; return the converted values by dotted name."""
     given: dict[str, Any] = {}
     for path, value in _walk(document, ()):
-        name = ".".join(path)
-        where = f"{FILE}:{_line_of(path, lines)}"
         try:
-            if path[0] == "env" and len(path) == 2:
-                given.setdefault("env", {})[path[1]] = values.env_value(path[1], value)
-            elif name in KEYS:
-                given[name] = KEYS[name].check(value, folder)
-            elif name in TABLES:
-                raise values.WrongError(f"must be a table, [{name}]")
-            else:
-                raise BadJobError(one_line(f"{where}: {_unknown(path)}"))
+            checked = check_key(path, value, folder)
         except values.WrongError as error:
-            raise BadJobError(one_line(f"{where}: {name} {error}")) from None
+            raise BadJobError(one_line(f"{FILE}:{_line_of(path, lines)}: {error}")) from None
+        if path[0] == "env":
+            given.setdefault("env", {})[path[1]] = checked
+        else:
+            given[".".join(path)] = checked
     return given
+
+
+def check_key(path: tuple[str, ...], value: Any, folder: Path) -> Any:
+    """Return the value of one key as the spec holds it.
+
+    Raises:
+        values.WrongError: there is no such key, or it does not take that; the text names the key.
+    """
+    name = ".".join(path)
+    try:
+        if path[0] == "env" and len(path) == 2:
+            return values.env_value(path[1], value)
+        if name in KEYS:
+            return KEYS[name].check(value, folder)
+        if name in TABLES:
+            raise values.WrongError(f"must be a table, [{name}]")
+    except values.WrongError as error:
+        raise values.WrongError(f"{name} {error}") from None
+    raise values.WrongError(_unknown(path))
 
 
 def _walk(document: dict[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
