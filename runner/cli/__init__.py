@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Every verb, in the order of `runner --help`; `rm` lives in runner/cli/rm.py, and so on.
 VERBS = (
-    *("submit", "ls", "status", "logs", "wait"),
+    *("submit", "ls", "top", "status", "logs", "wait"),
     *("stop", "cancel", "pause", "resume", "priority", "retry", "rm"),
     *("checkpoints", "best", "export"),
     *("run", "supervise", "doctor", "drill", "version", "completion"),

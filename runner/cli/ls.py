@@ -51,13 +51,17 @@ def _row(job: dict[str, Any]) -> tuple[str, ...]:
     if job["state"] == facts.UNREADABLE:
         return (job["name"], job["state"], "", "", "", "", job["reason"])
     best = job["best"]
-    epochs = f"/{job['epochs']}" if job["epochs"] else ""
     return (
         job["name"],
         job["state"],
         str(job["step"] or ""),
-        f"{min(job['epoch'] + 1, job['epochs'] or 1)}{epochs}" if job["epochs"] else "",
+        epoch(job),
         str(job["restarts"] or ""),
         f"{best['metric']} {output.metric(best['value'])}" if best else "",
         job["reason"],
     )
+
+
+def epoch(job: dict[str, Any]) -> str:
+    """Write the present epoch of how many, counted from 1; "" where that is not known."""
+    return f"{min(job['epoch'] + 1, job['epochs'])}/{job['epochs']}" if job["epochs"] else ""

@@ -6,7 +6,10 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: Colours of the states on a terminal.
 STYLES = {
@@ -44,18 +47,26 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], state_column
         _print_plain([head, *rows])
         return
     from rich.console import Console
+
+    Console().print(drawn(head, rows, state_column))
+
+
+def drawn(
+    head: Sequence[str], rows: Sequence[Sequence[str]], state_column: int | None, *, one_line: bool = False
+) -> Table:
+    """Draw a table; what does not fit is folded, or with `one_line` cut off, so that a row stays a line."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in head:
-        table.add_column(title, overflow="fold")
+        table.add_column(Text(title, no_wrap=True), overflow="ellipsis" if one_line else "fold")
     for row in rows:
-        cells = [Text(cell) for cell in row]
+        cells = [Text(cell, no_wrap=True if one_line else None) for cell in row]
         if state_column is not None:
             cells[state_column].stylize(STYLES.get(row[state_column], ""))
         table.add_row(*cells)
-    Console().print(table)
+    return table
 
 
 def _print_plain(rows: Sequence[Sequence[str]]) -> None:

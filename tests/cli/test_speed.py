@@ -10,7 +10,7 @@ import pytest
 HEAVY = ("tensorflow", "keras", "h5py", "numpy", "watchdog", "psutil", "rich")
 
 
-@pytest.mark.parametrize("words", [["status", "digits"], ["ls"], ["status", "digits", "--json"]])
+@pytest.mark.parametrize("words", [["status", "digits"], ["ls"], ["top"], ["status", "digits", "--json"]])
 def test_looking_loads_nothing_heavy(runner, words):
     runner("submit", str(runner.folder("digits")))
     script = (
