@@ -10,16 +10,17 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runner.cli import facts, staging
 from runner.cli.arrays import parsed, variants
+from runner.cli.models import Model
 from runner.cli.options import job_names
 from runner.errors import RefusedError, UsageError
 from runner.settings import load_spec, resolve
 from runner.settings.overlay import Setting, overlaid
-from runner.storage.layout import Home, is_job_name
+from runner.storage.layout import START_FROM, SUBMITTED_MARK, Home, is_job_name
 from tests.cli.conftest import wait_for
 
 SAYS = ["sh", "-c", 'echo "$LR" "$@"', "sh"]
@@ -178,6 +179,20 @@ def test_a_folder_without_settings_and_one_whose_settings_are_a_link_or_nobodys_
     assert (copy / "job.toml").stat().st_mode & 0o777 == 0o400
 
 
+def test_each_starts_from_the_model_that_was_named(tmp_path):
+    home, model = Home(tmp_path / "home"), tmp_path / "model"
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "train.py").write_text("")
+    model.write_bytes(b"weights")
+    jobs = variants(tmp_path / "digits", "digits", ["lr=1,2"])
+    staging.submit_all(home, tmp_path / "digits", jobs, Model(model, 5, "other@5"))
+    for job in jobs:
+        assert (home.folder(job.name) / START_FROM).read_bytes() == b"weights"
+        mark = json.loads((home.folder(job.name) / SUBMITTED_MARK).read_text())
+        assert (mark["source"], mark["set"]) == ("other@5", job.given)
+    assert not staging.is_same(home, tmp_path / "digits", "digits-lr1"), "`runner run` has its own"
+
+
 def test_what_is_not_submitted_as_a_whole_is_said(tmp_path):
     """A name that is taken between the look and the renaming; all before it have been submitted."""
     home, folder = Home(tmp_path / "home"), tmp_path / "digits"
@@ -222,6 +237,7 @@ WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 @settings(deadline=None, max_examples=50)
 @given(word=WORDS, key=st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=1, max_size=8))
+@example(word="\x7f", key="\x7f")
 def test_any_text_comes_out_as_it_went_in(tmp_path_factory, word, key):
     folder = _folder(tmp_path_factory, "any", json.dumps([sys.executable, "-c", "pass"]))
     given = [Setting("x", word), Setting("env.Y", word, quoted=True)]
