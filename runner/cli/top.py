@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 ROWS_PLAIN = 50
 #: Looking takes no more than this share of one processor, ...
 _SHARE_MAX = 0.02
-#: ... and happens no more often than this.
+#: ... and happens no more often than this, and no less: the first look reads all, the later ones hardly any.
 _PERIOD_S_MIN = 1.0
+_PERIOD_S_MAX = 5.0
 #: Lines of the screen that are no job's: the summary, the head, "and N more", and the last.
 _LINES_OTHER = 4
 _STATE_COLUMN = 1
@@ -95,7 +96,7 @@ def _follow(board: Board, rows: int | None) -> None:
 
 def pause_s(spent_s: float) -> float:
     """Return how long to wait after a look that took so much of a processor's time."""
-    return max(_PERIOD_S_MIN, spent_s / _SHARE_MAX)
+    return min(max(_PERIOD_S_MIN, spent_s / _SHARE_MAX), _PERIOD_S_MAX)
 
 
 def _screen(view: View) -> Group:
