@@ -9,7 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.core.spec import CadenceUnit, CheckpointSpec, Every, JobSpec, LimitsSpec, Mode, RestartSpec
+from runner.core.spec import (
+    CadenceUnit,
+    CheckpointSpec,
+    Every,
+    JobSpec,
+    LimitsSpec,
+    Mode,
+    ResourcesSpec,
+    RestartSpec,
+)
 from runner.errors import BadJobError
 from runner.settings import load_spec
 from runner.settings.text import key_lines
@@ -112,6 +121,12 @@ BAD = [
     ("[resources]\ncpus = nan", "job.toml:2: resources.cpus must be a number from 0 to 4096, not nan"),
     ("[resources]\ngpus = inf", "job.toml:2: resources.gpus must be a number from 0 to 1024, not inf"),
     ("[resources]\ngpus = -0.5", "job.toml:2: resources.gpus must be a number from 0 to 1024, not -0.5"),
+    (
+        "[resources]\ngpus = 1.5",
+        "job.toml:2: resources.gpus must be a share of one, such as 0.5, or a whole number, not 1.5",
+    ),
+    ('[resources]\nmemory = "lots"', 'job.toml:2: resources.memory must be a size such as "8GiB"'),
+    ("[resources]\npreemptible = 1", "job.toml:2: resources.preemptible must be true or false, not 1"),
     ('[resources]\ncpus = "2"', 'job.toml:2: resources.cpus must be a number from 0 to 4096, not "2"'),
     ("[seed]\nvalue = -7", "job.toml:2: seed.value must be a whole number from 0 to 4294967295, not -7"),
     ("[seed]\nvalue = 4294967296", "job.toml:2: seed.value must be a whole number"),
@@ -399,6 +414,8 @@ def test_every_key_of_the_contract(folder):
         [resources]
         cpus = 1.5
         gpus = 1
+        memory = "2GiB"
+        preemptible = false
         [seed]
         value = 7
         """
@@ -420,7 +437,7 @@ def test_every_key_of_the_contract(folder):
     )
     assert spec.restart == RestartSpec(9, 0.5, 120.0, (2, 3))
     assert spec.limits == LimitsSpec(math.inf, 90.0, 5400.0, 86400.0, 8 * 1024**3)
-    assert (spec.resources.cpus, spec.resources.gpus) == (1.5, 1.0)
+    assert spec.resources == ResourcesSpec(1.5, 1.0, 2 * 1024**3, preemptible=False)
     assert spec.seed == 7
 
 
@@ -430,6 +447,8 @@ def test_the_words_auto_and_none(folder):
         '[limits]\nhang = "auto"\nwall = "none"\nmemory = "none"\n[restart]\nbackoff = "5s"\n'
     )
     assert load_spec(folder) == JobSpec(restart=RestartSpec(backoff_min_s=5, backoff_max_s=5))
+    (folder / "job.toml").write_text('[resources]\nmemory = "none"\ngpus = 0.5')
+    assert load_spec(folder).resources == ResourcesSpec(gpus=0.5, memory_bytes=0)
 
 
 def test_a_command_takes_the_place_of_the_entry(folder):

@@ -92,10 +92,12 @@ class LimitsSpec:
 
 @dataclass(frozen=True)
 class ResourcesSpec:
-    """`[resources]`: what an attempt occupies while it runs."""
+    """`[resources]`: what an attempt occupies while it runs, and whether others may have it stopped."""
 
     cpus: float = 1.0
-    gpus: float = 0.0
+    gpus: float = 0.0  #: whole devices, or a share of one
+    memory_bytes: int | None = None  #: None: as limits.memory; 0: none is reserved
+    preemptible: bool | None = None  #: None: a script that has a checkpoint is, a command is not
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,9 @@ KEYS = {
     "limits.nan_learning_rate": Key("nan_learning_rate", values.number(0, 1)),
     "limits.loss_max": Key("loss_max", values.loss_max),
     "resources.cpus": Key("cpus", values.number(0, 4096)),
-    "resources.gpus": Key("gpus", values.number(0, 1024)),
+    "resources.gpus": Key("gpus", values.gpus),
+    "resources.memory": Key("memory_bytes", values.reserved_memory),
+    "resources.preemptible": Key("preemptible", values.flag),
     "seed.value": Key("seed", values.integer(0, 2**32 - 1)),
 }
 

@@ -194,6 +194,26 @@ def memory(value: Any, _folder: Path) -> int | None:
     return size
 
 
+def reserved_memory(value: Any, folder: Path) -> int:
+    """Take a size, or "none": nothing."""
+    return memory(value, folder) or 0
+
+
+def gpus(value: Any, folder: Path) -> float:
+    """Take a number of GPUs: a share of one, or whole ones."""
+    count = float(number(0, 1024)(value, folder))
+    if count > 1 and count != int(count):
+        raise fail("a share of one, such as 0.5, or a whole number", value)
+    return count
+
+
+def flag(value: Any, _folder: Path) -> bool:
+    """Take true or false."""
+    if not isinstance(value, bool):
+        raise fail("true or false", value)
+    return value
+
+
 def mode(value: Any, _folder: Path) -> Mode:
     """Take the direction that is better."""
     if value not in list(Mode) or not isinstance(value, str):
