@@ -82,6 +82,7 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "state": state.value,
         "reason": record.get("reason") or "",
         "priority": int((record.get("spec") or {}).get("priority") or 0),
+        "resources": _resources(record.get("spec") or {}, attempts[-1:] if state in ACTIVE else []),
         "attempt": attempt,
         "restarts": int(record.get("restarts") or 0),
         "restarts_by_cause": _causes(record, attempts),
@@ -110,6 +111,18 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "finished_at": record.get("finished_at"),
         "revision": int(record.get("revision") or 0),
         "attempts": attempts,
+    }
+
+
+def _resources(spec: dict[str, Any], running: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what an attempt occupies, and the devices of one that runs; None: none are given out to it."""
+    asked = spec.get("resources") or {}
+    memory = asked.get("memory_bytes")
+    return {
+        "cpus": _number(asked.get("cpus")),
+        "gpus": _number(asked.get("gpus")),
+        "memory_bytes": (spec.get("limits") or {}).get("memory_bytes") if memory is None else memory,
+        "devices": running[0].get("gpus") if running else None,
     }
 
 

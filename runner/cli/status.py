@@ -35,6 +35,7 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("state", job["state"] + (f": {job['reason']}" if job["reason"] else "")),
         ("set", ", ".join(f"{key} = {value}" for key, value in job["set"].items())),
         ("priority", str(job["priority"]) if job["priority"] else ""),
+        ("resources", resources(job["resources"])),
         ("attempt", f"{job['attempt']} ({restarts(job)}){pid}" if job["attempt"] else ""),
         ("progress", progress(job) if job["step"] else ""),
         ("metrics", metrics(job["metrics"])),
@@ -52,6 +53,18 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("finished", job["finished_at"]),
     ]
     return [(label, text) for label, text in lines if text]
+
+
+def resources(found: dict[str, Any]) -> str:
+    """Write what the job occupies, and on which GPUs, where that is more than the one cpu of any job."""
+    parts = [f"{found['cpus']:g} cpus"] if found["cpus"] not in {None, 1.0} else []
+    parts += [f"{output.size(found['memory_bytes'])} of memory"] if found["memory_bytes"] else []
+    if found["gpus"]:
+        on = f" ({', '.join(found['devices'])})" if found["devices"] else ""
+        parts.append(f"{found['gpus']:g} gpus{on}")
+    elif found["devices"] is not None:
+        parts.append("no gpu, and it sees none (resources.gpus)")
+    return ", ".join(parts)
 
 
 def mirror(found: dict[str, Any]) -> str:

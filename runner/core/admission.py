@@ -1,65 +1,220 @@
 """Which queued jobs may start now: by priority, then by order of arrival, within what the machine has.
 
-A job that comes `after` others waits until each of them has succeeded; it holds back nobody meanwhile.
+A job that comes `after` others waits until each of them has succeeded; it holds back nobody meanwhile. One
+that asks for more than the whole machine has is passed over, and told so.
+
+A job that does not fit keeps for itself what is free of what it needs. Those behind it may have the rest:
+they cannot delay it. What it keeps may only be had by a job whose `limits.wall` ends it in time: all that
+pass a job together delay it by `PATIENCE_S` at most. So nobody starves.
+
+Where it would fit if running jobs of lower priority stopped, those checkpoint, stop and are queued again: the
+lowest priorities first, the newest among equals, and no more than it takes. Equals never stop each other, so
+none of them can have its place back by force; and for a job that fails again and again without getting any
+further, nobody is stopped after a while.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from runner.core.job import ACTIVE, SETTLED, Job, State
+from runner.core.inventory import Capacity, Need, Slots, devices_of, need_of
+from runner.core.job import SETTLED, Job, Outcome, State
 
-#: Shares such as 0.9 and 0.1 do not add up to 1.0 exactly.
-_ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What the machine offers to jobs."""
-
-    cpus: float
-    gpus: float = 0.0
+#: For so long at most a job is held up by those that pass it.
+PATIENCE_S = 3600.0
+#: Who has ended so often in a row without a newer checkpoint has no more jobs stopped for it.
+FRUITLESS_MAX = 3
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """Names to start, in order, and for those that must wait the reason to show."""
+    """Names to start, in order, each with its devices; to stop, and those that wait, each with its reason.
 
-    start: tuple[str, ...]
-    waiting: dict[str, str]
+    `since` is when each of those that would fit on the machine began to wait: the next plan needs it.
+    """
+
+    gpus: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
+    preempt: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    since: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def start(self) -> tuple[str, ...]:
+        """Names to start, in order."""
+        return tuple(self.gpus)
 
 
-def admit(jobs: Iterable[Job], capacity: Capacity, *, alone: bool = False) -> Plan:
-    """Choose what to start; `alone`: of one job, whatever it comes after.
+def admit(
+    jobs: Iterable[Job],
+    capacity: Capacity,
+    *,
+    alone: bool = False,
+    now_s: float = 0.0,
+    since: Mapping[str, float] | None = None,
+) -> Plan:
+    """Choose what to start and what to stop.
 
-    A job that does not fit holds back the ones behind it (no starvation), unless it asks for more than the
-    whole machine has: that one is passed over and told so.
+    Args:
+        jobs: all that are known.
+        capacity: what the machine has.
+        alone: of one job, whatever it comes after; no GPU is hidden from it.
+        now_s: the time, by any clock that does not go back.
+        since: that of the plan before.
     """
     known = list(jobs)
     by_name = {job.name: job for job in known}
-    free_cpus = capacity.cpus - sum(job.spec.resources.cpus for job in known if job.state in ACTIVE)
-    free_gpus = capacity.gpus - sum(job.spec.resources.gpus for job in known if job.state in ACTIVE)
-    start: list[str] = []
-    waiting: dict[str, str] = {}
-    blocked = False
-    for job in sorted((j for j in known if j.state is State.QUEUED), key=_turn):
-        need, before = job.spec.resources, "" if alone else _awaited(job, by_name)
+    turns = _Turns(known, capacity, now_s, since or {}, alone=alone)
+    for job in sorted((job for job in known if job.state is State.QUEUED), key=_turn):
+        before = _awaited(job, by_name) if job.spec.after and not alone else ""
         if before:
-            waiting[job.name] = before
-        elif need.cpus > capacity.cpus or need.gpus > capacity.gpus:
-            waiting[job.name] = (
-                f"asks for {need.cpus:g} cpus and {need.gpus:g} gpus; "
-                f"this machine has {capacity.cpus:g} and {capacity.gpus:g}"
-            )
-        elif blocked or need.cpus > free_cpus + _ROUNDING or need.gpus > free_gpus + _ROUNDING:
-            blocked = True
-            waiting[job.name] = "waits for a free slot"
+            turns.plan.waiting[job.name] = before
         else:
-            free_cpus -= need.cpus
-            free_gpus -= need.gpus
-            start.append(job.name)
-    return Plan(tuple(start), waiting)
+            turns.call(job)
+    turns.leave_faulty()
+    return turns.plan
+
+
+@dataclass
+class _Asked:
+    """What is known of all jobs that need the same."""
+
+    need: Need
+    lacks: str  #: what the machine never has of it
+    shut: bool = False  #: it does not fit, and there is nothing more to keep for it
+    in_vain: bool = False  #: no room can be made for it, nor will there be for less urgent jobs
+
+
+class _Turns:
+    """What is left while one queued job after the other has its turn."""
+
+    def __init__(
+        self, jobs: list[Job], capacity: Capacity, now_s: float, since: Mapping[str, float], *, alone: bool
+    ) -> None:
+        self.plan = Plan()
+        self._capacity = capacity
+        self._now_s = now_s
+        self._since = since
+        self._unasked = () if capacity.gpus and not alone else None  #: for a job that asks for no GPU
+        self._free = Slots(capacity)
+        running = [job for job in jobs if job.state is State.RUNNING]
+        stopping = [job for job in jobs if job.state is State.STOPPING]
+        for job in (*running, *stopping):
+            self._free.take(need_of(job.spec), devices_of(job))
+        self._open = self._free.copy()  #: less what jobs that wait keep for themselves
+        self._soon = self._free.copy()  #: with what is stopping; less what jobs that wait will have
+        for job in stopping:
+            self._soon.give(need_of(job.spec), devices_of(job))
+        self._stoppable = [job for job in running if may_be_stopped(job)]
+        self._stoppable.sort(key=lambda job: (job.current.started_at if job.current else "", job.order))
+        self._stoppable.reverse()
+        self._stoppable.sort(key=lambda job: job.spec.priority)
+        self._asked: dict[tuple[float, float, int | None, int | None], _Asked] = {}
+        self._pass_until_s = math.inf  #: who surely ends by then may have what others keep
+
+    def call(self, job: Job) -> None:
+        """Let the next one start, or wait."""
+        asked = self._look_up(job)
+        if asked.lacks:
+            self.plan.waiting[job.name] = asked.lacks
+            return
+        devices = None if asked.shut else self._open.place(asked.need)
+        if devices is None and job.spec.limits.wall_s is not None:
+            devices = self._pass(job, asked.need)
+        if devices is None:
+            self._wait(job, asked)
+            return
+        for slots in (self._free, self._open, self._soon):
+            slots.take(asked.need, devices)
+        self.plan.gpus[job.name] = devices if asked.need.gpus else self._unasked
+
+    def leave_faulty(self) -> None:
+        """Have running jobs leave devices that are not well, where there is another place for them."""
+        faults = {device.uuid: device.fault for device in self._capacity.gpus}
+        for job in self._stoppable:
+            lost = [uuid for uuid in devices_of(job) if faults.get(uuid, "is not there")]
+            place = self._room_without([job]).place(need_of(job.spec)) if lost else None
+            if place:
+                self._stop(job, f"leaves {lost[0]}, which {faults.get(lost[0], 'is not there')}")
+                self._soon.take(need_of(job.spec), place)
+
+    def _look_up(self, job: Job) -> _Asked:
+        wish = job.spec.resources
+        key = (wish.cpus, wish.gpus, wish.memory_bytes, job.spec.limits.memory_bytes)
+        asked = self._asked.get(key)
+        if asked is None:
+            need = need_of(job.spec)
+            asked = self._asked[key] = _Asked(need, self._capacity.lacks(need))
+        return asked
+
+    def _pass(self, job: Job, need: Need) -> tuple[str, ...] | None:
+        """Choose devices among what others keep, for a job that surely ends in time."""
+        limits = job.spec.limits
+        ends_s = self._now_s + (limits.wall_s or 0.0) + limits.grace_s
+        return self._free.place(need) if ends_s <= self._pass_until_s else None
+
+    def _wait(self, job: Job, asked: _Asked) -> None:
+        since_s = self.plan.since[job.name] = self._since.get(job.name, self._now_s)
+        self.plan.waiting[job.name] = _waits(job)
+        self._pass_until_s = min(self._pass_until_s, since_s + PATIENCE_S)
+        for other in self._victims(job, asked):
+            self._stop(other, f"makes room for {job.name}")
+        comes = self._soon.place(asked.need)
+        if comes is not None:
+            self._soon.take(asked.need, comes)
+            self._pass_until_s = -math.inf  # room is being made: not for others
+        elif not asked.shut:
+            self._soon.owe(asked.need)
+        asked.shut = asked.shut or not self._open.reserve(asked.need)
+
+    def _victims(self, job: Job, asked: _Asked) -> list[Job]:
+        """Choose the running jobs that have to stop for this one; none where that would not do."""
+        if not self._stoppable or self._stoppable[0].spec.priority >= job.spec.priority:
+            return []
+        if asked.in_vain or job.fruitless >= FRUITLESS_MAX or self._soon.place(asked.need) is not None:
+            return []
+        weaker = [other for other in self._stoppable if other.spec.priority < job.spec.priority]
+        for count in range(1, len(weaker) + 1):
+            if self._room_without(weaker[:count]).place(asked.need) is not None:
+                return self._spare(weaker[:count], asked.need)
+        asked.in_vain = True
+        return []
+
+    def _spare(self, chosen: list[Job], need: Need) -> list[Job]:
+        """Return those without whom there is no room, sparing the most urgent and the oldest first."""
+        for other in reversed(chosen[:-1]):
+            others = [one for one in chosen if one is not other]
+            if self._room_without(others).place(need) is not None:
+                chosen = others
+        return chosen
+
+    def _room_without(self, stopped: list[Job]) -> Slots:
+        room = self._soon.copy()
+        for job in stopped:
+            room.give(need_of(job.spec), devices_of(job))
+        return room
+
+    def _stop(self, job: Job, reason: str) -> None:
+        self.plan.preempt[job.name] = reason
+        self._soon.give(need_of(job.spec), devices_of(job))
+        self._stoppable = [other for other in self._stoppable if other is not job]
+
+
+def may_be_stopped(job: Job) -> bool:
+    """Tell whether a running job may be stopped for another one.
+
+    Where its job.toml does not say: a script that has a checkpoint to go on from may, a command not.
+    """
+    wish = job.spec.resources.preemptible
+    return wish if wish is not None else job.spec.command is None and job.checkpoint is not None
+
+
+def _waits(job: Job) -> str:
+    last = job.current
+    if last is not None and last.outcome is Outcome.PREEMPTED and last.reason:
+        return f"waits for a free slot (preempted: {last.reason})"
+    return "waits for a free slot"
 
 
 def _awaited(job: Job, by_name: Mapping[str, Job]) -> str:

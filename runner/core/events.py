@@ -33,6 +33,7 @@ class Sight(StrEnum):
     MEMORY_OVER = "memory-over"
     BACKOFF_OVER = "backoff-over"
     DRAIN = "drain"
+    PREEMPT = "preempt"
 
 
 Kind: TypeAlias = Request | Sight
@@ -40,9 +41,25 @@ Kind: TypeAlias = Request | Sight
 
 @dataclass(frozen=True)
 class Event:
-    """An event without details of its own: every request, and ADMITTED, BACKOFF_OVER, DRAIN."""
+    """An event without details of its own: every request, and BACKOFF_OVER, DRAIN."""
 
     kind: Kind
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The job has its turn, and `gpus` of the machine's devices; None: nothing is given out to it."""
+
+    gpus: tuple[str, ...] | None = None
+    kind: Kind = field(default=Sight.ADMITTED, init=False)
+
+
+@dataclass(frozen=True)
+class Preempt:
+    """The attempt shall checkpoint and stop, and the job be queued again; `reason` says for what."""
+
+    reason: str
+    kind: Kind = field(default=Sight.PREEMPT, init=False)
 
 
 @dataclass(frozen=True)
@@ -105,4 +122,4 @@ class Prioritize:
     kind: Kind = field(default=Request.PRIORITY, init=False)
 
 
-AnyEvent: TypeAlias = Event | StartFailed | Reported | Ended | Limit | Retry | Prioritize
+AnyEvent: TypeAlias = Event | Admitted | Preempt | StartFailed | Reported | Ended | Limit | Retry | Prioritize

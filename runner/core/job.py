@@ -115,6 +115,7 @@ class Attempt:
     number: int
     started_at: str
     start_step: int = 0
+    gpus: tuple[str, ...] | None = None  #: uuids of what it was given; None: nothing is given out to it
     resumed_at: str | None = None  #: when it had got back to `start_step`
     ended_at: str | None = None
     outcome: Outcome | None = None

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from runner.core.events import Ended, Event, Sight, StartFailed
 from runner.core.job import ACTIVE, Job, State
+from runner.core.restart import EXIT_RETRY
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def recover(job: Job, found: Found) -> Recovered:
         if not found.started and job.state is State.RUNNING:
             return Launch()
         if not found.started:
-            return Ended(reason="it was asked to end before it had started")
+            reason = "it was asked to end before it had started"
+            return Ended(exit_code=EXIT_RETRY, asked=True, reason=reason)
         reason = "the machine went down" if found.rebooted else "its shim was gone; nobody saw the end"
         return Ended(rebooted=found.rebooted, reason=reason)
     if job.state is State.BACKOFF:

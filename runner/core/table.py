@@ -13,10 +13,12 @@ from typing import Any, TypeAlias
 
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
 from runner.core.events import (
+    Admitted,
     AnyEvent,
     Ended,
     Kind,
     Limit,
+    Preempt,
     Prioritize,
     Reported,
     Request,
@@ -106,11 +108,14 @@ def _enter(job: Job, state: State, moment: Moment, reason: str = "", **details: 
 # --- starting ---------------------------------------------------------------------------------------------
 
 
-def _start(job: Job, moment: Moment) -> Decision:
+def _start(job: Job, moment: Moment, admitted: Admitted | None = None) -> Decision:
+    """Start the next attempt; one that follows the last at once keeps its devices."""
     number = max(job.attempt, job.folders) + 1
+    previous = job.current
+    gpus = admitted.gpus if admitted else previous.gpus if previous else None
     job = restarted(passed(job, moment.iso))
     job = replace(
-        job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step)),
+        job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step, gpus=gpus)),
         attempt=number,
         goal=Goal.RUN,
         asked=None,
@@ -125,8 +130,8 @@ def _start(job: Job, moment: Moment) -> Decision:
     return Decision(job, (Start(number),))
 
 
-def _admitted(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
-    return _start(job, moment)
+def _admitted(job: Job, event: Admitted, moment: Moment) -> Decision:
+    return _start(job, moment, event)
 
 
 def _start_failed(job: Job, event: StartFailed, moment: Moment) -> Decision:
@@ -135,10 +140,6 @@ def _start_failed(job: Job, event: StartFailed, moment: Moment) -> Decision:
     if goal is Goal.CANCEL:
         return Decision(_enter(job, State.CANCELLED, moment, stop_reason))
     return Decision(_enter(job, State.FAILED, moment, event.reason))
-
-
-def _backoff_over(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
-    return Decision(_enter(job, State.QUEUED, moment))
 
 
 def _resume(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
@@ -157,9 +158,9 @@ def _reported(job: Job, event: Reported, moment: Moment) -> Decision:
 
 
 def _ask(goal: Goal, ask: Ask, reason: str) -> Step:
-    def do(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
-        job = replace(job, goal=goal, asked=ask)
-        return Decision(_enter(job, State.STOPPING, moment, reason, goal=goal.value), (Signal(ask),))
+    def do(job: Job, event: AnyEvent, moment: Moment) -> Decision:
+        job, why = replace(job, goal=goal, asked=ask), event.reason if isinstance(event, Preempt) else reason
+        return Decision(_enter(job, State.STOPPING, moment, why, goal=goal.value), (Signal(ask),))
 
     return do
 
@@ -197,7 +198,7 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
         outcome=outcome,
         exit_code=event.exit_code,
         signal=event.signal,
-        reason=event.reason,
+        reason=event.reason or (job.reason if outcome is Outcome.PREEMPTED else ""),
         max_rss_bytes=event.max_rss_bytes,
     )
     return publish(
@@ -292,6 +293,8 @@ def _move(do: Step, *to: State) -> Move:
     return Move(do, frozenset(to))
 
 
+_STOP = _move(_ask(Goal.CANCEL, Ask.STOP, "stopped on request"), State.STOPPING)
+_CANCEL = _move(_ask(Goal.CANCEL, Ask.KILL, "cancelled on request"), State.STOPPING)
 _GRACE = "stops: checkpoints within its grace"
 _REMOVE_FIRST = "it is active; stop or cancel it first"
 _LATE = Ignore("no attempt runs")
@@ -307,10 +310,8 @@ TABLE: dict[tuple[State, Kind], Row] = {
     (State.QUEUED, Request.RETRY): _RETRY_ACTIVE,
     (State.QUEUED, Request.REMOVE): _move(_remove, State.QUEUED),
     (State.QUEUED, Sight.ADMITTED): _move(_admitted, State.RUNNING),
-    (State.RUNNING, Request.STOP): _move(_ask(Goal.CANCEL, Ask.STOP, "stopped on request"), State.STOPPING),
-    (State.RUNNING, Request.CANCEL): _move(
-        _ask(Goal.CANCEL, Ask.KILL, "cancelled on request"), State.STOPPING
-    ),
+    (State.RUNNING, Request.STOP): _STOP,
+    (State.RUNNING, Request.CANCEL): _CANCEL,
     (State.RUNNING, Request.PAUSE): _move(_ask(Goal.PAUSE, Ask.STOP, _GRACE), State.STOPPING),
     (State.RUNNING, Request.RESUME): Refuse("it runs already"),
     (State.RUNNING, Request.RETRY): _RETRY_ACTIVE,
@@ -323,10 +324,9 @@ TABLE: dict[tuple[State, Kind], Row] = {
     (State.RUNNING, Sight.WALL_OVER): _move(_limit, State.STOPPING),
     (State.RUNNING, Sight.MEMORY_OVER): _move(_limit, State.STOPPING),
     (State.RUNNING, Sight.DRAIN): _move(_ask(Goal.RUN, Ask.STOP, "the supervisor drains"), State.STOPPING),
-    (State.STOPPING, Request.STOP): _move(_ask(Goal.CANCEL, Ask.STOP, "stopped on request"), State.STOPPING),
-    (State.STOPPING, Request.CANCEL): _move(
-        _ask(Goal.CANCEL, Ask.KILL, "cancelled on request"), State.STOPPING
-    ),
+    (State.RUNNING, Sight.PREEMPT): _move(_ask(Goal.RUN, Ask.STOP, "makes room"), State.STOPPING),
+    (State.STOPPING, Request.STOP): _STOP,
+    (State.STOPPING, Request.CANCEL): _CANCEL,
     (State.STOPPING, Request.PAUSE): _move(_ask(Goal.PAUSE, Ask.STOP, _GRACE), State.STOPPING),
     (State.STOPPING, Request.RESUME): _move(_keep_running, State.STOPPING),
     (State.STOPPING, Request.RETRY): _RETRY_ACTIVE,
@@ -341,13 +341,14 @@ TABLE: dict[tuple[State, Kind], Row] = {
     (State.STOPPING, Sight.WALL_OVER): Ignore("it is stopping already"),
     (State.STOPPING, Sight.MEMORY_OVER): _move(_limit, State.STOPPING),
     (State.STOPPING, Sight.DRAIN): Ignore("it is stopping already"),
+    (State.STOPPING, Sight.PREEMPT): Ignore("it is stopping already"),
     (State.BACKOFF, Request.STOP): _move(_settle(State.CANCELLED, "stopped on request"), State.CANCELLED),
     (State.BACKOFF, Request.CANCEL): _move(_settle(State.CANCELLED, "cancelled on request"), State.CANCELLED),
     (State.BACKOFF, Request.PAUSE): _move(_settle(State.PAUSED, "paused"), State.PAUSED),
-    (State.BACKOFF, Request.RESUME): _move(_backoff_over, State.QUEUED),
+    (State.BACKOFF, Request.RESUME): _move(_settle(State.QUEUED, ""), State.QUEUED),
     (State.BACKOFF, Request.RETRY): _RETRY_ACTIVE,
     (State.BACKOFF, Request.REMOVE): _move(_remove, State.BACKOFF),
-    (State.BACKOFF, Sight.BACKOFF_OVER): _move(_backoff_over, State.QUEUED),
+    (State.BACKOFF, Sight.BACKOFF_OVER): _move(_settle(State.QUEUED, ""), State.QUEUED),
     (State.PAUSED, Request.STOP): _move(_settle(State.CANCELLED, "stopped on request"), State.CANCELLED),
     (State.PAUSED, Request.CANCEL): _move(_settle(State.CANCELLED, "cancelled on request"), State.CANCELLED),
     (State.PAUSED, Request.PAUSE): Refuse("it is paused already"),

@@ -136,7 +136,8 @@ class Attempts:
 
     def _spawn(self, attempt: Live, job: Job) -> None:
         if attempt.asked is not None:
-            self._finish(attempt, Ended(asked=True, reason="asked to end before it could be started"))
+            reason = "asked to end before it could be started"
+            self._finish(attempt, Ended(exit_code=EXIT_RETRY, asked=True, reason=reason))
             return
         try:
             if not attempt.fetched and self._must_fetch(job):

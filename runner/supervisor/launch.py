@@ -37,6 +37,7 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": str(job.seed % 2**32),
         "TF_NUM_INTRAOP_THREADS": str(job.threads),
+        **_gpu_env(job),
         **spec.env,
         "RUNNER_HOME": str(home.root),
         "RUNNER_JOB": job.name,
@@ -66,6 +67,16 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "keeper": [_PYTHON, "-I", str(_KEEPER)] if not spec.command else None,
         "from": str(start_from) if start_from.exists() else None,
     }
+
+
+def _gpu_env(job: Job) -> dict[str, str]:
+    """Return what lets the attempt see no other GPUs than its own; nothing where none are given out to it."""
+    gpus = job.current.gpus if job.current else None
+    if gpus is None:
+        return {}
+    shown = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    # By default TensorFlow takes all of a device's memory: the others on it would find none.
+    return shown | ({"TF_FORCE_GPU_ALLOW_GROWTH": "true"} if 0 < job.spec.resources.gpus < 1 else {})
 
 
 def interpreter(python: str, folder: Path) -> str:

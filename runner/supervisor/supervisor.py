@@ -11,11 +11,9 @@ import logging
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from runner.core.actions import Ask, Remove, Signal, Start, Wait
-from runner.core.admission import Capacity, admit
 from runner.core.events import AnyEvent, Ended, Event, Reported, Sight, StartFailed
 from runner.core.job import ACTIVE, SETTLED, Job, State
 from runner.core.recovery import Adopt, Found, Launch, Resume, recover
@@ -30,6 +28,7 @@ from runner.supervisor.broom import OTHERS_S, Broom
 from runner.supervisor.intake import QUIET_S, Inbox
 from runner.supervisor.loop import Loop, Timer
 from runner.supervisor.mirrors import Mirrors
+from runner.supervisor.queue import Queue
 from runner.supervisor.vitals import Vitals
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,6 @@ class Config:
     drain_on_term: bool = True  #: on SIGTERM: let workers checkpoint and stop; else leave them training
     only: str | None = None  #: serve this one job, and end when it does
     follow_pid: int | None = None  #: drain when this process ends
-    capacity: Capacity | None = None
     mirrors: bool = True  #: copy checkpoints to the jobs' mirrors, and fetch them from there
 
 
@@ -74,7 +72,7 @@ class Supervisor:
         self.vitals = Vitals(home, self.attempts)
         self.draining = False
         self.exec_again = False
-        self._capacity = config.capacity or Capacity(float(os.cpu_count() or 1), float(_gpus()))
+        self.queue = Queue(self.loop, self.book, self.handle, alone=config.only is not None)
         self._waits: dict[str, Timer] = {}
         self._scan: Timer | None = None
         self._locks: list[int] = []
@@ -166,7 +164,7 @@ class Supervisor:
         """Let every running attempt checkpoint and stop, start none, then end."""
         if self.draining:
             return
-        self.draining = True
+        self.draining = self.queue.closed = True
         notify.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(self._longest_grace_s() * 1e6) + 10_000_000}")
         log.info("draining: %d running", len(self.attempts.live))
         for name in list(self.book.jobs):
@@ -256,10 +254,10 @@ class Supervisor:
         if decision.job is not job and name in self.book.jobs:
             self.book.log_events(decision.job)
         if decision.job.spec.priority != job.spec.priority:
-            self.loop.after(0.0, self._admit)
+            self.loop.after(0.0, self.queue.admit)
         if decision.job.state is not job.state:
             log.info("%s: %s %s", name, decision.job.state.value, decision.job.reason)
-            self.loop.after(0.0, self._admit)
+            self.loop.after(0.0, self.queue.admit)
         return decision
 
     def _insist(self, name: str, event: AnyEvent) -> None:
@@ -340,16 +338,6 @@ class Supervisor:
             else None
         )
 
-    def _admit(self) -> None:
-        if self.draining:
-            return
-        plan = admit(self.book.jobs.values(), self._capacity, alone=self.config.only is not None)
-        for name in plan.start:
-            self.handle(name, Event(Sight.ADMITTED))
-        for name, reason in plan.waiting.items():
-            if self.book.jobs[name].reason != reason:
-                self.book.commit(replace(self.book.jobs[name], reason=reason))
-
     # --- what comes in ---------------------------------------------------------------------------------
 
     def _scan_soon(self) -> None:
@@ -370,12 +358,6 @@ class Supervisor:
                 self._recover(name)
         if not self.inbox.look():
             self.loop.after(QUIET_S / 2, self._scan_soon)
-        self._admit()
+        self.queue.admit()
         self.mirrors.tend()
         self._end_if_done()
-
-
-def _gpus() -> int:
-    """Count the NVIDIA GPUs that the kernel's driver lists."""
-    folder = Path("/proc/driver/nvidia/gpus")
-    return len(list(folder.iterdir())) if folder.is_dir() else 0

@@ -9,10 +9,12 @@ from typing import Any
 
 from runner.core.actions import Action
 from runner.core.events import (
+    Admitted,
     AnyEvent,
     Ended,
     Event,
     Limit,
+    Preempt,
     Prioritize,
     Reported,
     Request,
@@ -78,12 +80,13 @@ class Life:
         return [line["event"] for line in self.published if line["event"] in set(State)]
 
 
-ADMITTED, DRAIN, BACKOFF_OVER = Event(Sight.ADMITTED), Event(Sight.DRAIN), Event(Sight.BACKOFF_OVER)
+ADMITTED, DRAIN, BACKOFF_OVER = Admitted(), Event(Sight.DRAIN), Event(Sight.BACKOFF_OVER)
 STOP, CANCEL = Event(Request.STOP), Event(Request.CANCEL)
 PAUSE, RESUME, REMOVE = Event(Request.PAUSE), Event(Request.RESUME), Event(Request.REMOVE)
 HUNG = Limit(Sight.HUNG, "no progress for 301 s")
 WALL_OVER = Limit(Sight.WALL_OVER, "ran for 3601 s")
 MEMORY_OVER = Limit(Sight.MEMORY_OVER, "uses 9000 MiB")
+PREEMPT = Preempt("makes room for other")
 START_FAILED = StartFailed("no such program: ./train.sh")
 KILLED = Ended(signal="SIGKILL")
 OK = Ended(exit_code=0)
@@ -116,7 +119,7 @@ WAY: dict[State, tuple[AnyEvent, ...]] = {
 #: One event of every kind.
 EVENTS: tuple[AnyEvent, ...] = (
     *(STOP, CANCEL, PAUSE, RESUME, retry(), REMOVE, Prioritize(3)),
-    *(ADMITTED, START_FAILED, saved(100), KILLED, HUNG, WALL_OVER, MEMORY_OVER, BACKOFF_OVER, DRAIN),
+    *(ADMITTED, START_FAILED, saved(100), KILLED, HUNG, WALL_OVER, MEMORY_OVER, BACKOFF_OVER, DRAIN, PREEMPT),
 )
 
 

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from runner.core.actions import Remove, Signal, Start, Wait
-from runner.core.admission import Capacity, admit
+from runner.core.admission import admit
 from runner.core.events import (
+    Admitted,
     AnyEvent,
     Ended,
     Event,
     Limit,
+    Preempt,
     Prioritize,
     Reported,
     Request,
@@ -27,13 +29,14 @@ from runner.core.events import (
     Sight,
     StartFailed,
 )
+from runner.core.inventory import Capacity, Device, devices_of
 from runner.core.job import ACTIVE, SETTLED, Goal, Job, Moment, Outcome, State
 from runner.core.spec import JobSpec, LimitsSpec, ResourcesSpec, RestartSpec
 from runner.core.table import TABLE, Decision, Move, decide
 from runner.storage import records
 from tests.core.life import at
 
-CAPACITY = Capacity(2.0, 1.0)
+CAPACITY = Capacity(2.0, (Device("GPU-0"),))
 FOLDER = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 SPECS = st.builds(
@@ -49,7 +52,9 @@ SPECS = st.builds(
         fatal_exit_codes=st.sampled_from([(), (3,)]),
     ),
     limits=st.builds(LimitsSpec, hang_s=st.sampled_from([None, float("inf"), 5.0])),
-    resources=st.builds(ResourcesSpec, st.sampled_from([0.5, 1.0, 2.0, 4.0]), st.sampled_from([0.0, 1.0])),
+    resources=st.builds(
+        ResourcesSpec, st.sampled_from([0.5, 1.0, 2.0, 4.0]), st.sampled_from([0.0, 0.5, 1.0])
+    ),
 )
 ENDS = st.builds(
     Ended,
@@ -138,8 +143,10 @@ class World:
 
     def admit(self) -> None:
         plan = admit((h.job for h in self.jobs.values() if not h.removed), CAPACITY)
-        for name in plan.start:
-            self.happen(name, Event(Sight.ADMITTED), after_s=0.0)
+        for name, reason in plan.preempt.items():
+            self.happen(name, Preempt(reason), after_s=0.0)
+        for name, gpus in plan.gpus.items():
+            self.happen(name, Admitted(gpus), after_s=0.0)
 
     def reloaded(self, job: Job) -> Job:
         path = self.folder / job.name / "job.json"
@@ -148,9 +155,10 @@ class World:
         return job
 
     def check_capacity(self) -> None:
-        active = [h.job.spec.resources for h in self.jobs.values() if h.job.state in ACTIVE and not h.removed]
-        assert sum(r.cpus for r in active) <= CAPACITY.cpus
-        assert sum(r.gpus for r in active) <= CAPACITY.gpus
+        jobs = [h.job for h in self.jobs.values() if h.job.state in ACTIVE and not h.removed]
+        assert sum(job.spec.resources.cpus for job in jobs) <= CAPACITY.cpus
+        assert sum(job.spec.resources.gpus for job in jobs) <= len(CAPACITY.gpus)
+        assert all(len(devices_of(job)) == bool(job.spec.resources.gpus) for job in jobs)
 
 
 def check_row(before: Job, event: AnyEvent, decision: Decision) -> None:

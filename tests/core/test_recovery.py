@@ -17,6 +17,9 @@ REBOOTED = Ended(rebooted=True, reason="the machine went down")
 NOTHING_THERE = Found(locked=False, started=False)
 
 
+UNBORN = Ended(exit_code=75, asked=True, reason="it was asked to end before it had started")
+
+
 @pytest.mark.parametrize(
     ("state", "found", "expected"),
     [
@@ -32,7 +35,7 @@ NOTHING_THERE = Found(locked=False, started=False)
         (State.STOPPING, Found(locked=True), Adopt()),
         (State.STOPPING, Found(locked=False), GONE),
         (State.STOPPING, Found(locked=False, rebooted=True), REBOOTED),
-        (State.STOPPING, NOTHING_THERE, Ended(reason="it was asked to end before it had started")),
+        (State.STOPPING, NOTHING_THERE, UNBORN),
     ],
 )
 def test_an_active_record(state: State, found: Found, expected: Recovered) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
-from runner.core.events import AnyEvent, Ended, Prioritize, Reported, Request, Sight
+from runner.core.events import Admitted, AnyEvent, Ended, Prioritize, Reported, Request, Sight
 from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Outcome, State
 from runner.core.table import TABLE, Ignore, Move, Refuse, decide, publish, refusal
 from tests.core.life import (
@@ -22,6 +22,7 @@ from tests.core.life import (
     MEMORY_OVER,
     OK,
     PAUSE,
+    PREEMPT,
     REMOVE,
     RESUME,
     START_FAILED,
@@ -200,6 +201,11 @@ ENDS: list[tuple[str, list[AnyEvent], Ended, Outcome, State, int]] = [
     ("drained", [DRAIN], asked(75), Outcome.PREEMPTED, State.QUEUED, 0),
     ("drained hard", [DRAIN], asked(signal="SIGKILL"), Outcome.PREEMPTED, State.QUEUED, 0),
     ("drained, but failed", [DRAIN], asked(1), Outcome.FAILED, State.BACKOFF, 1),
+    ("made room", [PREEMPT], asked(75), Outcome.PREEMPTED, State.QUEUED, 0),
+    ("made room hard", [PREEMPT], asked(signal="SIGKILL"), Outcome.PREEMPTED, State.QUEUED, 0),
+    ("made room, was done", [PREEMPT], asked(0), Outcome.SUCCEEDED, State.SUCCEEDED, 0),
+    ("made room, but failed", [PREEMPT], asked(1), Outcome.FAILED, State.BACKOFF, 1),
+    ("made room, then cancelled", [PREEMPT, CANCEL], asked(75), Outcome.STOPPED, State.CANCELLED, 0),
     ("stopped", [STOP], asked(75), Outcome.STOPPED, State.CANCELLED, 0),
     ("stopped by SIGTERM", [STOP], asked(signal="SIGTERM"), Outcome.STOPPED, State.CANCELLED, 0),
     ("stopped, 128 + 15", [STOP], asked(143), Outcome.STOPPED, State.CANCELLED, 0),
@@ -237,7 +243,7 @@ def test_an_attempt_ends(
     assert [line["outcome"] for line in ends] == [outcome.value]
 
 
-@pytest.mark.parametrize("request_", [STOP, CANCEL, PAUSE, DRAIN, WALL_OVER], ids=named)
+@pytest.mark.parametrize("request_", [STOP, CANCEL, PAUSE, DRAIN, PREEMPT, WALL_OVER], ids=named)
 def test_a_command_that_was_asked_to_end_and_exits_0_has_not_succeeded(request_: AnyEvent) -> None:
     life = in_state(State.RUNNING, command()).all([request_])
     life.on(asked(0))
@@ -248,6 +254,24 @@ def test_a_command_that_was_asked_to_end_and_exits_0_has_not_succeeded(request_:
 
 def test_a_command_that_nobody_asked_and_exits_0_has_succeeded() -> None:
     assert in_state(State.RUNNING, command()).on(OK).job.state is State.SUCCEEDED
+
+
+def test_a_job_that_makes_room_is_asked_to_stop_and_waits_again_with_the_reason() -> None:
+    life = in_state(State.RUNNING)
+    decision = life.on(PREEMPT)
+    assert decision.actions == (Signal(Ask.STOP),)
+    assert (life.job.state, life.job.goal, life.job.reason) == (State.STOPPING, Goal.RUN, PREEMPT.reason)
+    assert life.published[-1]["reason"] == PREEMPT.reason
+    life.on(asked(75))
+    assert (life.job.state, life.job.reason) == (State.QUEUED, "")
+    assert life.job.attempts[0].reason == PREEMPT.reason
+
+
+def test_devices_are_those_of_the_turn_and_kept_by_an_attempt_that_follows_at_once() -> None:
+    life = Life(queued()).all([Admitted(("GPU-1",)), saved(100), KILLED])
+    assert [attempt.gpus for attempt in life.job.attempts] == [("GPU-1",)] * 2
+    life.all([KILLED, BACKOFF_OVER, Admitted(())])
+    assert [attempt.gpus for attempt in life.job.attempts] == [("GPU-1",), ("GPU-1",), ()]
 
 
 def test_a_cancelled_job_that_could_not_even_start_is_cancelled() -> None:

@@ -1,0 +1,145 @@
+"""Slots on a real machine: its cpus, and GPUs that a program in the place of nvidia-smi lists."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from runner.cli import facts, status
+from runner.core.job import Job, Outcome, State
+from runner.supervisor.gpus import FRESH_S
+from tests.system.conftest import Site, assert_events_in_order, wait_for
+
+CPUS = os.cpu_count() or 1
+#: Says what it sees, and ends when it is told to.
+WATCH = ["sh", "-c", 'echo "${CUDA_VISIBLE_DEVICES-unset}" > seen; until [ -e done ]; do sleep 0.05; done']
+
+
+def test_a_job_of_lower_priority_makes_room_and_goes_on_where_it_was(site: Site) -> None:
+    whole = f"[resources]\ncpus = {CPUS}\n"
+    site.submit("low", "100000", "0.01", toml=whole + "preemptible = true\n")
+    daemon = site.start()
+    wait_for(lambda: site.count("low") >= 20, "progress")
+    site.submit("high", "100000", "0.01", toml="priority = 5\n" + whole)
+    site.wait("high", State.RUNNING)
+    low = site.wait("low", State.QUEUED)
+    stopped_at = low.durable_step
+    assert stopped_at == site.count("low") >= 20
+    assert (low.charged, low.attempts[0].outcome) == (0, Outcome.PREEMPTED)
+    assert low.attempts[0].reason == "makes room for high"
+    wait_for(lambda: (job := site.job("low")) and "makes room for high" in job.reason, "the reason")
+    daemon.kill()
+    daemon.wait()
+    site.start()
+    wait_for(lambda: "adopted" in site.kinds("high"), "the adoption")
+    site.submit("equal", "5", "0.01", toml="priority = 5\n" + whole)
+    assert "free slot" in site.wait("equal", State.QUEUED).reason or wait_for(
+        lambda: site.job("equal").reason, "its reason"
+    )
+    site.ask("cancel", "high")
+    site.wait("equal", State.SUCCEEDED)
+    wait_for(lambda: site.count("low") > stopped_at, "the job to go on")
+    assert [start[2] for start in site.trace("low")] == [0, stopped_at]
+    assert site.job("high").attempt == 1
+    stopping = [event for event in site.events("low") if event["event"] == "stopping"]
+    assert [event["reason"] for event in stopping] == ["makes room for high"]
+    assert_events_in_order(site.events("low"))
+
+
+def test_what_cannot_delay_the_one_that_waits_passes_it(site: Site) -> None:
+    site.submit("first", "100000", "0.01", toml="[resources]\ncpus = 0.5\n")
+    site.start()
+    site.wait("first", State.RUNNING)
+    site.submit("big", "5", "0.01", toml=f"[resources]\ncpus = {CPUS}\n")
+    wait_for(lambda: (job := site.job("big")) and job.reason == "waits for a free slot", "its reason")
+    site.submit("long", "5", "0.01", toml="[resources]\ncpus = 0.5\n")
+    site.submit("short", "5", "0.01", toml='[limits]\nwall = "1m"\n[resources]\ncpus = 0.5\n')
+    site.submit("free", "5", "0.01", toml="[resources]\ncpus = 0\n")
+    for name in ("short", "free"):
+        site.wait(name, State.SUCCEEDED)
+    assert [site.job(name).attempt for name in ("big", "long")] == [0, 0]
+    site.ask("cancel", "first")
+    for name in ("big", "long"):
+        site.wait(name, State.SUCCEEDED)
+    assert site.job("big").started_at <= site.job("long").started_at
+
+
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What nvidia-smi says."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "nvidia-smi").write_text('#!/bin/sh\ntouch "$0.asked"; exec cat "$0.says"\n')
+    (programs / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    says = programs / "nvidia-smi.says"
+    says.write_text("GPU-aa, 0\nGPU-bb, 0\n")
+    return says
+
+
+def watch(site: Site, name: str, gpus: float, env: str = "") -> None:
+    site.submit(name, command=WATCH, toml=f"{env}[resources]\ncpus = 0.1\ngpus = {gpus}\n")
+
+
+def seen(site: Site, name: str) -> str:
+    path = site.home.folder(name) / "seen"
+    wait_for(lambda: path.exists() and path.read_text(), f"what {name} sees")
+    return path.read_text().strip()
+
+
+def finish(site: Site, name: str) -> Job:
+    (site.home.folder(name) / "done").touch()
+    return site.wait(name, State.SUCCEEDED)
+
+
+def waits(site: Site, name: str, why: str) -> None:
+    wait_for(lambda: (job := site.job(name)) and why in job.reason, f"{name} to say why it waits")
+    assert site.job(name).attempt == 0
+
+
+@pytest.mark.usefixtures("listed")
+def test_gpus_are_given_out_once_also_by_a_successor(site: Site) -> None:
+    for name, gpus in (("half", 0.5), ("one", 1), ("other", 0.5), ("none", 0)):
+        watch(site, name, gpus)
+        if name == "half":
+            daemon = site.start()
+        assert seen(site, name) == {"one": "GPU-bb", "none": ""}.get(name, "GPU-aa")
+    watch(site, "own", 0, '[env]\nCUDA_VISIBLE_DEVICES = "7"\n')
+    assert seen(site, "own") == "7"
+    daemon.send_signal(signal.SIGKILL)
+    daemon.wait()
+    site.start()
+    watch(site, "next", 1)
+    waits(site, "next", "waits for a free slot")
+    watch(site, "more", 0)
+    assert seen(site, "more") == "", "it passes the one that waits for a GPU"
+    shown = facts.gather(site.home, "half")["resources"]
+    assert shown == {"cpus": 0.1, "gpus": 0.5, "memory_bytes": None, "devices": ["GPU-aa"]}
+    assert status.resources(shown) == "0.1 cpus, 0.5 gpus (GPU-aa)"
+    finish(site, "one")
+    assert seen(site, "next") == "GPU-bb"
+    for name in ("half", "other", "none", "own", "more", "next"):
+        finish(site, name)
+    assert facts.gather(site.home, "half")["resources"]["devices"] is None
+
+
+def test_a_gpu_that_is_not_well_is_not_given_out(site: Site, listed: Path) -> None:
+    listed.write_text("GPU-aa, 3\nGPU-bb, 0\n")
+    site.start()
+    watch(site, "one", 1)
+    assert seen(site, "one") == "GPU-bb"
+    watch(site, "two", 2)
+    waits(site, "two", "this machine has 1 (GPU-aa has 3 uncorrectable memory errors)")
+    assert "GPU-aa is not used: it has 3 uncorrectable memory errors" in site.log.read_text()
+    finish(site, "one")
+    listed.write_text("GPU-bb, 1\nGPU-aa, 0\n")
+    asked = listed.with_suffix(".asked")
+    wait_for(lambda: time.time() > asked.stat().st_mtime + FRESH_S, "the last look to be old")
+    watch(site, "last", 1)
+    assert seen(site, "last") == "GPU-aa", "looked at before it is given out"
+    finish(site, "last")
