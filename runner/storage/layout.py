@@ -280,12 +280,19 @@ class Home:
 
     def submitted(self) -> Iterator[str]:
         """Yield the names of the folders in `jobs/`, dot-names and `*.tmp` left out."""
-        for path in _entries(self.jobs):
-            if not path.name.startswith(".") and not path.name.endswith(".tmp") and _is_folder(path):
-                yield path.name
+        try:
+            with os.scandir(self.jobs) as entries:  # it knows which are folders: none is looked at
+                found = [entry.name for entry in entries if _is_taken_up(entry.name) and is_folder(entry)]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        yield from sorted(found)
 
     def submitted_as(self, name: str) -> Iterator[Path]:
         """Yield the folder in `jobs/` that job `name` (as printed) stands for, where it is there."""
+        if is_job_name(name):
+            if _is_there(self.folder(name)):
+                yield self.folder(name)
+            return
         for path in _entries(self.jobs):
             if printable_name(path.name) == name and not path.name.startswith("."):
                 yield path
@@ -299,7 +306,11 @@ class Home:
 
 def attempt_numbers(attempts: Path) -> list[int]:
     """List the numbers of the attempts that have a folder, ascending."""
-    return sorted(int(path.name) for path in _entries(attempts) if _ATTEMPT.fullmatch(path.name))
+    try:
+        names = os.listdir(attempts)  # noqa: PTH208 - at boot, of each of ten thousand jobs
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(name) for name in names if _ATTEMPT.fullmatch(name))
 
 
 def _is_there(path: Path) -> bool:
@@ -313,7 +324,11 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _is_folder(path: Path) -> bool:
+def _is_taken_up(name: str) -> bool:
+    return not name.startswith(".") and not name.endswith(".tmp")
+
+
+def is_folder(path: Path | os.DirEntry[str]) -> bool:
     """Tell whether it is a folder; what cannot even be looked at is none."""
     try:
         return path.is_dir()

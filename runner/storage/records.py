@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: No record of ours comes near this; a larger file is not read into memory.
 RECORD_BYTES_MAX = 16 * 1024 * 1024
+_READ_BYTES = 1024 * 1024
 _SEAL = b',\n "sha256": "'
 _END = b'"\n}\n'
 
@@ -122,12 +123,23 @@ def read_bounded(path: Path, size_max: int = RECORD_BYTES_MAX) -> bytes:
     try:
         # Looked at once it is open: another process may replace it meanwhile. A FIFO does not block this way.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+        try:
+            about = os.fstat(fd)
+            if not stat.S_ISREG(about.st_mode):
                 raise UnreadableRecordError(f"{path}: expected a regular file")
-            data = file.read(size_max + 1)
+            data = _read_all(fd, about.st_size, size_max + 1)
+        finally:
+            os.close(fd)
     except (PermissionError, IsADirectoryError) as error:
         raise UnreadableRecordError(f"{path}: {error.strerror}") from None
     if len(data) > size_max:
         raise UnreadableRecordError(f"{path}: larger than {size_max} bytes; not one of ours")
+    return data
+
+
+def _read_all(fd: int, expected: int, size_max: int) -> bytes:
+    """Read to the end of the file, `size_max` bytes at most; `expected`: what it is thought to hold."""
+    data = os.read(fd, min(expected + 1, size_max))
+    while len(data) < size_max and (more := os.read(fd, min(_READ_BYTES, size_max - len(data)))):
+        data += more
     return data

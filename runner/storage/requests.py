@@ -48,10 +48,18 @@ def submit_request(home: Home, verb: str, name: str, args: dict[str, Any] | None
 def pending(home: Home, limit: int = 1000) -> list[Path]:
     """List the oldest `limit` request files, oldest first; what is no file is left alone."""
     try:
-        found = [path for path in home.requests.iterdir() if not path.name.startswith(".")]
+        with os.scandir(home.requests) as entries:
+            found = [entry.name for entry in entries if _is_request(entry)]
     except FileNotFoundError:
         return []
-    return sorted(path for path in found if path.suffix != ".tmp" and path.is_file())[:limit]
+    return [home.requests / name for name in sorted(found)[:limit]]
+
+
+def _is_request(entry: os.DirEntry[str]) -> bool:
+    try:
+        return not entry.name.startswith(".") and not entry.name.endswith(".tmp") and entry.is_file()
+    except OSError:
+        return False
 
 
 def read(path: Path) -> RequestFile:

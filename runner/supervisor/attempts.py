@@ -18,7 +18,8 @@ from typing import Any
 from runner.core.actions import Ask
 from runner.core.events import Ended, StartFailed
 from runner.core.hang import Pulse
-from runner.core.job import Job, Outcome
+from runner.core.job import ACTIVE, Job, Outcome
+from runner.core.recovery import Found
 from runner.core.restart import EXIT_CONFIG, EXIT_RETRY
 from runner.errors import UnreadableRecordError
 from runner.storage import lock, memory, mirrored, records
@@ -51,6 +52,7 @@ class Live:
 
     name: str
     number: int
+    paths: AttemptPaths
     shim: Identity | None = None
     pidfd: int = -1
     fetch: int = -1  #: a pidfd, while its checkpoints are fetched from the job's mirror
@@ -60,6 +62,9 @@ class Live:
     wall_s: float = -1.0  #: how long the job has run, as far as its limit counts; below 0: not summed yet
     memory_held: bool = False
     pulse: Pulse = field(default_factory=lambda: Pulse(0.0))
+    worker: Identity | None = None  #: as its shim has told, once it has
+    progress: dict[str, Any] = field(default_factory=dict)  #: as last read
+    progress_stamp: tuple[int, int, int] | None = None  #: of the file that was read
 
 
 class Attempts:
@@ -95,13 +100,13 @@ class Attempts:
         """Start the job's newest attempt, unless it is under way already."""
         if job.name in self.live:
             return
-        attempt = Live(job.name, job.attempt)
+        attempt = Live(job.name, job.attempt, self._files(job))
         self.live[job.name] = attempt
         self._spawn(attempt, job)
 
     def adopt(self, job: Job, ask: Ask | None) -> None:
         """Watch an attempt that another supervisor started, and ask it again what was asked of it."""
-        attempt = Live(job.name, job.attempt, asked=ask)
+        attempt = Live(job.name, job.attempt, self._files(job), asked=ask)
         self.live[job.name] = attempt
         self._find_shim(attempt)
 
@@ -117,7 +122,7 @@ class Attempts:
         """Hold the memory for the attempt's snapshots, once its shim has told where it is."""
         if attempt.memory_held or attempt.shim is None:
             return
-        about = _read(self._paths(attempt).shim)
+        about = _read(attempt.paths.shim)
         fd = open_memory(about, attempt.shim)
         attempt.memory_held = bool(about)  # it has told: there is none, or we have it
         if fd is not None:
@@ -184,8 +189,7 @@ class Attempts:
 
     def _find_shim(self, attempt: Live) -> None:
         """Find the shim that holds the lock; it may be too young to have written its identity."""
-        paths = self._paths(attempt)
-        identity = read_identity(paths, "shim")
+        identity = read_identity(attempt.paths, "shim")
         pidfd = process.open_pidfd(identity) if identity else None
         if pidfd is not None:
             attempt.shim, attempt.pidfd = identity, pidfd
@@ -219,7 +223,7 @@ class Attempts:
 
     def _settle(self, attempt: Live) -> None:
         """Read the truth the shim left; where it left none, make sure first that nothing of it lives."""
-        ended = read_outcome(self._paths(attempt))
+        ended = read_outcome(attempt.paths)
         if ended is None and self._kill_strays(attempt):
             self._loop.after(_SOON_S, lambda: self._settle(attempt))
             return
@@ -236,8 +240,23 @@ class Attempts:
         del self.live[attempt.name]
         self._on_end(attempt.name, ended)
 
-    def _paths(self, attempt: Live) -> AttemptPaths:
-        return self._home.job(attempt.name).attempt(attempt.number)
+    def _files(self, job: Job) -> AttemptPaths:
+        return self._home.job(job.name).attempt(job.attempt)
+
+
+def beside(home: Home, job: Job) -> Found:
+    """Look at what lies beside a record; of a job without an attempt nothing matters."""
+    if job.state not in ACTIVE:
+        return Found(locked=False)
+    paths = home.job(job.name)
+    attempt = paths.attempt(job.attempt)
+    shim = read_identity(attempt, "shim")
+    return Found(
+        locked=lock.is_locked(paths.lock),
+        started=attempt.shim.exists(),
+        ended=read_outcome(attempt),
+        rebooted=shim is not None and shim.boot != process.boot_id(),
+    )
 
 
 def read_identity(paths: AttemptPaths, who: str) -> Identity | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -37,12 +38,29 @@ class Book:
         self.jobs: dict[str, Job] = {}
         self.refused: set[str] = set()  #: names whose record cannot be read: left alone, loudly
         self.postponed: set[str] = set()  #: names whose record the disk did not give us: to be tried again
+        self.mirrored: set[str] = set()  #: names of the jobs that have a mirror
+        self.on_change: Callable[[], None] = _nothing  #: called when what is queued, or active, is another
+        self._order = 0
         self._unsaved: dict[str, str] = {}  #: what the disk refused last, of whom
 
-    @property
-    def names(self) -> set[str]:
-        """Every name that stands for something."""
-        return self.jobs.keys() | self.refused | self.postponed
+    def knows(self, name: str) -> bool:
+        """Tell whether the name stands for something."""
+        return name in self.jobs or name in self.refused or name in self.postponed
+
+    def next_order(self) -> int:
+        """Return a place in the queue behind all that were given out."""
+        self._order += 1
+        return self._order
+
+    def _put(self, job: Job) -> None:
+        """Have `job` be what the book says from now on."""
+        previous = self.jobs.get(job.name)
+        self.jobs[job.name] = job
+        if previous is not None and previous.state is job.state and previous.spec is job.spec:
+            return
+        self._order = max(self._order, job.order)
+        (self.mirrored.discard if job.spec.checkpoint.mirror is None else self.mirrored.add)(job.name)
+        self.on_change()
 
     def load(self, name: str) -> None:
         """Read a record; one that cannot be read is refused, never replaced."""
@@ -59,7 +77,7 @@ class Book:
         else:
             self.postponed.discard(name)
             newest = max(attempt_numbers(paths.attempts), default=0)
-            self.jobs[name] = replace(job, folders=max(job.folders, newest))
+            self._put(replace(job, folders=max(job.folders, newest)))
 
     def commit(self, job: Job) -> bool:
         """Make the record durable; False where the disk refused, and then the old one stands."""
@@ -74,7 +92,7 @@ class Book:
             self._say_refused(job.name, f"cannot save its record: {error}")
             return False
         self._say_taken(job.name)
-        self.jobs[job.name] = job
+        self._put(job)
         return True
 
     def _say_refused(self, name: str, what: str) -> None:
@@ -129,3 +147,9 @@ class Book:
         else:
             self.jobs.pop(name, None)
             self.refused.discard(name)
+            self.mirrored.discard(name)
+            self.on_change()
+
+
+def _nothing() -> None:
+    """Do nothing."""

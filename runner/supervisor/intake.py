@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from runner.core.events import AnyEvent, Event, Prioritize, Request, Retry
@@ -18,46 +18,13 @@ from runner.errors import BadJobError, UnreadableRecordError
 from runner.settings import load_spec
 from runner.storage import durable, records, requests
 from runner.storage.layout import SUBMITTED_MARK, Home, is_job_name, printable_name
+from runner.supervisor.arrivals import Arrival, Arrivals, is_quiet
 from runner.supervisor.book import Book, moment
 
 log = logging.getLogger(__name__)
 
-#: A folder dropped in by hand is taken up when nothing in it changed for this long.
-QUIET_S = 1.0
-#: Entries looked at to tell whether a folder is quiet; beyond them it is taken for quiet.
-_ENTRIES_MAX = 5000
-
-
-def is_quiet(folder: Path, now_s: float) -> bool:
-    """Tell whether `folder` is whole: submitted, or unchanged for a second (`now_s` since the epoch)."""
-    with contextlib.suppress(OSError):  # a folder that we may not search is taken up, to say so
-        if (folder / SUBMITTED_MARK).exists():
-            return True
-    for number, changed_s in enumerate(_changes(folder)):
-        if now_s - QUIET_S < changed_s <= now_s + 60:
-            return False
-        if number >= _ENTRIES_MAX:
-            break
-    return True
-
-
-def _changes(folder: Path) -> Iterator[float]:
-    stack = [folder]
-    while stack:
-        current = stack.pop()
-        try:
-            yield current.lstat().st_ctime
-            entries = list(os.scandir(current))
-        except OSError:
-            continue
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                stack.append(Path(entry.path))
-            else:
-                try:
-                    yield entry.stat(follow_symlinks=False).st_ctime
-                except OSError:
-                    continue
+#: Requests listed at once: a bound for memory, nothing else.
+_REQUESTS_MAX = 100_000
 
 
 def take_up(home: Home, folder: str, order: int, moment: Moment) -> Job:
@@ -121,7 +88,7 @@ def load_again(home: Home, name: str) -> JobSpec:
 
 
 class Inbox:
-    """Takes up new folders and carries out requests."""
+    """Takes up new folders and carries out requests, a piece at a time."""
 
     def __init__(
         self, book: Book, handle: Callable[[str, AnyEvent], Decision | None], only: str | None
@@ -130,32 +97,61 @@ class Inbox:
         self._home = book.home
         self._handle = handle
         self._only = only
+        self._arrivals = Arrivals(book.home, self._is_known, book.next_order)
+        self._requests: deque[Path] = deque()
+        self._listed = True  #: nothing was asked, as far as is known, beyond `_requests`
+        self._held = False  #: a request waits for its job to be taken up
+        self.writing = False  #: a folder is still being written, and must be looked at soon
 
-    def look(self) -> bool:
-        """Take in what is there; False where a folder is still being written and must be looked at soon."""
-        quiet = self._take_up_folders()
-        for path in requests.pending(self._home):
-            self._request(path)
-        return quiet
+    def find(self) -> None:
+        """Look for what came in; `work` deals with it."""
+        self.writing = False
+        self._listed = False
+        self._arrivals.find()
 
-    def _take_up_folders(self) -> bool:
-        now_s = time.time()
-        all_quiet = True
-        for folder in self._home.submitted():
-            if printable_name(folder) in self._book.names or self._only not in {None, folder}:
-                continue
-            if is_quiet(self._home.jobs / folder, now_s):
-                self._take_up(folder)
-            else:
-                all_quiet = False
-        return all_quiet
+    def work(self, until_s: float) -> bool:
+        """Deal with what was found, until `until_s` on the monotonic clock; tell whether there is more.
 
-    def _take_up(self, folder: str) -> None:
-        order = 1 + max((job.order for job in self._book.jobs.values()), default=0)
-        job = take_up(self._home, folder, order, moment())
-        if self._book.commit(job):
-            self._book.log_events(job)
-            log.info("%s: %s %s", job.name, job.state.value, job.reason)
+        Each turn gets at least one folder and one request done, so that neither kind holds up the other.
+        """
+        while True:
+            busy = self._work_on_folder()
+            busy = self._work_on_request() or busy
+            if not busy or time.monotonic() >= until_s:
+                return busy
+
+    def _is_known(self, name: str) -> bool:
+        return self._only not in {None, name} or self._book.knows(name)
+
+    def _work_on_folder(self) -> bool:
+        arrival = self._arrivals.take()
+        if arrival is None:
+            return False
+        if not is_quiet(self._home.jobs / arrival.folder, time.time()):
+            self.writing = True
+            self._arrivals.put_back(arrival)
+        elif not self._take_up(arrival):
+            self._arrivals.put_back(arrival)
+        return True
+
+    def _take_up(self, arrival: Arrival) -> bool:
+        job = take_up(self._home, arrival.folder, arrival.order, moment())
+        if not self._book.commit(job):
+            return False
+        self._book.log_events(job)
+        log.info("%s: %s %s", job.name, job.state.value, job.reason)
+        if self._held and not self._arrivals.any_left:
+            self._listed = False  # the requests that had to wait can be dealt with now
+        return True
+
+    def _work_on_request(self) -> bool:
+        if not self._requests and not self._listed:
+            self._listed, self._held = True, False
+            self._requests.extend(requests.pending(self._home, _REQUESTS_MAX))
+        if not self._requests:
+            return False
+        self._request(self._requests.popleft())
+        return True
 
     def _request(self, path: Path) -> None:
         try:
@@ -179,6 +175,7 @@ class Inbox:
             self._book.remove(name)
             return True
         if name not in self._book.jobs and self._is_coming(name):
+            self._held = True
             return False
         if name not in self._book.jobs:
             log.warning("%s: no such job; the request %r was dropped", name, request.verb)

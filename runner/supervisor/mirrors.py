@@ -77,7 +77,7 @@ class Mirrors:
             self._ended()
 
     def _with_mirror(self) -> list[Job]:
-        return [job for job in self._book.jobs.values() if job.spec.checkpoint.mirror is not None]
+        return [self._book.jobs[name] for name in sorted(self._book.mirrored)]
 
     def _relay(self, job: Job) -> None:
         facts, read = eventlog.read_from(self._home.job(job.name).mirror_facts, job.mirror_read)

@@ -85,7 +85,11 @@ def _stat(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat after the command's name, from the state on."""
     try:
         # A process's name may be any bytes.
-        text = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, 4096).decode(errors="replace")
+        finally:
+            os.close(fd)
     except OSError:
         return []
     return text[text.rindex(")") + 2 :].split()

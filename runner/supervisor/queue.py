@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,13 @@ from runner.core.job import ACTIVE, State
 from runner.core.table import Decision
 from runner.supervisor.book import Book
 from runner.supervisor.gpus import Gpus
-from runner.supervisor.loop import Loop
+from runner.supervisor.loop import Loop, Soon
 
+#: Starts take so much of a turn, and planning a fifth of all time at most, however long the queue.
+TURN_S = 0.02
+_REST = 4.0
+#: After the disk has refused.
+_RETRY_S, _RETRY_REASONS_S = 1.0, 5.0
 #: The limit of the container that we are in, where we are in one (cgroups(7)).
 _CONTAINERS_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
@@ -27,7 +32,13 @@ class Queue:
     """Starts and stops the jobs of a book by what its plans say."""
 
     def __init__(
-        self, loop: Loop, book: Book, handle: Callable[[str, AnyEvent], Decision | None], *, alone: bool
+        self,
+        loop: Loop,
+        book: Book,
+        handle: Callable[[str, AnyEvent], Decision | None],
+        on_untold: Callable[[], None],
+        *,
+        alone: bool,
     ) -> None:
         """Begin.
 
@@ -35,18 +46,27 @@ class Queue:
             loop: the supervisor's.
             book: of the jobs.
             handle: lets an event happen to a job.
+            on_untold: called when there are reasons to `tell`.
             alone: the book holds one job, which starts whatever it comes after.
         """
         self._book = book
         self._handle = handle
         self._alone = alone
-        self._gpus = Gpus(loop, lambda: loop.after(0.0, self.admit))
+        self._on_untold = on_untold
+        self._turns = Soon(loop, self._admit)
+        self._retries = Soon(loop, self.ask)
+        self._gpus = Gpus(loop, self.ask)
         self._capacity = Capacity(float(os.cpu_count() or 1), (), memory_bytes())
         self._since: dict[str, float] = {}
+        self._untold: dict[str, str] = {}  # what queued jobs wait for, and their records do not say yet
         self.closed = False  #: nothing is started any more
 
-    def admit(self) -> None:
-        """Start and stop what is to be; nothing before the GPUs have been looked for."""
+    def ask(self) -> None:
+        """Have it looked, soon, at what is to start and stop."""
+        self._turns.ask()
+
+    def _admit(self) -> None:
+        """Start and stop what is to be, a few a turn; nothing before the GPUs have been looked for."""
         if self.closed:
             return
         if not self._gpus.known or self._concerned():
@@ -54,19 +74,40 @@ class Queue:
         if not self._gpus.known:
             return
         capacity = replace(self._capacity, gpus=self._gpus.devices)
-        jobs, now_s = self._book.jobs.values(), time.monotonic()
-        plan = admit(jobs, capacity, alone=self._alone, now_s=now_s, since=self._since)
+        jobs, now_s = self._book.jobs, time.monotonic()
+        plan = admit(jobs.values(), capacity, alone=self._alone, now_s=now_s, since=self._since)
+        self._turns.rest(_REST * (time.monotonic() - now_s))
         self._since = plan.since
         for name, reason in plan.preempt.items():
             self._handle(name, Preempt(reason))
-        for name, gpus in plan.gpus.items():
-            if gpus and not self._gpus.fresh:
+        self._start(plan.gpus)
+        waiting = reversed(plan.waiting.items())
+        self._untold = {name: why for name, why in waiting if jobs[name].reason != why}
+        self._on_untold()
+
+    def _start(self, gpus: Mapping[str, tuple[str, ...] | None]) -> None:
+        until_s = time.monotonic() + TURN_S
+        for name, devices in gpus.items():
+            if devices and not self._gpus.fresh:
                 self._gpus.look()
-            else:
-                self._handle(name, Admitted(gpus))
-        for name, reason in plan.waiting.items():
-            if self._book.jobs[name].reason != reason:
-                self._book.commit(replace(self._book.jobs[name], reason=reason))
+            elif self._handle(name, Admitted(devices)) is None:
+                self._retries.ask(_RETRY_S)
+            if time.monotonic() >= until_s:
+                break  # whatever was started has asked for the next look
+
+    def tell(self, until_s: float) -> bool:
+        """Write down what queued jobs wait for, until `until_s` (monotonic); tell whether there is more."""
+        while self._untold and not self.closed:
+            name, reason = self._untold.popitem()
+            job = self._book.jobs.get(name)
+            if job is None or job.state is not State.QUEUED:
+                continue
+            if not self._book.commit(replace(job, reason=reason)):
+                self._untold.clear()
+                self._retries.ask(_RETRY_REASONS_S)
+            if time.monotonic() >= until_s:
+                return bool(self._untold)
+        return False
 
     def _concerned(self) -> bool:
         """Tell whether a job waits for GPUs, or has some."""

@@ -11,22 +11,24 @@ import logging
 import os
 import signal
 import time
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from runner.core.actions import Ask, Remove, Signal, Start, Wait
 from runner.core.events import AnyEvent, Ended, Event, Reported, Sight, StartFailed
 from runner.core.job import ACTIVE, SETTLED, Job, State
-from runner.core.recovery import Adopt, Found, Launch, Resume, recover
+from runner.core.recovery import Adopt, Launch, Resume, recover
 from runner.core.table import Decision, decide
-from runner.errors import AlreadyRunningError, UnreadableRecordError
-from runner.storage import durable, eventlog, lock, records
+from runner.storage import durable, eventlog, records
 from runner.storage.layout import Home
 from runner.supervisor import folders, notify, process
-from runner.supervisor.attempts import Attempts, read_identity, read_outcome
+from runner.supervisor.arrivals import QUIET_S
+from runner.supervisor.attempts import Attempts, beside
 from runner.supervisor.book import Book, moment
 from runner.supervisor.broom import OTHERS_S, Broom
-from runner.supervisor.intake import QUIET_S, Inbox
-from runner.supervisor.loop import Loop, Timer
+from runner.supervisor.holding import hold
+from runner.supervisor.intake import Inbox
+from runner.supervisor.loop import Loop, Soon, Timer
 from runner.supervisor.mirrors import Mirrors
 from runner.supervisor.queue import Queue
 from runner.supervisor.vitals import Vitals
@@ -39,8 +41,12 @@ RESCAN_S = 5.0
 RELAY_S = 0.25
 #: After a folder event, how long to wait for more of them.
 _SETTLE_S = 0.01
+#: How long one turn goes on with what can wait: then come signals, ends, and what is new.
+TURN_S = 0.02
+#: After deciding who is to start, and after looking, so many times as long goes to the rest: a fifth at most
+#: of the time goes to either, however long the queue.
+_REST = 4.0
 _RETRY_DISK_S = 1.0
-_LOCK_WAIT_S = 1.0
 #: At an attempt's end, how many more looks its facts get.
 _LAST_READS = 64
 
@@ -72,9 +78,14 @@ class Supervisor:
         self.vitals = Vitals(home, self.attempts)
         self.draining = False
         self.exec_again = False
-        self.queue = Queue(self.loop, self.book, self.handle, alone=config.only is not None)
         self._waits: dict[str, Timer] = {}
-        self._scan: Timer | None = None
+        self._looks = Soon(self.loop, self._look)
+        self._quiet_looks = Soon(self.loop, self._looks.ask)
+        self._chores = Soon(self.loop, self._work)
+        alone = config.only is not None
+        self.queue = Queue(self.loop, self.book, self.handle, self._chores.ask, alone=alone)
+        self.book.on_change = self.queue.ask
+        self._relays: deque[str] = deque()
         self._locks: list[int] = []
         self._relaying = False
 
@@ -87,7 +98,7 @@ class Supervisor:
             AlreadyRunningError: another supervisor serves it.
         """
         self.home.create()
-        self._take_locks()
+        self._locks = hold(self.home, self.config.only)
         self._hook_up()
         observer = folders.watch([self.home.jobs, self.home.requests], self.loop.wake)
         try:
@@ -103,36 +114,13 @@ class Supervisor:
                 durable.remove(self.home.supervisor)
             self.loop.close()
 
-    def _take_locks(self) -> None:
-        """Hold the home: wholly for a daemon, together with others for a supervisor of one job."""
-        only = self.config.only
-        wanted = [(self.home.lock, only is not None)]
-        if only is not None:
-            wanted.append((self.home.job(only).supervisor_lock, False))
-        for path, shared in wanted:
-            deadline = time.monotonic() + _LOCK_WAIT_S
-            while (fd := lock.try_lock(path, shared=shared)) is None:
-                if time.monotonic() > deadline:
-                    raise AlreadyRunningError(self._who_runs())
-                time.sleep(0.05)
-            self._locks.append(fd)
-
-    def _who_runs(self) -> str:
-        try:
-            pid = records.load_json(self.home.supervisor)["identity"]["pid"]
-        except (OSError, UnreadableRecordError, KeyError, TypeError):
-            pid = "unknown"
-        return (
-            f"{self.home.root}: a supervisor runs here already (pid {pid}); stop it, or choose another --home"
-        )
-
     def _hook_up(self) -> None:
         loop = self.loop
         loop.on_signal(signal.SIGTERM, self._on_term)
         loop.on_signal(signal.SIGINT, self._on_term)
         loop.on_signal(signal.SIGHUP, self._on_hangup)
-        loop.on_wake(self._scan_soon)
-        loop.every(RESCAN_S, self._look)
+        loop.on_wake(lambda: self._looks.ask(_SETTLE_S))
+        loop.every(RESCAN_S, self._look_around)
         watchdog_s = notify.watchdog_s()
         if watchdog_s:
             loop.every(watchdog_s / 3, lambda: notify.notify("WATCHDOG=1", self._status_line()))
@@ -184,9 +172,9 @@ class Supervisor:
                 self.loop.stop()
 
     def _status_line(self) -> str:
-        states = [job.state for job in self.book.jobs.values()]
-        counts = {state.value: states.count(state) for state in State if state in states}
-        return "STATUS=" + (", ".join(f"{count} {name}" for name, count in counts.items()) or "no jobs")
+        counts = Counter(job.state for job in self.book.jobs.values())
+        told = [f"{counts[state]} {state.value}" for state in State if state in counts]
+        return "STATUS=" + (", ".join(told) or "no jobs")
 
     # --- boot ------------------------------------------------------------------------------------------
 
@@ -211,20 +199,12 @@ class Supervisor:
         with contextlib.suppress(ChildProcessError):
             while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
                 pass
+        self._look_around()
         self._look()
 
     def _recover(self, name: str) -> None:
         job = self.book.jobs[name]
-        paths = self.home.job(name)
-        attempt = paths.attempt(job.attempt)
-        shim = read_identity(attempt, "shim") if job.state in ACTIVE else None
-        found = Found(
-            locked=job.state in ACTIVE and lock.is_locked(paths.lock),
-            started=attempt.shim.exists(),
-            ended=read_outcome(attempt) if job.state in ACTIVE else None,
-            rebooted=shim is not None and shim.boot != process.boot_id(),
-        )
-        match recover(job, found):
+        match recover(job, beside(self.home, job)):
             case None:
                 pass
             case Adopt():
@@ -253,11 +233,8 @@ class Supervisor:
             self._apply(decision.job, action)
         if decision.job is not job and name in self.book.jobs:
             self.book.log_events(decision.job)
-        if decision.job.spec.priority != job.spec.priority:
-            self.loop.after(0.0, self.queue.admit)
         if decision.job.state is not job.state:
             log.info("%s: %s %s", name, decision.job.state.value, decision.job.reason)
-            self.loop.after(0.0, self.queue.admit)
         return decision
 
     def _insist(self, name: str, event: AnyEvent) -> None:
@@ -307,22 +284,32 @@ class Supervisor:
             self.loop.after(RELAY_S, self._relay)
 
     def _relay(self) -> None:
-        """Take over what the workers reported, and see whether they are well."""
+        """Take over what the workers reported, and see whether they are well; of many, a few a turn."""
         self._relaying = False
-        if self.attempts.live:
+        until_s = time.monotonic() + TURN_S
+        self._relays = self._relays or deque(self.attempts.live)
+        while self._relays and time.monotonic() < until_s:
+            self._relay_live(self._relays.popleft())
+        if self._relays:
+            self._relaying = True
+            self.loop.after(0.0, self._relay)
+        elif self.attempts.live:
             self._keep_relaying()
-        for name in list(self.attempts.live):
-            self._relay_job(name)
-            if name in self.attempts.live and (limit := self.vitals.check(self.book.jobs[name])):
-                self.handle(name, limit)
         self.mirrors.tend()
+
+    def _relay_live(self, name: str) -> None:
+        if name in self.attempts.live:
+            self._relay_job(name)
+        if name in self.attempts.live and (limit := self.vitals.check(self.book.jobs[name])):
+            self.handle(name, limit)
 
     def _relay_job(self, name: str) -> bool:
         """Take over some of what the attempt reported; tell whether there may be more."""
         job = self.book.jobs.get(name)
         if job is None or job.state not in ACTIVE:
             return False
-        paths = self.home.job(name).attempt(job.attempt)
+        live = self.attempts.live.get(name)
+        paths = live.paths if live is not None else self.home.job(name).attempt(job.attempt)
         facts, read = eventlog.read_from(paths.facts, job.facts_read)
         return read != job.facts_read and self.handle(name, Reported(tuple(facts), read)) is not None
 
@@ -340,24 +327,30 @@ class Supervisor:
 
     # --- what comes in ---------------------------------------------------------------------------------
 
-    def _scan_soon(self) -> None:
-        if self._scan is None:
-            self._scan = self.loop.after(_SETTLE_S, self._look)
-
-    def _look(self) -> None:
-        """Look through jobs/ and the requests."""
-        if self._scan is not None:
-            self._scan.cancel()
-            self._scan = None
-        for name in self.attempts.holders():
-            if name not in self.book.jobs or self.book.jobs[name].state in SETTLED:
-                self.attempts.drop_memory(name)
+    def _look_around(self) -> None:
+        """Look whether something was missed, or can be done now that could not."""
         for name in list(self.book.postponed):
             self.book.load(name)
             if name in self.book.jobs:
                 self._recover(name)
-        if not self.inbox.look():
-            self.loop.after(QUIET_S / 2, self._scan_soon)
-        self.queue.admit()
+        self._looks.ask()
         self.mirrors.tend()
+
+    def _look(self) -> None:
+        """Look through jobs/ and the requests; what is found is dealt with a little a turn."""
+        for name in self.attempts.holders():
+            if name not in self.book.jobs or self.book.jobs[name].state in SETTLED:
+                self.attempts.drop_memory(name)
+        began = time.monotonic()
+        self.inbox.find()
+        self._looks.rest(_REST * (time.monotonic() - began))
+        self._work()
+
+    def _work(self) -> None:
+        """Do for a moment what has come in; what is left has its next turn after all that is more urgent."""
+        until_s = time.monotonic() + TURN_S
+        if self.inbox.work(until_s) or self.queue.tell(until_s):
+            self._chores.ask()
+        elif self.inbox.writing:
+            self._quiet_looks.ask(QUIET_S / 2)
         self._end_if_done()

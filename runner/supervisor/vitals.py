@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from runner.core.events import Limit, Sight
 from runner.core.hang import Pulse, hangs, observe
@@ -44,40 +45,44 @@ class Vitals:
             return None
         self._observe(job, attempt, now, since_s)
         self._attempts.hold_memory(attempt)
-        reason = self._hangs(job, attempt.pulse)
+        reason = self._hangs(job, attempt)
         if reason:
             return Limit(Sight.HUNG, reason)
         return self._over_wall(job, attempt, since_s) or self._over_memory(job, attempt)
 
     def _observe(self, job: Job, attempt: Live, now: float, since_s: float) -> None:
-        worker = read_identity(self._home.job(job.name).attempt(attempt.number), "worker")
+        worker = attempt.worker = attempt.worker or read_identity(attempt.paths, "worker")
         runnable = since_s < _GAP_MAX_S and not (worker and process.is_stopped(worker.pid))
-        progress = self._progress(job)
+        progress = self._progress(job, attempt)
         # What changes progress.json changes it because the training gets on, not because time passes.
         mark = f"{progress.get('step')} {progress.get('time')}"
         stepped = progress.get("phase") in _AFTER_FIRST_STEP
         attempt.pulse = observe(attempt.pulse, now, mark, stepped=stepped, runnable=runnable)
 
-    def _progress(self, job: Job) -> dict[str, object]:
-        """Read the attempt's progress; one left by an earlier attempt counts as none."""
+    def _progress(self, job: Job, attempt: Live) -> dict[str, Any]:
+        """Read the attempt's progress, where it is another; one left by an earlier attempt counts as none."""
+        path = self._home.job(job.name).progress
         try:
-            progress = records.load_json(self._home.job(job.name).progress)
+            about = path.stat()
+            stamp = about.st_ino, about.st_mtime_ns, about.st_size
+            if stamp != attempt.progress_stamp:
+                attempt.progress, attempt.progress_stamp = records.load_json(path), stamp
         except (OSError, UnreadableRecordError):
-            return {}
-        return progress if progress.get("attempt") == job.attempt else {}
+            attempt.progress, attempt.progress_stamp = {}, None
+        return attempt.progress if attempt.progress.get("attempt") == job.attempt else {}
 
-    def _hangs(self, job: Job, pulse: Pulse) -> str | None:
+    def _hangs(self, job: Job, attempt: Live) -> str | None:
         """Say that the attempt hangs, where silence means anything.
 
         A command that never reported may just not know how, and a loop of a script's own says nothing; for
         these limits.hang has to be set.
         """
-        progress, limits = self._progress(job), job.spec.limits
+        progress, limits = self._progress(job, attempt), job.spec.limits
         phase = progress.get("phase")
         reports = phase != _OWN_LOOP and (job.spec.command is None or bool(progress))
         if not reports and limits.hang_s is None:
             return None
-        return hangs(pulse, limits, after=phase == _AFTER)
+        return hangs(attempt.pulse, limits, after=phase == _AFTER)
 
     def _over_wall(self, job: Job, attempt: Live, since_s: float) -> Limit | None:
         allowed_s = job.spec.limits.wall_s
@@ -96,10 +101,9 @@ class Vitals:
         allowed = job.spec.limits.memory_bytes
         if allowed is None or attempt.shim is None:
             return None
-        paths = self._home.job(job.name).attempt(attempt.number)
-        keeper = read_identity(paths, "keeper")
+        keeper = read_identity(attempt.paths, "keeper")
         used = tree_rss_bytes(attempt.shim.pid, but=keeper.pid if keeper is not None else None)
-        used -= snapshots_bytes(paths) if used > allowed else 0
+        used -= snapshots_bytes(attempt.paths) if used > allowed else 0
         if used <= allowed:
             return None
         return Limit(

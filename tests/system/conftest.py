@@ -117,10 +117,9 @@ class Site:
             if daemon.poll() is None:
                 daemon.kill()
             daemon.wait()
-        for name in list(self.home.recorded()):
-            for number in self.living(name):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
+        for number in process.carrying(("RUNNER_HOME", str(self.home.root))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
 
 
 @pytest.fixture
