@@ -299,24 +299,21 @@ class Home:
 
     def recorded(self) -> Iterator[str]:
         """Yield the names (as printed) of the jobs that have a state folder with a record."""
-        for path in _entries(self.state):
-            if not path.name.startswith(".") and _is_there(JobPaths(path).record):
-                yield path.name
+        record = JobPaths(Path()).record.name
+        for name in sorted(_names(self.state)):
+            if not name.startswith(".") and _is_there(f"{self.state}/{name}/{record}"):
+                yield name
 
 
 def attempt_numbers(attempts: Path) -> list[int]:
     """List the numbers of the attempts that have a folder, ascending."""
-    try:
-        names = os.listdir(attempts)  # noqa: PTH208 - at boot, of each of ten thousand jobs
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(name) for name in names if _ATTEMPT.fullmatch(name))
+    return sorted(int(name) for name in _names(attempts) if _ATTEMPT.fullmatch(name))
 
 
-def _is_there(path: Path) -> bool:
+def _is_there(path: Path | str) -> bool:
     """Tell whether something has that name; what cannot be looked at is there, for the reader to report."""
     try:
-        path.lstat()
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
@@ -334,6 +331,14 @@ def is_folder(path: Path | os.DirEntry[str]) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def _names(folder: Path) -> list[str]:
+    """List a folder's entries, in no order; one that is missing has none."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - of ten thousand a path each is what takes the time
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -77,7 +77,7 @@ class Book:
         else:
             self.postponed.discard(name)
             newest = max(attempt_numbers(paths.attempts), default=0)
-            self._put(replace(job, folders=max(job.folders, newest)))
+            self._put(job if newest <= job.folders else replace(job, folders=newest))
 
     def commit(self, job: Job) -> bool:
         """Make the record durable; False where the disk refused, and then the old one stands."""

@@ -29,6 +29,7 @@ FOLDERS = 400
 REQUESTS = 2000
 #: Of the machine, more than half: two of these never run at once.
 MOST = f"[resources]\ncpus = {0.6 * (os.cpu_count() or 1)}\n"
+LONG_AGO = 1e9
 PAST = 0.0  # a deadline that is over: one piece of work and no more
 
 
@@ -113,6 +114,7 @@ def test_a_folder_that_went_before_its_turn_is_no_job(desk: Desk) -> None:
 def test_a_folder_whose_record_the_disk_refused_is_taken_up_later(desk: Desk) -> None:
     put_folder(desk.home, "a")
     desk.home.job("a").dir.write_text("in the way")
+    os.utime(desk.home.jobs, (LONG_AGO, LONG_AGO))  # nothing in it changes from now on
     desk.inbox.find()
     desk.finish()
     assert desk.names() == []
@@ -172,8 +174,7 @@ def scanned() -> Iterator[list[str]]:
 
 def test_jobs_are_not_listed_again_while_nothing_changes(desk: Desk, scanned: list[str]) -> None:
     put_folder(desk.home, "a")
-    long_ago = 1e9
-    os.utime(desk.home.jobs, (long_ago, long_ago))
+    os.utime(desk.home.jobs, (LONG_AGO, LONG_AGO))
     desk.inbox.find()
     desk.finish()
     scanned.clear()
@@ -201,11 +202,10 @@ def test_a_change_within_the_grain_of_the_clock_is_seen(desk: Desk) -> None:
 def test_jobs_are_listed_now_and_then_whatever_their_time_says(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long_ago = 1e9
-    os.utime(desk.home.jobs, (long_ago, long_ago))
+    os.utime(desk.home.jobs, (LONG_AGO, LONG_AGO))
     desk.inbox.find()
     put_folder(desk.home, "a")
-    os.utime(desk.home.jobs, (long_ago, long_ago))  # as on a disk that others write to
+    os.utime(desk.home.jobs, (LONG_AGO, LONG_AGO))  # as on a disk that others write to
     desk.inbox.find()
     desk.finish()
     assert desk.names() == []
@@ -275,7 +275,7 @@ def test_what_rests_comes_after_what_waits() -> None:
 
 
 def put_records(home: Home, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a daemon made of so many folders, though not durably; only the last has its folder."""
+    """What a daemon made of so many folders, in less time; only the last has its folder."""
     put_folder(home, f"job-{count:05d}")
     job = take_up(home, f"job-{count:05d}", count, Moment("2026-01-01T00:00:00.000+00:00"))
     job = replace(job, outbox=(), reason="waits for a free slot")
