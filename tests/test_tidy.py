@@ -168,8 +168,9 @@ def test_the_worker_counts_on_nothing_but_the_jobs_environment(module: Module) -
                     assert wanted <= WORKERS | WELCOME.get(place, set()), place
 
 
-def test_the_shim_needs_only_the_standard_library() -> None:
-    shim = BY_PLACE["runner/supervisor/shim.py"]
+@pytest.mark.parametrize("name", ["evidence", "shim", "vacated"])
+def test_the_shim_needs_only_the_standard_library(name: str) -> None:
+    shim = BY_PLACE[f"runner/supervisor/{name}.py"]
     assert {name.split(".")[0] for name in shim.imports()} <= set(sys.stdlib_module_names)
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", "import runpy, sys; runpy.run_path(sys.argv[1])", str(shim.path)],
@@ -183,7 +184,8 @@ def test_the_shim_needs_only_the_standard_library() -> None:
 
 def test_nobody_imports_the_programs_that_others_start_by_their_path() -> None:
     for module in MODULES:
-        assert "supervisor.shim" not in module.imports_of_ours(), module.place
+        for name in ("evidence", "shim", "vacated"):
+            assert f"supervisor.{name}" not in module.imports_of_ours(), module.place
         if module.layer != "training":
             assert "training.bootstrap" not in module.imports_of_ours(), module.place
 

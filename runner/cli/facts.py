@@ -98,6 +98,7 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "checkpoint_at": record.get("checkpoint_at") if checkpoint else None,
         "saving": progress.get("saving") if state in ACTIVE else None,
         "disk": _disk(paths) if state in ACTIVE else None,
+        "stuck": _stuck(paths, attempt) if state in ACTIVE else None,
         "best": _placed(paths, record.get("best")),
         "metrics": progress.get("metrics") or {},
         "goodput": _goodput(record, state, attempts),
@@ -207,6 +208,15 @@ def _disk(paths: JobPaths) -> str | None:
     """Say what is wrong with the disk that the state lies on, where a worker may not be able to tell."""
     trouble = disk.trouble(paths.dir, _DISK_BYTES_MIN)
     return None if trouble is None else str(trouble)
+
+
+def _stuck(paths: JobPaths, attempt: int) -> str | None:
+    """Say what of the attempt was killed and does not die."""
+    try:
+        text = records.load_json(paths.attempt(attempt).stuck).get("text")
+    except (OSError, UnreadableRecordError):
+        return None
+    return str(text) if text else None
 
 
 _COUNTS = ("step", "epoch", "epochs", "steps_per_epoch", "rss_bytes")

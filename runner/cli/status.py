@@ -42,6 +42,7 @@ def _lines(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("checkpoint", "step {step}, {path}".format(**job["checkpoint"]) if job["checkpoint"] else ""),
         ("saving", saving(job["saving"]) if job["saving"] else ""),
         ("disk", job["disk"] or ""),
+        ("stuck", job["stuck"] or ""),
         ("best", best(job["best"]) if job["best"] else ""),
         ("mirror", mirror(job["mirror"]) if job["mirror"] else ""),
         ("exactness", exactness(job["exactness"]) if job["exactness"] else ""),

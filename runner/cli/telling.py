@@ -88,6 +88,7 @@ _WORDS: dict[str, Callable[[Event], str | None]] = {
     "failed": _reason("failed"),
     "cancelled": _reason("cancelled"),
     "hung": _reason("hangs"),
+    "stuck": _reason("cannot go on"),
     "wall-over": _reason("over its time limit"),
     "memory-over": _reason("over its memory limit"),
     "save-failed": _reason("a checkpoint could not be saved"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -93,6 +94,7 @@ class Ended:
     rebooted: bool = False
     reason: str = ""
     max_rss_bytes: int | None = None
+    pace: Mapping[str, float] = field(default_factory=dict)  #: the longest pauses that were seen in it
     kind: Kind = field(default=Sight.ENDED, init=False)
 
 

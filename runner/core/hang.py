@@ -1,64 +1,215 @@
-"""When a job that reports progress has made none for too long.
+"""When an attempt has shown no work for too long.
 
-The limit is the job's own (`limits.startup` before the first step, `limits.hang` after it). For "auto" it is
-learned: a factor above the longest pause seen in this attempt, never below a floor. Time is what the
-supervisor's own monotonic clock saw while the worker was able to run, so a slow supervisor, a suspended
-machine or a stopped worker never counts.
+An attempt gives two signals of life. Work: it came to another step or phase, or set anything else in its
+progress. A heartbeat: its Python can run, which its watcher thread shows once a second. Third, the supervisor
+sees whether it is able to run at all. `CONDITIONS` says what the three mean together, `limit_s` how long
+that may last: a limit of the job's own (`limits.startup` before the first step, `limits.hang` after it), or
+one for the phase that is learned from the longest pause in it that ended by itself, in this attempt or an
+earlier one of the same job.
+
+Time is what the supervisor's own monotonic clock saw, which stands still while the machine is suspended, and
+no look at an attempt counts for more than a second. So a slow or stopped supervisor, a suspended machine, a
+stopped worker or a changed clock never make a hang; they only let one be found later.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 from runner.core.spec import LimitsSpec
 
-#: Learned limits never go below this.
-FLOOR_S = 300.0
-#: ... and are this many times the longest pause between two signs of progress.
-FACTOR = 20.0
+#: The most that one look at an attempt can add to its idle time: what lay before was not seen.
+LOOK_S_MAX = 1.0
+#: A learned limit is this many times the longest pause: steps may differ a hundredfold ...
+FACTOR = 100.0
+#: ... but of long pauses no more than five times as long, and this much.
+_OF_LONG, _BEYOND_S = 5.0, 7200.0
+#: A heartbeat comes every second; after so many none does.
+_BEATS_S = 5.0
+#: Time spent waiting for a processor counts from so many limits on.
+STARVED_LIMITS = 10.0
+
+
+class Ability(StrEnum):
+    """Whether an attempt could do anything since the last look."""
+
+    RUNS = "runs"
+    HELD = "held"  #: stopped, traced or frozen by somebody
+    STARVED = "starved"  #: it would have run, but others had the processors
+
+
+class Condition(StrEnum):
+    """What the signals mean together."""
+
+    WORKING = "working"
+    IDLE = "idle"  #: alive, and does not get on: a hang when it lasts beyond the phase's limit
+    SILENT = "silent"  #: not even Python runs: a long call into native code, or a hang; it has longer
+    WAITING = "waiting"  #: for a processor: a hang only after many limits
+    HELD = "held"  #: never a hang
+
+
+#: (able to, work was seen, a heartbeat was seen) -> what it is.
+CONDITIONS: dict[tuple[Ability, bool, bool], Condition] = {
+    (Ability.RUNS, True, True): Condition.WORKING,
+    (Ability.RUNS, True, False): Condition.WORKING,
+    (Ability.RUNS, False, True): Condition.IDLE,
+    (Ability.RUNS, False, False): Condition.SILENT,
+    (Ability.STARVED, True, True): Condition.WORKING,
+    (Ability.STARVED, True, False): Condition.WORKING,
+    (Ability.STARVED, False, True): Condition.WAITING,
+    (Ability.STARVED, False, False): Condition.WAITING,
+    (Ability.HELD, True, True): Condition.WORKING,
+    (Ability.HELD, True, False): Condition.WORKING,
+    (Ability.HELD, False, True): Condition.HELD,
+    (Ability.HELD, False, False): Condition.HELD,
+}
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long nothing may be seen to happen: before any pause is known, and in any case."""
+
+    first_s: float
+    floor_s: float
+
+
+#: Phases before the first step; `limits.startup` is both of theirs. "" is before any was reported.
+STARTUP = frozenset({"", "import", "build", "trace"})
+#: A heartbeat's own pauses are learned as if it were a phase.
+SILENCE = "silence"
+#: Any other phase, which a script may have made up.
+OTHER = "other"
+PATIENCE: dict[str, Patience] = {
+    "train": Patience(1800.0, 300.0),
+    "validate": Patience(7200.0, 600.0),
+    "callbacks": Patience(7200.0, 1800.0),
+    "save": Patience(3600.0, 600.0),
+    "after": Patience(7200.0, 7200.0),  # the script's own code: what is quick after one fit may not be later
+    SILENCE: Patience(3600.0, 1800.0),
+    OTHER: Patience(1800.0, 300.0),
+}
+#: What `Job.pace` may hold.
+PACED = frozenset(PATIENCE) | STARTUP - {""}
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at an attempt."""
+
+    now: float  #: the supervisor's monotonic seconds
+    mark: str = ""  #: what changes with every sign of work
+    phase: str = ""
+    beat: str | None = None  #: what changes with every heartbeat; None: none is promised
+    idle_s: float = 0.0  #: how old the newest work was when it was told
+    ability: Ability = Ability.RUNS
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """What was seen of one attempt's progress; times are the supervisor's monotonic seconds."""
+    """What was seen of one attempt."""
 
     seen_at: float
-    mark: str = ""  #: what changes with every sign of progress
-    idle_s: float = 0.0  #: seconds able to run since the last change
-    longest_s: float = 0.0  #: the longest such pause that ended by itself
-    stepped: bool = False
+    mark: str = ""
+    phase: str = ""
+    beat: str | None = None
+    idle_s: float = 0.0  #: seconds able to run since the last work
+    silent_s: float = 0.0  #: ... since the last heartbeat
+    starved_s: float = 0.0  #: seconds spent waiting for a processor since the last work
+    pace: Mapping[str, float] = field(default_factory=dict)  #: the longest pauses that ended by themselves
 
 
-def observe(pulse: Pulse, now: float, mark: str, *, stepped: bool, runnable: bool) -> Pulse:
-    """Take in one look at the attempt; `runnable` is false while it is stopped or the machine was asleep."""
-    passed = max(0.0, now - pulse.seen_at) if runnable else 0.0
-    idle_s = pulse.idle_s + passed
-    if mark != pulse.mark:
-        longest_s = max(pulse.longest_s, idle_s) if pulse.stepped else pulse.longest_s
-        return Pulse(now, mark, 0.0, longest_s, pulse.stepped or stepped)
-    return replace(pulse, seen_at=now, idle_s=idle_s)
+def observe(pulse: Pulse, look: Look) -> Pulse:
+    """Take in one look at the attempt."""
+    passed_s = min(max(0.0, look.now - pulse.seen_at), LOOK_S_MAX)
+    works, beats = look.mark != pulse.mark, look.beat != pulse.beat
+    condition = CONDITIONS[look.ability, works, beats]
+    able_s = 0.0 if condition in {Condition.HELD, Condition.WAITING} else passed_s
+    idle_s, silent_s, pace = pulse.idle_s + able_s, pulse.silent_s + able_s, pulse.pace
+    if works or beats or look.beat is None:
+        pace = _longer(pace, SILENCE, silent_s) if pulse.beat is not None else pace
+        silent_s = 0.0
+    starved_s = pulse.starved_s + (passed_s if condition is Condition.WAITING else 0.0)
+    if works:  # the pause belongs to the phase in which it was spent
+        pace = _longer(pace, _kind(pulse.phase), idle_s)
+        idle_s, starved_s = min(look.idle_s, passed_s), 0.0
+    return Pulse(look.now, look.mark, look.phase, look.beat, idle_s, silent_s, starved_s, pace)
 
 
-def limit_s(pulse: Pulse, limits: LimitsSpec, *, after: bool = False) -> float:
-    """Seconds without progress after which the attempt counts as hung.
+def limit_s(phase: str, limits: LimitsSpec, pace: Mapping[str, float]) -> float:
+    """Seconds without work after which an attempt counts as hung, in a phase; for `SILENCE`, without a beat.
 
     Args:
-        pulse: what was seen.
+        phase: in which it is.
         limits: the job's.
-        after: training is over, and the script does what nobody has seen before.
+        pace: the longest pauses that are known.
     """
-    if not pulse.stepped:
-        return limits.startup_s
+    patience, longest_s = PATIENCE.get(_kind(phase)), pace.get(_kind(phase))
+    if phase == "":  # a command may never report, and not know how
+        return max(limits.startup_s, limits.hang_s or 0.0)
+    if patience is None:  # before the first step
+        if limits.startup_s != LimitsSpec.startup_s or longest_s is None:
+            return limits.startup_s
+        return max(limits.startup_s, _learned_s(longest_s))
     if limits.hang_s is not None:
         return limits.hang_s
-    return max(FLOOR_S, FACTOR * pulse.longest_s, limits.startup_s if after else 0.0)
+    if longest_s is None:
+        return max(patience.first_s, limits.startup_s) if phase == "after" else patience.first_s
+    return max(patience.floor_s, _learned_s(longest_s))
 
 
-def hangs(pulse: Pulse, limits: LimitsSpec, *, after: bool = False) -> str | None:
-    """Say in one line that the attempt hangs; None while it does not."""
-    allowed_s = limit_s(pulse, limits, after=after)
-    if math.isinf(allowed_s) or pulse.idle_s <= allowed_s:
+def hangs(pulse: Pulse, limits: LimitsSpec, pace: Mapping[str, float]) -> str | None:
+    """Say in one line that the attempt hangs; None while it does not.
+
+    Args:
+        pulse: what was seen of it.
+        limits: the job's.
+        pace: the longest pauses of the job's earlier attempts.
+    """
+    known = merged(pace, pulse.pace)
+    allowed_s = limit_s(pulse.phase, limits, known)
+    if math.isinf(allowed_s):
         return None
-    which = "limits.hang" if pulse.stepped else "limits.startup"
-    return f"no progress for {pulse.idle_s:.0f} s ({which} allows {allowed_s:.0f} s)"
+    idle_s = pulse.idle_s + max(0.0, pulse.starved_s - STARVED_LIMITS * allowed_s)
+    if idle_s <= allowed_s:
+        return None
+    which = "limits.startup" if _kind(pulse.phase) in STARTUP else "limits.hang"
+    where = f" in {pulse.phase}" if pulse.phase else ""
+    alive = ""
+    if pulse.beat is not None:
+        alive = ", though its Python runs" if pulse.silent_s <= _BEATS_S else ", nor does its Python run"
+        if _is_learned(pulse.phase, limits) and _BEATS_S < pulse.silent_s <= limit_s(SILENCE, limits, known):
+            return None  # a long call into native code
+    return f"no progress for {idle_s:.0f} s{where}{alive} ({which} allows {allowed_s:.0f} s)"
+
+
+def closely(pulse: Pulse, limits: LimitsSpec, pace: Mapping[str, float]) -> float:
+    """Return what part of its limit the attempt has been idle for: from 1 on it hangs."""
+    allowed_s = limit_s(pulse.phase, limits, merged(pace, pulse.pace))
+    return (pulse.idle_s + pulse.starved_s) / allowed_s if allowed_s > 0 else 1.0
+
+
+def merged(pace: Mapping[str, float], newer: Mapping[str, float]) -> dict[str, float]:
+    """Return the longer pause of each phase; bounded, as there are only so many phases."""
+    phases = sorted((pace.keys() | newer.keys()) & PACED)
+    return {phase: max(pace.get(phase, 0.0), newer.get(phase, 0.0)) for phase in phases}
+
+
+def _is_learned(phase: str, limits: LimitsSpec) -> bool:
+    if _kind(phase) in STARTUP:
+        return limits.startup_s == LimitsSpec.startup_s
+    return limits.hang_s is None
+
+
+def _learned_s(longest_s: float) -> float:
+    return min(FACTOR * longest_s, _OF_LONG * longest_s + _BEYOND_S)
+
+
+def _kind(phase: str) -> str:
+    return phase if phase in PACED or phase == "" else OTHER
+
+
+def _longer(pace: Mapping[str, float], phase: str, pause_s: float) -> Mapping[str, float]:
+    return pace if phase == "" or pause_s <= pace.get(phase, 0.0) else {**pace, phase: pause_s}

@@ -5,6 +5,7 @@ Plain frozen values. Times are ISO 8601 strings in UTC as `Moment.iso` gives the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -14,6 +15,7 @@ from runner.core.actions import Ask
 from runner.core.cadence import Past
 from runner.core.exactness import Kind
 from runner.core.failure import Failure, Retreat
+from runner.core.hang import merged
 from runner.core.spec import JobSpec
 
 #: Version of job.json; a reader refuses a newer one.
@@ -177,9 +179,9 @@ class Job:
     exactness: str = ""  #: what the worker said of the exactness of this job's resumes
     classified: Classified | None = None  #: the same, in parts
     ledger: Ledger = field(default_factory=Ledger)
-    since: str | None = (
-        None  #: what was before, in the queue or in backoff, is in the ledger; older records: None
-    )
+    #: What was before, in the queue or in backoff, is in the ledger; older records: None.
+    since: str | None = None
+    pace: dict[str, float] = field(default_factory=dict)  #: longest pause of each phase, in s (see `hang`)
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
     mirror_read: int = 0  #: bytes of what the mirror's process reported that are relayed
     asked_at: str | None = None  #: when it was last asked to run again; waiting before that is nobody's loss
@@ -223,6 +225,14 @@ class Job:
         """What ended its attempts since it was last asked to run, where they told: the newest last."""
         asked_at = self.asked_at or ""
         return [a.failure for a in self.attempts if a.failure is not None and a.started_at >= asked_at]
+
+    def paced(self, pace: Mapping[str, float]) -> Job:
+        """Return the record with what an attempt's pauses have taught."""
+        return replace(self, pace=merged(self.pace, pace))
+
+    def unpaced(self) -> Job:
+        """Return the record without: its folder may say something else now."""
+        return replace(self, pace={})
 
     def with_attempt(self, attempt: Attempt) -> Job:
         """Return the record with its newest attempt replaced, or `attempt` added when its number is new."""

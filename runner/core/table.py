@@ -202,7 +202,7 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
         max_rss_bytes=event.max_rss_bytes,
     )
     return publish(
-        replace(job.with_attempt(ended), ledger=ledger),
+        replace(job.with_attempt(ended).paced(event.pace), ledger=ledger),
         moment,
         "ended",
         outcome=outcome.value,
@@ -276,7 +276,7 @@ def _retry(job: Job, event: Retry, moment: Moment) -> Decision:
         backoff_s=0.0,
         finished_at=None,
     )
-    return Decision(_enter(job, State.QUEUED, moment))
+    return Decision(_enter(job.unpaced(), State.QUEUED, moment))
 
 
 def _prioritize(job: Job, event: Prioritize, moment: Moment) -> Decision:

@@ -102,6 +102,16 @@ class AttemptPaths:
         return self.dir / "stacks.txt"
 
     @property
+    def evidence(self) -> Path:
+        """What else is known of an attempt that hung: open files, memory, last metrics; writer: shim."""
+        return self.dir / "evidence.txt"
+
+    @property
+    def stuck(self) -> Path:
+        """What SIGKILL has not ended, for as long as that lasts; writer: shim."""
+        return self.dir / "stuck.json"
+
+    @property
     def facts(self) -> Path:
         """What the worker reports, one JSON a line, relayed to events.jsonl; writer: worker."""
         return self.dir / "facts.jsonl"

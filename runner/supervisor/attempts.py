@@ -11,13 +11,12 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from runner.core.actions import Ask
 from runner.core.events import Ended, StartFailed
-from runner.core.hang import Pulse
 from runner.core.job import ACTIVE, Job, Outcome
 from runner.core.recovery import Found
 from runner.core.restart import EXIT_CONFIG, EXIT_RETRY
@@ -27,6 +26,7 @@ from runner.storage.layout import AttemptPaths, Home
 from runner.supervisor import launch, mirrors, process
 from runner.supervisor.loop import Loop
 from runner.supervisor.process import Identity
+from runner.supervisor.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ _MACHINES_FAULT = frozenset(
         *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
     }
 )
+#: Between two looks at what a killed shim has left, at most; and after how many it is told of.
+_STRAYS_S, _STRAYS_LOOKS = 1.0, 20
 #: Before trying again what the machine refused.
 _REFUSED_S = 1.0
 #: An adopted shim without shim.json is given this long to write it.
@@ -61,10 +63,12 @@ class Live:
     waited_s: float = 0.0
     wall_s: float = -1.0  #: how long the job has run, as far as its limit counts; below 0: not summed yet
     memory_held: bool = False
-    pulse: Pulse = field(default_factory=lambda: Pulse(0.0))
-    worker: Identity | None = None  #: as its shim has told, once it has
-    progress: dict[str, Any] = field(default_factory=dict)  #: as last read
-    progress_stamp: tuple[int, int, int] | None = None  #: of the file that was read
+    looked_at: float = 0.0  #: when its memory and wall time were looked at
+    worker: int | None = None  #: its worker's pid, once its shim has told it
+    watch: Watch | None = None
+    settling: int = 0  #: how often its tree was looked for, without a shim
+    stray: str = ""  #: what of that does not die
+    stuck: str = ""  #: what of it does not die, as it was told last
 
 
 class Attempts:
@@ -128,6 +132,14 @@ class Attempts:
         if fd is not None:
             self.drop_memory(attempt.name)
             self._memories[attempt.name] = fd
+
+    def newly_stuck(self, attempt: Live) -> str:
+        """Say what of an attempt was killed and does not die; "" where that is known already."""
+        said = str(_read(attempt.paths.stuck).get("text") or "") or attempt.stray
+        if said == attempt.stuck:
+            return ""
+        attempt.stuck = said
+        return said
 
     def drop_memory(self, name: str) -> None:
         """Let go of the memory of a job that has no next attempt."""
@@ -225,7 +237,9 @@ class Attempts:
         """Read the truth the shim left; where it left none, make sure first that nothing of it lives."""
         ended = read_outcome(attempt.paths)
         if ended is None and self._kill_strays(attempt):
-            self._loop.after(_SOON_S, lambda: self._settle(attempt))
+            attempt.settling += 1
+            delay_s = min(_SOON_S * attempt.settling, _STRAYS_S)
+            self._loop.after(delay_s, lambda: self._settle(attempt))
             return
         self._finish(attempt, ended or Ended(reason="its shim was killed; nobody saw the end"))
 
@@ -234,10 +248,15 @@ class Attempts:
         for pid in strays:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+        if attempt.settling == _STRAYS_LOOKS:
+            pids = ", ".join(map(str, strays)) or "who holds its lock"
+            attempt.stray = f"killed, and not dead: pid {pids}; the job keeps its place until it is"
         return bool(strays) or lock.is_locked(self._home.job(attempt.name).lock)
 
     def _finish(self, attempt: Live, ended: Ended | StartFailed) -> None:
         del self.live[attempt.name]
+        if isinstance(ended, Ended) and attempt.watch is not None:
+            ended = replace(ended, pace=attempt.watch.pulse.pace)
         self._on_end(attempt.name, ended)
 
     def _files(self, job: Job) -> AttemptPaths:

@@ -54,6 +54,48 @@ def is_stopped(pid: int) -> bool:
     return bool(fields) and fields[0] in "Tt"
 
 
+def is_frozen(pid: int) -> bool:
+    """Tell whether the process's control group is frozen (cgroups(7)), as by `docker pause`."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        with contextlib.suppress(OSError):
+            if number == "0" and "frozen 1" in Path(f"/sys/fs/cgroup{path}/cgroup.events").read_text():
+                return True
+        with contextlib.suppress(OSError):
+            if "freezer" in controllers.split(","):
+                return Path(f"/sys/fs/cgroup/freezer{path}/freezer.state").read_text().strip() != "THAWED"
+    return False
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What one thread has had of the processors."""
+
+    ran_s: float
+    waited_s: float  #: for a processor; the kernel adds a wait when it is over
+    turns: int  #: how often it got one
+    ready: bool  #: it has a processor now, or waits for one
+
+
+def processing(pid: int) -> dict[str, Processing]:
+    """Return what each thread of a process has had of the processors, from its schedstat and stat (proc(5)).
+
+    Where the kernel keeps no such account, nothing.
+    """
+    found = {}
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                ran_ns, waited_ns, turns = map(int, (thread / "schedstat").read_text().split())
+                ready = (thread / "stat").read_bytes().rpartition(b") ")[2].startswith(b"R")
+                found[thread.name] = Processing(ran_ns / 1e9, waited_ns / 1e9, turns, ready)
+    return found
+
+
 def open_pidfd(identity: Identity) -> int | None:
     """Open a descriptor that becomes readable when the process ends; None where it has ended already."""
     try:

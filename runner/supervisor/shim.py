@@ -6,11 +6,14 @@ the standard library, so that it is up within milliseconds.
 - The worker runs in a session of its own, with stdout and stderr on `log`, and dies with the shim
   (PR_SET_PDEATHSIG). The shim is a subreaper: whatever the worker's tree leaves behind becomes its child.
 - SIGTERM: asks the worker to stop; after the grace the tree is killed. SIGUSR1: kills the tree. SIGUSR2: the
-  attempt hangs: the worker's faulthandler writes its stacks, /proc is noted, then as SIGTERM, shortly.
+  attempt hangs: `evidence.py` writes what it is doing, then as SIGTERM, shortly.
 - Where launch.json names a keeper, it is started beside the worker, whose snapshots it writes to the disk;
   the memory that they lie in is the shim's. When the worker is gone, it has a moment for what is left there.
-- When the worker has ended, every process that is left of the tree is killed and reaped, the outcome is
-  written durably (again and again while the disk refuses), and only then the lock is let go.
+- When the worker has ended, every process that is left of the tree is killed and reaped; where it did not end
+  well and there are GPUs, a moment is waited for their memory; the outcome is written durably (again and
+  again while the disk refuses), and only then the lock is let go.
+- What SIGKILL does not end, as a process in uninterruptible sleep, is waited for as long as it takes, and
+  told in `stuck.json` meanwhile.
 """
 
 from __future__ import annotations
@@ -34,9 +37,13 @@ if TYPE_CHECKING:
 LOCK_FD = 3
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-#: Seconds for the worker's faulthandler to write its stacks, and from SIGTERM to SIGKILL after a hang.
-EVIDENCE_S = 2.0
+#: Seconds for evidence at most, and from SIGTERM to SIGKILL after a hang.
+EVIDENCE_S = 10.0
 HANG_GRACE_S = 5.0
+#: What has not died so long after SIGKILL is told of.
+STUCK_S = 3.0
+#: For the memory of GPUs to become free.
+GPU_S = 30.0
 OUTCOME_RETRY_S = 1.0
 #: For the keeper to write what is left in memory: in any case, and for each byte of it.
 KEEPER_S = 30.0
@@ -87,6 +94,9 @@ class Attempt:
         self.keeper = keeper  # 0: there is none, or it has ended
         self.memory = memory  # descriptor of what the keeper's snapshots lie in; -1: there is none
         self.kept = not keeper  # nothing is left in memory
+        self.beside = 0  # a program of ours that looks at the tree
+        self.members = {worker}  # what is known to have been of the tree
+        self.stuck = ""  # what has not died, in words
         self.folder = folder
         self.grace_s = grace_s
         self.status: int | None = None
@@ -121,6 +131,7 @@ class Attempt:
         self.deadlines.pop("kill", None)
         self.deadlines.pop("stop_hung", None)
         self.clear_tree(wake)
+        self.await_gpu(wake)
         self.await_keeper(wake)
 
     def await_keeper(self, wake: int) -> None:
@@ -151,9 +162,10 @@ class Attempt:
             self.kill()
         elif number == signal.SIGUSR2:
             self.asked = "hang"
-            self.note_evidence()
-            self.send(signal.SIGUSR2)
-            self.deadlines["stop_hung"] = time.monotonic() + EVIDENCE_S
+            if not self.beside:
+                self.members.update(descendants())
+                self.beside = start_beside("evidence.py", self.folder, self.worker)
+                self.deadlines["stop_hung"] = time.monotonic() + EVIDENCE_S * (self.beside > 0)
 
     def stop(self, grace_s: float) -> None:
         """Ask the worker to end, and kill its tree after the grace."""
@@ -163,12 +175,14 @@ class Attempt:
 
     def stop_hung(self) -> None:
         """End a hung worker: its evidence is taken."""
-        self.stop(HANG_GRACE_S)
+        self.end_beside()
+        self.stop(min(HANG_GRACE_S, self.grace_s))
 
     def kill(self) -> None:
         """SIGKILL the worker; the rest of the tree follows when it has been reaped."""
         self.killed = self.killed or self.status is None
         self.send(signal.SIGKILL)
+        self.deadlines.setdefault("tell_stuck", time.monotonic() + STUCK_S)
 
     def keeper_s(self) -> float:
         """Return how many seconds the keeper has to write what is left in memory, at most."""
@@ -181,17 +195,10 @@ class Attempt:
             os.kill(self.keeper, signal.SIGKILL)
 
     def send(self, number: int) -> None:
-        """Signal the worker, and for anything but SIGUSR2 nobody else: it owns its children."""
+        """Signal the worker, and nobody else: it owns its children."""
         if self.worker and self.status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.worker, number)
-
-    def note_evidence(self) -> None:
-        """Write, where possible, what /proc tells about the worker before it is asked anything."""
-        with contextlib.suppress(OSError), open(os.path.join(self.folder, "stacks.txt"), "ab") as out:
-            for name in ("status", "wchan", "stack", "syscall"):
-                with contextlib.suppress(OSError), open(f"/proc/{self.worker}/{name}", "rb") as source:
-                    out.write(b"--- /proc/%d/%s\n%s\n" % (self.worker, name.encode(), source.read()))
 
     def reap(self) -> None:
         """Collect every child that has ended; the worker's status is kept."""
@@ -204,19 +211,63 @@ class Attempt:
                 return
             if pid == self.keeper:
                 self.keeper, self.kept = 0, status == 0
+            if pid == self.beside:
+                self.beside = 0
+                if "stop_hung" in self.deadlines:
+                    self.deadlines["stop_hung"] = 0.0  # all evidence is there
             if pid == self.worker:
                 self.status = status
                 self.usage = self_usage
 
     def clear_tree(self, wake: int) -> None:
         """Kill what is left of the tree until nothing is: orphans are ours, as we are their subreaper."""
-        while left := [pid for pid in descendants() if pid != self.keeper]:
+        self.end_beside()
+        self.deadlines.setdefault("tell_stuck", time.monotonic() + STUCK_S)
+        while left := self.left():
+            self.members.update(left)
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                    self.strays += 1
+                    self.strays += pid != self.beside
             self.turn(wake, 0.05)
         self.reap()
+        del self.deadlines["tell_stuck"]
+        if self.stuck:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.folder, "stuck.json"))
+
+    def left(self) -> list[int]:
+        """List what is left of the tree; a worker that was killed is, until it has been reaped."""
+        left = [pid for pid in descendants() if pid not in (self.keeper, self.worker)]
+        return [self.worker, *left] if self.worker and self.status is None else left
+
+    def tell_stuck(self) -> None:
+        """Write what SIGKILL has not ended, and where in the kernel that is; again when it changes."""
+        stuck = "; ".join(map(place_of, self.left()))
+        if stuck and stuck != self.stuck:
+            with contextlib.suppress(OSError):
+                text = f"killed, and not dead: {stuck}; the job keeps its place until it is"
+                write_json(os.path.join(self.folder, "stuck.json"), {"version": 1, "text": text})
+                self.stuck = stuck
+        self.deadlines["tell_stuck"] = time.monotonic() + STUCK_S
+
+    def await_gpu(self, wake: int) -> None:
+        """Where the worker did not end well, wait a while until no GPU has memory of its tree."""
+        places = (f"{path}/nvidia-smi" for path in os.environ.get("PATH", "").split(":"))
+        if not self.worker or self.status == 0 or not any(os.access(place, os.X_OK) for place in places):
+            return
+        self.beside = start_beside("vacated.py", *sorted(self.members))
+        self.deadlines["end_beside"] = time.monotonic() + GPU_S
+        while self.beside and "end_beside" in self.deadlines:
+            self.turn(wake, 1.0)
+        if self.beside:
+            sys.stderr.write(f"shim: GPU memory of the attempt is not free after {GPU_S:g} s\n")
+            self.clear_tree(wake)
+
+    def end_beside(self) -> None:
+        """End a program of ours that looks at the tree."""
+        if self.beside:
+            os.kill(self.beside, signal.SIGKILL)
 
     def outcome(self, error: str, duration_s: float) -> dict[str, object]:
         """Say how it ended, as outcome.json holds it."""
@@ -333,6 +384,18 @@ def start_process(
     return pid
 
 
+def start_beside(name: str, *arguments: object) -> int:
+    """Start a program of ours that looks at what may block; return its pid, 0 where that fails."""
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    argv = [sys.executable, "-I", "-S", program, *map(str, arguments)]
+    defaults = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE]
+    try:
+        return os.posix_spawn(sys.executable, argv, os.environ, setsid=True, setsigdef=defaults)
+    except OSError as failure:
+        sys.stderr.write(f"shim: {name} could not be started: {failure}\n")
+        return 0
+
+
 def forget_signals() -> None:
     """Give a child back what any new process has."""
     signal.set_wakeup_fd(-1)
@@ -392,6 +455,20 @@ def state_and_parent(pid: int) -> tuple[str, int]:
         fields = file.read().rsplit(")", 1)[1].split()
         return fields[0], int(fields[1])
     return "X", 0
+
+
+def place_of(pid: int) -> str:
+    """Say in which state a process is, and where in the kernel a thread of it cannot be ended."""
+    state, place, name = state_and_parent(pid)[0], "", ""
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat", errors="replace") as file:
+                about = file.read()
+            name = name or about[about.index("(") + 1 : about.rindex(")")]
+            if about[about.rindex(")") :].split()[1] == "D" and not place:
+                with open(f"/proc/{pid}/task/{thread}/wchan") as file:
+                    state, place = "D (uninterruptible sleep)", f" in {file.read()}"
+    return f"pid {pid} ({name}) in state {state}{place}"
 
 
 def oom_kills() -> int:

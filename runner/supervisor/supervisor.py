@@ -302,6 +302,16 @@ class Supervisor:
             self._relay_job(name)
         if name in self.attempts.live and (limit := self.vitals.check(self.book.jobs[name])):
             self.handle(name, limit)
+        self._tell_stuck(name)
+
+    def _tell_stuck(self, name: str) -> None:
+        """Say that what was killed does not die: its job cannot go on, and keeps its place."""
+        attempt = self.attempts.live.get(name)
+        if attempt is not None and (attempt.pidfd < 0 or self.book.jobs[name].state is State.STOPPING):
+            stuck = self.attempts.newly_stuck(attempt)
+            if stuck:
+                log.error("%s: %s", name, stuck)
+                self.book.note(name, "stuck", reason=stuck)
 
     def _relay_job(self, name: str) -> bool:
         """Take over some of what the attempt reported; tell whether there may be more."""

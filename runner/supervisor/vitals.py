@@ -3,86 +3,46 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from runner.core.events import Limit, Sight
-from runner.core.hang import Pulse, hangs, observe
 from runner.core.job import Job, State, seconds_between
-from runner.errors import UnreadableRecordError
-from runner.storage import records
 from runner.storage.layout import Home
-from runner.supervisor import process
 from runner.supervisor.attempts import Attempts, Live, read_identity, snapshots_bytes
+from runner.supervisor.watch import Watch
 
-#: How often one attempt is looked at.
+#: How often an attempt's memory and wall time are looked at; its signs of life whenever `check` is called.
 LOOK_S = 1.0
 #: A gap between two looks beyond this was not ours to see: the machine slept, or we did.
 _GAP_MAX_S = 10.0
-#: Phases (see ARCHITECTURE.md) in which limits.hang holds; before them it is limits.startup.
-_AFTER = "after"
-_OWN_LOOP = "own"
-_AFTER_FIRST_STEP = {"train", "validate", "callbacks", "save", _AFTER, _OWN_LOOP}
 
 
 class Vitals:
-    """Looks at each live attempt about once a second."""
+    """Looks at each live attempt."""
 
     def __init__(self, home: Home, attempts: Attempts) -> None:
         self._home = home
         self._attempts = attempts
 
     def check(self, job: Job) -> Limit | None:
-        """Look at the job's attempt if it is time; return the limit it went over, if any."""
+        """Look at the job's attempt; return the limit it went over, if any."""
         attempt = self._attempts.live[job.name]
-        if attempt.shim is None:
-            return None  # its checkpoints are being fetched, or it waits to be started
+        if attempt.shim is None or job.state is not State.RUNNING:
+            return None  # its checkpoints are being fetched, it waits to be started, or ends already
         now = time.monotonic()
-        first = attempt.pulse.seen_at == 0.0
-        if first:
-            attempt.pulse = Pulse(now)
-        since_s = now - attempt.pulse.seen_at
-        if job.state is not State.RUNNING or (since_s < LOOK_S and not first):
-            return None
-        self._observe(job, attempt, now, since_s)
-        self._attempts.hold_memory(attempt)
-        reason = self._hangs(job, attempt)
-        if reason:
+        if attempt.watch is None:
+            attempt.watch = Watch(self._home.job(job.name), attempt.number, now)
+        if attempt.worker is None:
+            identity = read_identity(attempt.paths, "worker")
+            attempt.worker = identity.pid if identity is not None else None
+        attempt.watch.look(job, now, attempt.worker)
+        if reason := attempt.watch.hangs(job):
             return Limit(Sight.HUNG, reason)
-        return self._over_wall(job, attempt, since_s) or self._over_memory(job, attempt)
-
-    def _observe(self, job: Job, attempt: Live, now: float, since_s: float) -> None:
-        worker = attempt.worker = attempt.worker or read_identity(attempt.paths, "worker")
-        runnable = since_s < _GAP_MAX_S and not (worker and process.is_stopped(worker.pid))
-        progress = self._progress(job, attempt)
-        # What changes progress.json changes it because the training gets on, not because time passes.
-        mark = f"{progress.get('step')} {progress.get('time')}"
-        stepped = progress.get("phase") in _AFTER_FIRST_STEP
-        attempt.pulse = observe(attempt.pulse, now, mark, stepped=stepped, runnable=runnable)
-
-    def _progress(self, job: Job, attempt: Live) -> dict[str, Any]:
-        """Read the attempt's progress, where it is another; one left by an earlier attempt counts as none."""
-        path = self._home.job(job.name).progress
-        try:
-            about = path.stat()
-            stamp = about.st_ino, about.st_mtime_ns, about.st_size
-            if stamp != attempt.progress_stamp:
-                attempt.progress, attempt.progress_stamp = records.load_json(path), stamp
-        except (OSError, UnreadableRecordError):
-            attempt.progress, attempt.progress_stamp = {}, None
-        return attempt.progress if attempt.progress.get("attempt") == job.attempt else {}
-
-    def _hangs(self, job: Job, attempt: Live) -> str | None:
-        """Say that the attempt hangs, where silence means anything.
-
-        A command that never reported may just not know how, and a loop of a script's own says nothing; for
-        these limits.hang has to be set.
-        """
-        progress, limits = self._progress(job, attempt), job.spec.limits
-        phase = progress.get("phase")
-        reports = phase != _OWN_LOOP and (job.spec.command is None or bool(progress))
-        if not reports and limits.hang_s is None:
+        since_s, attempt.looked_at = now - (attempt.looked_at or now), attempt.looked_at or now
+        if 0.0 < since_s < LOOK_S:
             return None
-        return hangs(attempt.pulse, limits, after=phase == _AFTER)
+        attempt.looked_at = now
+        self._attempts.hold_memory(attempt)
+        return self._over_wall(job, attempt, since_s) or self._over_memory(job, attempt)
 
     def _over_wall(self, job: Job, attempt: Live, since_s: float) -> Limit | None:
         allowed_s = job.spec.limits.wall_s

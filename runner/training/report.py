@@ -24,6 +24,8 @@ from runner.training.steady import Lines
 
 #: progress.json is written at most this often.
 PROGRESS_EVERY_S = 1.0
+#: ... and touched as often where there is nothing new: a heartbeat.
+BEAT_EVERY_S = 1.0
 _TELL_EVERY_S = 0.25
 
 
@@ -80,7 +82,9 @@ class Progress:
     """`progress.json`: the newest values, written at most once a second.
 
     Setting values costs next to nothing; the watcher thread writes them, or, in a forked child, which has no
-    watcher, whoever sets them. What nobody has set again is not written again.
+    watcher, whoever sets them. What nobody has set again is not written again, but touched: its modification
+    time is the heartbeat, `work` counts what the training did, `idle_s` is how old the last of that was when
+    it was written.
     """
 
     def __init__(self, path: Path, attempt: int):
@@ -90,6 +94,7 @@ class Progress:
         self._dirty = False
         self._watched_in = os.getpid()
         self._stepped_at = -math.inf
+        self._beat_at, self._worked_at = -math.inf, time.monotonic()
         self._rate: tuple[float, int] | None = None
         self.values: dict[str, Any] = {
             "version": 1,
@@ -98,6 +103,9 @@ class Progress:
             "time": "",
             "phase": "import",
             "fit": 0,
+            "work": 0,
+            "idle_s": 0.0,
+            "heartbeat_s": BEAT_EVERY_S,
             "step": 0,
             "epoch": 0,
             "epochs": None,
@@ -116,11 +124,17 @@ class Progress:
             self.earlier = dict(json.loads(path.read_bytes()[:_EARLIER_BYTES_MAX]))
 
     def set(self, **values: Any) -> None:
-        """Take in new values; they are written when due."""
+        """Take in new values, as a sign of work; they are written when due."""
+        self.values["work"] += 1
+        self._worked_at = time.monotonic()
+        if "step" in values:
+            self._stepped_at = self._worked_at
+        self.show(**values)
+
+    def show(self, **values: Any) -> None:
+        """Take in new values that do not tell of the training, such as those of a thread beside it."""
         self.values.update(values)
         self._dirty = True
-        if "step" in values:
-            self._stepped_at = time.monotonic()
         if os.getpid() != self._watched_in:
             if self.values["pid"] == self._watched_in:  # the first time; a watcher may have held the lock
                 self._lock, self.values["pid"] = threading.Lock(), os.getpid()
@@ -147,6 +161,15 @@ class Progress:
         if self._dirty and time.monotonic() >= self._written_at + PROGRESS_EVERY_S:
             self.write()
 
+    def beat(self) -> None:
+        """Write when there is something new and due, else show about once a second that Python runs."""
+        self.write_if_due()
+        now = time.monotonic()
+        if now >= max(self._beat_at, self._written_at) + BEAT_EVERY_S:
+            self._beat_at = now
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
+
     def write(self) -> None:
         """Write at once."""
         with self._lock:
@@ -154,6 +177,7 @@ class Progress:
             self._dirty = False
             self._written_at = now
             values = dict(self.values)
+            values["idle_s"] = round(now - self._worked_at, 3)
             values["time"] = now_text()
             values["steps_per_s"] = self._steps_per_s(self._stepped_at, int(values["step"]))
             values["rss_bytes"] = _resident_bytes()

@@ -86,8 +86,8 @@ class Worker:
         return self.launch.cwd / self.launch.entry if self.launch.entry else None
 
     def _tick(self) -> None:
-        """Once a second: write what is due, and what the disk has refused."""
-        self.progress.write_if_due()
+        """Once a second: show that Python runs, write what is due, and what the disk has refused."""
+        self.progress.beat()
         self.facts.flush()
         with contextlib.suppress(OSError):
             self.metrics.flush()
@@ -186,11 +186,11 @@ class Worker:
         if fact["event"] == "checkpoint":
             costs = {key: fact[key] for key in ("interval_s", "stall_s", "save_s", "size_bytes")}
             costs["memory_bytes"] = self._shelf.held_bytes() if self._shelf is not None else 0
-            self.progress.set(checkpoint_step=fact["step"], saving=costs)
+            self.progress.show(checkpoint_step=fact["step"], saving=costs)
         elif fact["event"] == "save-failed":
             saving = {"since": now_text(), **self.progress.values["saving"]}
             saving.update({"reason": fact["reason"], "retry_s": fact["retry_s"]})
-            self.progress.set(saving=saving)
+            self.progress.show(saving=saving)
 
     def _write_best(self, path: Path, snapshot: Snapshot) -> None:
         self.saver.write(path, snapshot)

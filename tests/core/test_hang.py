@@ -2,89 +2,240 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.core.hang import FACTOR, FLOOR_S, Pulse, hangs, limit_s, observe
+from runner.core.events import Ended
+from runner.core.hang import (
+    CONDITIONS,
+    FACTOR,
+    PACED,
+    PATIENCE,
+    SILENCE,
+    STARTUP,
+    Ability,
+    Condition,
+    Look,
+    Pulse,
+    hangs,
+    limit_s,
+    merged,
+    observe,
+)
 from runner.core.spec import LimitsSpec
+from tests.core.life import ADMITTED, BACKOFF_OVER, KILLED, Life, retry
 
 AUTO = LimitsSpec()
+FLOOR_S = PATIENCE["train"].floor_s
+#: Past that, for a learned limit's upper bound.
+HOURS_S = 2 * 3600.0
 
 
-def watch(*looks: tuple[float, str], runnable: bool = True, stepped: bool = True) -> Pulse:
-    """Look at an attempt, first seen at 0 s, at (time, mark)."""
-    pulse = Pulse(0.0)
-    for now, mark in looks:
-        pulse = observe(pulse, now, mark, stepped=stepped, runnable=runnable)
+def seen(phase: str, idle_s: float, **fields: float) -> Pulse:
+    """An attempt that has shown no work in a phase for so long, its Python running."""
+    return Pulse(0.0, "1", phase, "beat", idle_s, **fields)
+
+
+def go(pulse: Pulse, seconds: float, **look: object) -> Pulse:
+    """Look at an attempt once a second for so long; nothing changes but what `look` says."""
+    as_before = {"mark": pulse.mark, "phase": pulse.phase, "beat": pulse.beat}
+    for _ in range(int(seconds)):
+        pulse = observe(pulse, Look(pulse.seen_at + 1.0, **{**as_before, **look}))  # type: ignore[arg-type]
     return pulse
 
 
-def test_before_the_first_step_the_startup_limit_holds() -> None:
-    limits = LimitsSpec(startup_s=10, hang_s=1)
-    assert hangs(watch((10, "")), limits) is None
-    assert hangs(watch((10.6, "")), limits) == "no progress for 11 s (limits.startup allows 10 s)"
+# --- the table --------------------------------------------------------------------------------------------
 
 
-def test_a_phase_before_the_first_step_is_progress() -> None:
-    limits = LimitsSpec(startup_s=10)
-    assert hangs(watch((9, "import"), (18, "build"), (27, "trace"), stepped=False), limits) is None
-    assert hangs(watch((9, "import"), (20, "import"), stepped=False), limits) is not None
+def test_the_table_is_total() -> None:
+    assert set(CONDITIONS) == set(itertools.product(Ability, (True, False), (True, False)))
 
 
-def test_after_the_first_step_the_jobs_own_limit_holds() -> None:
-    limits = LimitsSpec(hang_s=5, startup_s=1000)
-    assert hangs(watch((1, "1"), (6, "1")), limits) is None
-    assert hangs(watch((1, "1"), (7, "1")), limits) == "no progress for 6 s (limits.hang allows 5 s)"
+@pytest.mark.parametrize(("ability", "works", "beats"), list(CONDITIONS))
+def test_what_the_signals_mean(ability: Ability, works: bool, beats: bool) -> None:
+    """Work is work, however it could come about; without it, who cannot run is not idle."""
+    before = Pulse(0.0, "1", "train", "1", idle_s=5.0, silent_s=5.0, starved_s=5.0)
+    after = observe(before, Look(1.0, "2" if works else "1", "train", "2" if beats else "1", ability=ability))
+    able_s = 1.0 if ability is Ability.RUNS else 0.0
+    assert (CONDITIONS[ability, works, beats] is Condition.WORKING) == works
+    assert after.idle_s == (0.0 if works else 5.0 + able_s)
+    assert after.silent_s == (0.0 if works or beats else 5.0 + able_s)
+    assert after.starved_s == (0.0 if works else 5.0 + (ability is Ability.STARVED))
 
 
-def test_a_learned_limit_has_a_floor() -> None:
-    assert limit_s(watch((1, "1"), (2, "2")), AUTO) == FLOOR_S
+# --- limits -----------------------------------------------------------------------------------------------
 
 
-def test_a_learned_limit_grows_with_the_longest_pause_that_ended_by_itself() -> None:
-    pulse = watch((1, "1"), (101, "1"), (101.5, "2"), (102, "3"))
-    assert limit_s(pulse, AUTO) == FACTOR * 100.5
-    assert hangs(watch((1, "1"), (101, "1"), (101.5, "2"), (102, "2"), (2000, "2")), AUTO) is None
+@pytest.mark.parametrize(
+    ("phase", "limits", "longest_s", "expected_s"),
+    [
+        # Before the first step: limits.startup; history can lengthen it where it is not of the job's own.
+        *[(phase, AUTO, None, 600.0) for phase in sorted(STARTUP)],
+        ("trace", AUTO, 5.0, 600.0),
+        ("trace", AUTO, 60.0, 6000.0),
+        ("trace", LimitsSpec(startup_s=90.0), 60.0, 90.0),
+        ("import", LimitsSpec(hang_s=5.0), None, 600.0),
+        ("", LimitsSpec(hang_s=5.0), None, 600.0),
+        ("", LimitsSpec(hang_s=9000.0), None, 9000.0),  # a command that never reports anything
+        # After it: limits.hang where that is set, whatever is known.
+        *[(phase, LimitsSpec(hang_s=5.0), 60.0, 5.0) for phase in ("train", "validate", "after", "own", "x")],
+        # Learned: generous before anything is known, then by the longest pause, with a floor.
+        ("train", AUTO, None, 1800.0),
+        ("train", AUTO, 0.5, 300.0),
+        ("train", AUTO, 10.0, 1000.0),
+        ("validate", AUTO, None, 7200.0),
+        ("validate", AUTO, 1.0, 600.0),
+        ("validate", AUTO, 1800.0, 5 * 1800.0 + HOURS_S),
+        ("callbacks", AUTO, 0.1, 1800.0),
+        ("save", AUTO, 0.1, 600.0),
+        ("after", AUTO, 0.1, 7200.0),
+        ("made up by a script", AUTO, None, 1800.0),
+    ],
+)
+def test_limits(phase: str, limits: LimitsSpec, longest_s: float | None, expected_s: float) -> None:
+    pace = {} if longest_s is None else {phase: longest_s}
+    assert limit_s(phase, limits, pace) == expected_s
+    assert hangs(seen(phase, expected_s), limits, pace) is None
+    assert hangs(seen(phase, expected_s + 1), limits, pace) is not None
 
 
-def test_the_time_to_the_first_step_teaches_nothing() -> None:
-    assert limit_s(watch((500, ""), (501, "1"), (502, "2")), AUTO) == FLOOR_S
+def test_a_first_validation_of_half_an_hour_is_none() -> None:
+    pulse = go(seen("train", 0.0), 1, mark="2", phase="validate", beat="2")
+    pulse = go(pulse, 1800, beat="3")
+    assert hangs(pulse, AUTO, {}) is None
+    assert go(pulse, 1, mark="3", phase="train").pace["validate"] == 1801
 
 
-def test_time_in_which_it_could_not_run_does_not_count() -> None:
-    assert hangs(watch((1, "1"), (1e9, "1"), runnable=False), LimitsSpec(hang_s=5)) is None
+@pytest.mark.parametrize(
+    ("pulse", "limits", "line"),
+    [
+        (seen("trace", 11), LimitsSpec(startup_s=10), "in trace, though its Python runs (limits.startup"),
+        (seen("train", 11), LimitsSpec(hang_s=10), "in train, though its Python runs (limits.hang"),
+        (
+            seen("train", 11, silent_s=9),
+            LimitsSpec(hang_s=10),
+            "in train, nor does its Python run (limits.hang",
+        ),
+        (replace(seen("train", 11), beat=None), LimitsSpec(hang_s=10), "in train (limits.hang"),
+    ],
+)
+def test_the_reason(pulse: Pulse, limits: LimitsSpec, line: str) -> None:
+    assert hangs(pulse, limits, {}) == f"no progress for 11 s {line} allows 10 s)"
 
 
 @pytest.mark.parametrize("field", ["hang_s", "startup_s"])
 def test_never_is_never(field: str) -> None:
     limits = LimitsSpec(**{field: math.inf})
-    assert hangs(watch((1, "1"), (1e12, "1"), stepped=field == "hang_s"), limits) is None
+    assert hangs(seen("train" if field == "hang_s" else "build", 1e12), limits, {}) is None
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e3), st.booleans(), st.booleans()), max_size=30), st.floats(1, 1e3))
-def test_idle_time_is_exactly_what_was_seen_idle(
-    looks: list[tuple[float, bool, bool]], hang_s: float
+# --- two signals ------------------------------------------------------------------------------------------
+
+
+def test_a_long_call_that_lets_no_python_run_has_longer() -> None:
+    known = {"train": 1.0, SILENCE: 1.0}
+    silent = seen("train", FLOOR_S + 1, silent_s=FLOOR_S + 1)
+    assert hangs(silent, AUTO, known) is None
+    assert hangs(replace(silent, silent_s=0.5), AUTO, known) is not None, "alive, and does not work"
+    beyond_s = PATIENCE[SILENCE].floor_s + 1
+    assert "nor does" in str(hangs(replace(silent, idle_s=beyond_s, silent_s=beyond_s), AUTO, known))
+    assert hangs(replace(silent, idle_s=beyond_s, silent_s=beyond_s), AUTO, {"train": 1.0}) is None
+
+
+def test_silence_is_learned_as_a_phase_is() -> None:
+    pulse = go(go(seen("train", 0.0), 50), 1, beat="2")
+    assert pulse.pace == {SILENCE: 51}
+    assert limit_s(SILENCE, AUTO, pulse.pace) == FACTOR * 51
+
+
+def test_a_pause_belongs_to_the_phase_it_was_spent_in() -> None:
+    pulse = go(seen("validate", 0.0), 40)
+    pulse = go(pulse, 1, mark="2", phase="train")
+    assert pulse.pace == {"validate": 41, SILENCE: 41}
+    assert (pulse.idle_s, pulse.phase) == (0.0, "train")
+
+
+def test_what_was_before_the_first_report_teaches_nothing() -> None:
+    assert go(go(Pulse(0.0), 500), 1, mark="1", phase="train").pace == {}
+
+
+def test_how_old_the_newest_work_was_when_told_counts() -> None:
+    assert go(seen("train", 9.0), 1, mark="2", idle_s=0.75).idle_s == 0.75
+    assert go(seen("train", 9.0), 1, mark="2", idle_s=1e9).idle_s == 1.0, "no longer than since the last look"
+
+
+# --- never a false hang -----------------------------------------------------------------------------------
+
+
+@given(
+    st.floats(0.01, HOURS_S / FACTOR),
+    st.lists(st.floats(1, FACTOR), max_size=20),
+    st.sampled_from(sorted(PATIENCE)),
+)
+def test_pauses_that_differ_a_hundredfold_are_none(lo_s: float, factors: list[float], phase: str) -> None:
+    pulse = seen(phase, 0.0)
+    for number, factor in enumerate([1.0, *factors]):
+        pulse = replace(pulse, idle_s=lo_s * factor)
+        assert hangs(pulse, AUTO, {}) is None
+        pulse = observe(pulse, Look(0.0, f"{number}", phase, "beat"))
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e6, 1e6), st.booleans(), st.booleans(), st.sampled_from(Ability)), max_size=30
+    )
+)
+def test_idle_is_what_was_seen_idle_and_a_look_counts_a_second(
+    looks: list[tuple[float, bool, bool, Ability]],
 ) -> None:
-    pulse, now, idle_s, mark = Pulse(0.0, "0", stepped=True), 0.0, 0.0, 0
-    for passed_s, works, runnable in looks:
-        now += passed_s
-        mark += works
-        idle_s = 0.0 if works else idle_s + (passed_s if runnable else 0.0)
-        pulse = observe(pulse, now, str(mark), stepped=True, runnable=runnable)
-        assert pulse.idle_s == pytest.approx(idle_s, abs=1e-6)
-    assert (hangs(pulse, LimitsSpec(hang_s=hang_s)) is not None) == (pulse.idle_s > hang_s)
+    """Gaps of any length (a slow or stopped supervisor, a suspended machine), a clock that goes back."""
+    pulse, now, idle_s, starved_s, mark, beat = Pulse(0.0, "0", "train", "0"), 0.0, 0.0, 0.0, 0, 0
+    for passed_s, works, beats, ability in looks:
+        counts_s = min(max(0.0, passed_s), 1.0)
+        now, mark, beat = now + passed_s, mark + works, beat + beats
+        idle_s = 0.0 if works else idle_s + counts_s * (ability is Ability.RUNS)
+        starved_s = 0.0 if works else starved_s + counts_s * (ability is Ability.STARVED)
+        pulse = observe(pulse, Look(now, str(mark), "train", str(beat), ability=ability))
+        assert pulse.idle_s == pytest.approx(idle_s, abs=1e-3)
+        assert pulse.starved_s == pytest.approx(starved_s, abs=1e-3)
 
 
-def test_a_clock_that_goes_backwards_is_no_progress_and_no_idleness() -> None:
-    assert watch((10, "1"), (5, "1")).idle_s == 0.0
+def test_an_hour_of_being_stopped_is_none() -> None:
+    assert hangs(go(seen("train", 4.0), 3600, ability=Ability.HELD), LimitsSpec(hang_s=5), {}) is None
 
 
-def test_what_follows_training_has_as_long_as_a_start():
-    limits = LimitsSpec(startup_s=2 * FLOOR_S)
-    pulse = watch((1, "a"), (2, "b"), (2 + 1.5 * FLOOR_S, "b"))
-    assert hangs(pulse, limits) is not None
-    assert hangs(pulse, limits, after=True) is None
-    assert limit_s(pulse, LimitsSpec(hang_s=5.0), after=True) == 5.0
+def test_waiting_for_a_processor_counts_after_many_limits() -> None:
+    limits = LimitsSpec(hang_s=5)
+    pulse = go(seen("train", 0.0), 10 * 5 + 5, ability=Ability.STARVED)
+    assert hangs(pulse, limits, {}) is None
+    assert hangs(go(pulse, 1, ability=Ability.STARVED), limits, {}) is not None
+
+
+# --- what is kept -----------------------------------------------------------------------------------------
+
+
+def test_a_job_keeps_the_longest_pause_of_each_phase() -> None:
+    life = Life().all([ADMITTED, replace(KILLED, pace={"train": 3.0, "trace": 9.0}), BACKOFF_OVER, ADMITTED])
+    assert life.job.pace == {"train": 3.0, "trace": 9.0}
+    life.all([replace(KILLED, pace={"train": 7.0, "trace": 1.0, "validate": 2.0})])
+    assert life.job.pace == {"train": 7.0, "trace": 9.0, "validate": 2.0}
+
+
+def test_a_retry_runs_what_its_folder_says_now_and_forgets() -> None:
+    life = Life().all([ADMITTED, Ended(exit_code=78, pace={"train": 3.0}), retry()])
+    assert life.job.pace == {}
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.floats(0, 1e9), max_size=3),
+    st.dictionaries(st.sampled_from(sorted(PACED)), st.floats(0)),
+)
+def test_a_record_holds_no_more_than_the_phases(odd: dict[str, float], pace: dict[str, float]) -> None:
+    found = merged(pace, odd)
+    assert found.keys() <= PACED
+    assert all(found[phase] >= pace[phase] for phase in pace)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
+
+import pytest
 
 from runner.training.report import Progress
 
@@ -55,3 +58,40 @@ def test_the_pace_is_that_of_the_steps_not_of_the_writing(tmp_path: Path) -> Non
     assert pace() == round(100 / lasted_s, 2)
     progress.set(phase="validate")
     assert pace() == 0.0
+
+
+def test_what_has_nothing_new_is_touched_and_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    progress = Progress(path, 1)
+    progress.set(step=1)
+    progress.beat()
+    before = path.stat()
+    progress.beat()
+    assert path.stat() == before, "a second has not passed"
+    deadline = time.monotonic() + 10
+    while path.stat() == before:
+        assert time.monotonic() < deadline
+        progress.beat()
+    after = path.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+    assert after.st_mtime_ns - before.st_mtime_ns > 0.9e9
+
+
+def test_only_what_the_training_sets_is_work(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    progress = Progress(path, 1)
+
+    def told() -> tuple[int, float]:
+        progress.write()
+        found = json.loads(path.read_text())
+        return found["work"], found["idle_s"]
+
+    progress.set(step=1)
+    work, idle_s = told()
+    assert idle_s < 1.0
+    progress._worked_at -= 60
+    progress.show(saving={"save_s": 1.0})
+    assert told() == (work, pytest.approx(idle_s + 60, abs=1.0))
+    progress.phase("validate")
+    assert told()[0] == work + 1
+    assert told()[1] < 1.0

@@ -1,0 +1,215 @@
+"""Hangs and what only looks like one, with real daemons, shims and workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.cli import facts
+from runner.core.job import Outcome, State
+from runner.storage import records
+from runner.supervisor import process
+from tests.system.conftest import Site, wait_for
+
+LIMIT_S = 3.0
+FREEZER = Path("/sys/fs/cgroup/freezer")
+#: Steps that take from 10 ms to 1 s, the time of its progress days apart; then one that never ends.
+VARYING = """
+import json, os, random, sys, time
+state, attempt, chance = os.environ["RUNNER_STATE"], int(os.environ["RUNNER_ATTEMPT"]), random.Random(7)
+def tell(step):
+    fields = {"version": 1, "attempt": attempt, "pid": os.getpid(), "step": step, "phase": "train"}
+    with open(state + "/.staged", "w") as out:
+        json.dump({**fields, "time": str(chance.random())}, out)
+    day = chance.choice([-86400, 0, 86400])
+    os.utime(state + "/.staged", (time.time() + day, time.time() + day))
+    os.rename(state + "/.staged", state + "/progress.json")
+for step in range(25):
+    time.sleep(0.01 * 100 ** chance.random())
+    tell(step)
+if attempt == 1:
+    with open("stalled", "w") as out:
+        print(time.monotonic(), file=out)
+    time.sleep(600)
+"""
+#: What a hang looks like whose Python runs.
+STUCK = """
+import threading, time
+def stuck():
+    time.sleep(600)
+threading.Thread(target=stuck).start()
+stuck()
+"""
+#: ... and one inside a call that lets no other thread run.
+SILENT = """
+import ctypes
+lock, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+lock(mutex), lock(mutex)
+"""
+
+
+def submit_script(site: Site, name: str, text: str, toml: str) -> None:
+    staged = site.home.jobs / f".{name}.tmp"
+    staged.mkdir()
+    (staged / "train.py").write_text(text)
+    (staged / "job.toml").write_text(toml)
+    (staged / ".submitted.json").write_text('{"version": 1, "source": null}')
+    staged.rename(site.home.folder(name))
+
+
+def test_steps_may_vary_and_what_follows_them_is_found_in_time(site: Site) -> None:
+    site.start()
+    toml = f'[limits]\nhang = "{LIMIT_S:g}s"\n[restart]\nbackoff = "50ms..100ms"\n'
+    site.submit("varies", command=[sys.executable, "-c", VARYING], toml=toml)
+    wait_for(lambda: "hung" in site.kinds("varies"), "the hang to be found")
+    found_at = time.monotonic()
+    took_s = found_at - float((site.home.folder("varies") / "stalled").read_text())
+    assert LIMIT_S <= took_s < LIMIT_S + 3.0, "a second, and what a busy machine adds"
+    job = site.wait("varies", State.SUCCEEDED)
+    assert [attempt.outcome for attempt in job.attempts] == [Outcome.HUNG, Outcome.SUCCEEDED]
+    assert 0.5 < job.pace["train"] < LIMIT_S
+
+
+def test_a_tree_that_is_stopped_with_its_daemon_does_not_hang(site: Site) -> None:
+    daemon = site.start()
+    site.submit("count", "120", "0.02", toml='[limits]\nhang = "1s"\n')
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    pids = [site.identity("count", who).pid for who in ("worker", "shim")] + [daemon.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait_for(lambda: time.monotonic() > stopped + 4, "four limits to pass")
+    for pid in reversed(pids):
+        os.kill(pid, signal.SIGCONT)
+    assert site.wait("count", State.SUCCEEDED).attempt == 1
+    assert "hung" not in site.kinds("count")
+
+
+def test_evidence_is_kept_of_a_hang_whose_python_runs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNNER_HOME", raising=False)
+    site.start()
+    toml = '[limits]\nstartup = "{}s"\ngrace = "1s"\n[restart]\nbudget = 0\n[resources]\ncpus = 0.1\n'
+    submit_script(site, "stuck", STUCK, toml.format(7))
+    submit_script(site, "silent", SILENT, toml.format(7))
+    job = site.wait("stuck", State.FAILED)
+    assert [attempt.outcome for attempt in job.attempts] == [Outcome.HUNG]
+    hung = next(event for event in site.events("stuck") if event["event"] == "hung")
+    assert "in import, though its Python runs (limits.startup allows 7 s)" in hung["reason"]
+    attempt = site.home.job("stuck").attempt(1)
+    stacks, evidence = attempt.stacks.read_text(), attempt.evidence.read_text()
+    assert stacks.count("in stuck\n") == 2, "Python's stacks of both threads"
+    assert "State:" in stacks
+    assert "in the kernel" in stacks
+    pid = json.loads(attempt.shim.read_text())["worker"]["pid"]
+    for part in (
+        "processes",
+        f"open files of {pid}",
+        "progress.json",
+        f"memory of {pid}",
+        f"command line of {pid}",
+    ):
+        assert f"--- {part}\n" in evidence
+    assert f"1 -> {attempt.log}\n" in evidence
+    assert '"phase": "import"' in evidence
+    assert "Rss:" in evidence
+    assert json.loads(attempt.outcome.read_text())["strays_killed"] == 0, "the witness is no stray"
+    site.wait("silent", State.FAILED)
+    hung = next(event for event in site.events("silent") if event["event"] == "hung")
+    assert "in import, nor does its Python run" in hung["reason"]
+    stacks = site.home.job("silent").attempt(1).stacks.read_text()
+    assert 'train.py", line 4 in <module>' in stacks
+
+
+@contextlib.contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Freeze a process: it then stands for one in uninterruptible sleep, as SIGKILL waits for the thaw."""
+    group = FREEZER / f"test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no control group can be made to freeze")
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+        wait_for(lambda: process.is_frozen(pid), "the freeze")
+        yield
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the group to be empty")
+        group.rmdir()
+
+
+def test_what_does_not_die_keeps_its_place_and_is_told(site: Site) -> None:
+    site.start()
+    whole = f"[resources]\ncpus = {os.cpu_count() or 1}\n"
+    site.submit("count", "3000", "0.01", toml=whole)
+    wait_for(lambda: site.count("count") >= 10, "progress")
+    site.submit("next", "5", toml=whole)
+    worker = site.identity("count", "worker")
+    kept = site.home.job("count").attempt(1).stuck
+    with frozen(worker.pid):
+        site.ask("cancel", "count")
+        wait_for(lambda: "stuck" in site.kinds("count"), "it to be told")
+        told = next(event["reason"] for event in site.events("count") if event["event"] == "stuck")
+        assert f"killed, and not dead: pid {worker.pid} (python" in told
+        assert "in state D (uninterruptible sleep) in " in told
+        assert records.load_json(kept)["text"] == told
+        assert facts.gather(site.home, "count")["stuck"] == told
+        assert site.job("count").state is State.STOPPING
+        assert site.job("next").state is State.QUEUED, "its place is taken"
+        site.ask("pause", "next")
+        site.wait("next", State.PAUSED)  # the daemon is not held up
+        site.ask("resume", "next")
+    site.wait("count", State.CANCELLED)
+    site.wait("next", State.SUCCEEDED)
+    assert not kept.exists()
+    assert site.kinds("count").count("stuck") == 1
+
+
+def test_what_outlives_its_shim_and_does_not_die_is_waited_for(site: Site) -> None:
+    site.start()
+    site.submit("count", "60", "0.01")
+    wait_for(lambda: site.count("count") >= 10, "progress")
+    worker = site.identity("count", "worker")
+    with frozen(worker.pid):
+        os.kill(site.identity("count", "shim").pid, signal.SIGKILL)
+        wait_for(lambda: "stuck" in site.kinds("count"), "it to be told")
+        told = next(event["reason"] for event in site.events("count") if event["event"] == "stuck")
+        assert f"killed, and not dead: pid {worker.pid};" in told
+        assert site.job("count").attempt == 1
+    assert site.wait("count", State.SUCCEEDED).attempt == 2
+
+
+def test_the_next_attempt_waits_until_no_gpu_has_memory_of_the_last(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An nvidia-smi that lists what a file says, and notes that it was asked."""
+    listed, asked = tmp_path / "listed", tmp_path / "asked"
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {asked}\ncat {listed}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    site.start()
+    site.submit("count", "60", "0.01")
+    wait_for(lambda: site.count("count") >= 10, "progress")
+    worker = site.identity("count", "worker").pid
+    listed.write_text(f"1\n{worker}\n")
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: asked.exists() and asked.read_text().count("--query-compute-apps=pid") >= 3, "looks")
+    assert not site.home.job("count").attempt(1).outcome.exists()
+    assert site.job("count").attempt == 1
+    listed.write_text("1\n")
+    assert site.wait("count", State.SUCCEEDED).attempt == 2
+    looks = asked.read_text()
+    site.submit("well", "5")
+    site.wait("well", State.SUCCEEDED)
+    assert asked.read_text() == looks, "what ends well has let go of it"
