@@ -46,6 +46,7 @@ _STRAYS_S, _STRAYS_LOOKS = 1.0, 20
 _REFUSED_S = 1.0
 #: An adopted shim without shim.json is given this long to write it.
 _BIRTH_S = 10.0
+_UNSEEN = Ended(reason="its shim was killed; nobody saw the end")
 
 
 @dataclass
@@ -113,6 +114,16 @@ class Attempts:
         attempt = Live(job.name, job.attempt, self._files(job), asked=ask)
         self.live[job.name] = attempt
         self._find_shim(attempt)
+
+    def bury(self, job: Job, unseen: Ended) -> None:
+        """Take an attempt whose shim died unseen for ended so, once nothing of it lives.
+
+        The worker died with its shim, but not what the worker had started: that would run beside its
+        successor.
+        """
+        attempt = Live(job.name, job.attempt, self._files(job))
+        self.live[job.name] = attempt
+        self._settle(attempt, unseen)
 
     def ask(self, name: str, ask: Ask) -> None:
         """Ask the attempt's shim; what comes before the shim can be reached is sent when it can."""
@@ -233,15 +244,15 @@ class Attempts:
         attempt.pidfd = -1
         self._settle(attempt)
 
-    def _settle(self, attempt: Live) -> None:
+    def _settle(self, attempt: Live, unseen: Ended = _UNSEEN) -> None:
         """Read the truth the shim left; where it left none, make sure first that nothing of it lives."""
         ended = read_outcome(attempt.paths)
         if ended is None and self._kill_strays(attempt):
             attempt.settling += 1
             delay_s = min(_SOON_S * attempt.settling, _STRAYS_S)
-            self._loop.after(delay_s, lambda: self._settle(attempt))
+            self._loop.after(delay_s, lambda: self._settle(attempt, unseen))
             return
-        self._finish(attempt, ended or Ended(reason="its shim was killed; nobody saw the end"))
+        self._finish(attempt, ended or unseen)
 
     def _kill_strays(self, attempt: Live) -> bool:
         strays = process.carrying(("RUNNER_STATE", str(self._home.job(attempt.name).dir)))

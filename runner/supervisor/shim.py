@@ -67,15 +67,17 @@ def main() -> None:
         os.set_inheritable(LOCK_FD, False)
     wake = watch_signals()
     began = time.monotonic()
-    error, worker = "", 0
+    error = ""
     keeper, handed = start_keeper(launch, folder, libc, inherited(launch))
+    attempt = Attempt(keeper, folder, float(launch["grace_s"]), *handed[1:])
+    attempt.tell_identity()  # before there is a worker: else a successor could take it for never started
     try:
-        worker = start_process(launch["argv"], launch, folder, libc, handed)
+        attempt.worker = start_process(launch["argv"], launch, folder, libc, handed)
+        attempt.members.add(attempt.worker)
     except OSError as failure:
         error = str(failure)
     for fd in handed[:1]:
         os.close(fd)  # so that the keeper notices when the worker has ended
-    attempt = Attempt(worker, keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.tell_identity()
     attempt.supervise(wake)
     if not attempt.kept:  # the keeper was killed, or hung: another one, and nobody at the other end
@@ -89,13 +91,13 @@ def main() -> None:
 class Attempt:
     """The worker and all that descends from it."""
 
-    def __init__(self, worker: int, keeper: int, folder: str, grace_s: float, memory: int = -1) -> None:
-        self.worker = worker  # 0: it could not be started
+    def __init__(self, keeper: int, folder: str, grace_s: float, memory: int = -1) -> None:
+        self.worker = 0  # not started, or it could not be
         self.keeper = keeper  # 0: there is none, or it has ended
         self.memory = memory  # descriptor of what the keeper's snapshots lie in; -1: there is none
         self.kept = not keeper  # nothing is left in memory
         self.beside = 0  # a program of ours that looks at the tree
-        self.members = {worker}  # what is known to have been of the tree
+        self.members: set[int] = set()  # what is known to have been of the tree
         self.stuck = ""  # what has not died, in words
         self.folder = folder
         self.grace_s = grace_s

@@ -204,7 +204,8 @@ class Supervisor:
 
     def _recover(self, name: str) -> None:
         job = self.book.jobs[name]
-        match recover(job, beside(self.home, job)):
+        found = beside(self.home, job)
+        match recover(job, found):
             case None:
                 pass
             case Adopt():
@@ -215,11 +216,12 @@ class Supervisor:
                 self._apply(job, Start(job.attempt))
             case Resume(delay_s):
                 self._waits[name] = self.loop.after(delay_s, lambda: self._backoff_over(name))
-            case Ended() | StartFailed() | Event() as event:
-                if isinstance(event, Event):
-                    self._insist(name, event)
-                else:
-                    self._attempt_ended(name, event)
+            case Ended() as unseen if found.ended is None:
+                self.attempts.bury(job, unseen)
+            case Ended() | StartFailed() as event:
+                self._attempt_ended(name, event)
+            case Event() as event:
+                self._insist(name, event)
 
     # --- one turn for one job --------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runner.core.events import Ended, Event, Reported, Retry, Sight
+from runner.core.events import Admitted, Ended, Event, Reported, Retry, Sight
 from runner.core.failure import NOT_FINITE, Failure, Retreat
 from runner.core.job import State
 from runner.core.restart import EXIT_RETRY
@@ -37,7 +37,7 @@ def fail(life: Life, fact: dict[str, Any], *before: dict[str, Any], code: int = 
     if life.job.state is State.BACKOFF:
         life.on(Event(Sight.BACKOFF_OVER))
     if life.job.state is State.QUEUED:
-        life.on(Event(Sight.ADMITTED))
+        life.on(Admitted())
     life.on(reported(*before, {"event": "raised", **fact}))
     life.on(Ended(exit_code=code))
     return life
@@ -71,7 +71,7 @@ def test_if_that_ends_alike_the_job_has_failed_and_says_why() -> None:
 
 def test_what_an_older_checkpoint_avoids_is_over() -> None:
     life = twice_the_same()
-    life.all([Event(Sight.BACKOFF_OVER), Event(Sight.ADMITTED), reported(resumed(10), saved(50))])
+    life.all([Event(Sight.BACKOFF_OVER), Admitted(), reported(resumed(10), saved(50))])
     assert life.job.retreat is None, "what is newer now is good: the next attempt resumes from it"
     life = fail(life, {**LATE, "step": 60})
     assert life.job.state is State.RUNNING
@@ -79,7 +79,7 @@ def test_what_an_older_checkpoint_avoids_is_over() -> None:
 
 def test_a_kill_in_between_changes_nothing() -> None:
     life = twice_the_same()
-    life.all([Event(Sight.BACKOFF_OVER), Event(Sight.ADMITTED), Ended(signal="SIGKILL")])
+    life.all([Event(Sight.BACKOFF_OVER), Admitted(), Ended(signal="SIGKILL")])
     assert life.job.retreat is not None
     assert life.job.retreat.before == 30
     fail(life, LATE, resumed(10))
@@ -176,14 +176,14 @@ def test_after_a_good_checkpoint_the_newest_is_good_enough() -> None:
     "wrong", [{"step": -1}, {"step": "x"}, {"where": None}, {"kind": None, "step": None}]
 )
 def test_what_a_worker_makes_up_changes_nothing(wrong: dict[str, Any]) -> None:
-    life = Life().all([Event(Sight.ADMITTED), reported({"event": "raised", **LATE, **wrong})])
+    life = Life().all([Admitted(), reported({"event": "raised", **LATE, **wrong})])
     assert life.job.current is not None
     assert life.job.current.failure is None
 
 
 def test_its_texts_are_bounded() -> None:
     long = {"event": "raised", **LATE, "message": "x" * 10_000, "where": ["y" * 999] * 50}
-    job = Life().all([Event(Sight.ADMITTED), reported(long)]).job
+    job = Life().all([Admitted(), reported(long)]).job
     assert job.current is not None
     failure = job.current.failure
     assert isinstance(failure, Failure)

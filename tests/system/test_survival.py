@@ -6,8 +6,10 @@ import contextlib
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from runner.core.job import Outcome, State
 from runner.supervisor import process
-from tests.system.conftest import Site, assert_events_in_order, wait_for
+from tests.system.conftest import COUNTER, Site, assert_events_in_order, wait_for
 
 
 def kill_daemon(site: Site) -> None:
@@ -84,6 +86,24 @@ def test_supervisor_and_shim_killed_together(site: Site) -> None:
     site.start()
     job = site.wait("count", State.SUCCEEDED)
     assert [a.outcome for a in job.attempts] == [Outcome.ABANDONED, Outcome.SUCCEEDED]
+
+
+def test_what_a_worker_had_started_ends_with_it_though_supervisor_and_shim_are_killed(site: Site) -> None:
+    """The worker dies with its shim; its children do not: they would run beside the next attempt's."""
+    site.start()
+    counter = shlex.join([sys.executable, str(COUNTER), "100", "0.01"])
+    site.submit("count", command=["/bin/sh", "-c", f"sleep 600 & exec {counter}"])
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    worker = site.identity("count", "worker", 1)
+    shim = site.identity("count", "shim", 1)
+    kill_daemon(site)
+    os.kill(shim.pid, signal.SIGKILL)
+    wait_for(lambda: not process.is_alive(worker), "the worker to die with its shim")
+    assert len(site.living("count")) == 1
+    site.start()
+    job = site.wait("count", State.SUCCEEDED)
+    assert [a.outcome for a in job.attempts] == [Outcome.ABANDONED, Outcome.SUCCEEDED]
+    assert site.living("count") == []
 
 
 def test_sigterm_drains(site: Site) -> None:

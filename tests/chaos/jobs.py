@@ -1,0 +1,104 @@
+"""The campaign's jobs, each with how it must end, whatever happens to whom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.core.job import State
+from runner.storage.layout import Home
+
+WORKER = Path(__file__).with_name("worker.py")
+TRAINING = Path(__file__).parents[1] / "system" / "storm" / "train.py"
+#: A short backoff; a budget that no campaign spends.
+ENDURING = '[restart]\nbudget = 1000000\nbackoff = "10ms..50ms"\n'
+#: Several at once on any machine.
+SMALL = '[resources]\ncpus = 0.1\n[limits]\nhang = "10m"\n'
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job must end."""
+
+    state: State
+    exit_code: (
+        int | None
+    )  #: as `runner wait` returns it; None: that of an attempt that may end in several ways
+    attempts: int | None = None  #: how many, where nobody strikes at them; None: any number
+    result: str | None = None  #: what the job's own file must hold; None: it has none
+    removed: bool = False  #: nothing may be left of it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job to be submitted."""
+
+    name: str
+    ending: Ending
+    deeds: tuple[str, ...] = ()  #: of worker.py; none: it trains with Keras
+    toml: str = ENDURING
+    through_shell: bool = False  #: the worker is a shell, its child does the deeds
+    asks: str = ""  #: what people ask of it while it runs: verbs
+
+    @property
+    def own_codes(self) -> set[int]:
+        """Exit codes of failures of its own, which nobody inflicts."""
+        return {int(deed.rpartition(":")[2]) for deed in self.deeds if deed.startswith(("exit:", "flaky:"))}
+
+    def submit(self, home: Home, ledgers: Path) -> None:
+        """Put the job's folder in place in one step, as `runner submit` does."""
+        staged = home.jobs / f".{self.name}.tmp"
+        staged.mkdir()
+        toml = self.toml
+        if self.deeds:
+            toml = f"command = {json.dumps(self._command(ledgers))}\n{toml}{SMALL}"
+        else:
+            shutil.copy(TRAINING, staged / "train.py")
+        (staged / "job.toml").write_text(toml)
+        (staged / ".submitted.json").write_text('{"version": 1, "source": null}')
+        staged.rename(home.folder(self.name))
+
+    def _command(self, ledgers: Path) -> list[str]:
+        command = [sys.executable, "-I", "-S", str(WORKER), str(ledgers / self.name), *self.deeds]
+        # With something after it, so that the shell stays.
+        return ["/bin/sh", "-c", f"{shlex.join(command)}; exit $?"] if self.through_shell else command
+
+
+SUCCEEDED = Ending(State.SUCCEEDED, 0)
+CANCELLED = Ending(State.CANCELLED, None)
+
+
+def failed(code: int, attempts: int | None = None) -> Ending:
+    return Ending(State.FAILED, code, attempts)
+
+
+def counted(target: int) -> Ending:
+    """Return the ending of a job that counts: its digest is that of each step, once."""
+    digest = ""
+    for count in range(1, target + 1):
+        digest = hashlib.sha256(f"{digest}{count}".encode()).hexdigest()
+    return Ending(State.SUCCEEDED, 0, result=f"{target} {digest}")
+
+
+def counting(name: str, target: int, pause_s: float, *more: str, shell: bool = False, asks: str = "") -> Plan:
+    deeds = (*more, f"count:{target}:{pause_s}")
+    return Plan(name, counted(target), deeds, through_shell=shell, asks=asks)
+
+
+def failing(name: str, code: int, count: int, toml: str = ENDURING) -> Plan:
+    """Return a job that fails for good with this code, when it has counted so far."""
+    return Plan(name, failed(code), (f"count:{count}:0.01", f"exit:{code}"), toml)
+
+
+def training(name: str, epochs: int, pause_s: float, result: str | None) -> Plan:
+    """Return a real training; `result` is what an undisturbed one has left."""
+    toml = (
+        f'args = ["{epochs}", "{pause_s}"]\n{ENDURING}[seed]\nvalue = 7\n[checkpoint]\nevery = "1s"\n'
+        '[resources]\ncpus = 0.5\n[env]\nCUDA_VISIBLE_DEVICES = ""\n'
+    )
+    return Plan(name, Ending(State.SUCCEEDED, 0, result=result), toml=toml)
