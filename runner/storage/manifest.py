@@ -60,7 +60,7 @@ class ConstantList(list[Any]):
 def render(
     snapshot: Snapshot, created: str, arrays: Mapping[str, np.ndarray[Any, Any]], offsets: Mapping[str, int]
 ) -> bytes:
-    """Return the manifest, padded with blanks to whole kilobytes.
+    """Return the manifest, padded with blanks to whole pages.
 
     Args:
         snapshot: whose it is.
@@ -99,7 +99,7 @@ _dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _object(parts: Mapping[str, str]) -> str:
-    return "{" + ",".join(f"{_dumps(key)}:{text}" for key, text in parts.items()) + "}"
+    return "{" + ",".join(f"{_dumps(str(key))}:{text}" for key, text in parts.items()) + "}"
 
 
 def _entry_json(key: str, array: np.ndarray[Any, Any], offset: int) -> str:

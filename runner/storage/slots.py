@@ -22,7 +22,9 @@ import math
 import mmap
 import os
 import struct
+import threading
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +131,7 @@ class Slots:
         self._memory: np.ndarray[Any, Any] = np.empty(0, np.uint8)  # the lent slot's
         self._used = 0  # bytes of it that have been given out
         self._given: dict[int, tuple[int, np.ndarray[Any, Any]]] = {}  # by id, and where they begin
+        self._opening = threading.Lock()  # a slot is opened, or what it holds forgotten, by one at a time
 
     # -- reading --------------------------------------------------------------------------------------------
 
@@ -186,11 +189,17 @@ class Slots:
 
     def intact(self, slot: Slot) -> bool:
         """Tell whether a slot still is what was digested; so it is where nobody has digested it."""
-        return slot.digested != slot.committed or self._digest(slot) == slot.digest
+        try:
+            return slot.digested != slot.committed or self._digest(slot) == slot.digest
+        except (ValueError, OSError):  # its record tells of another place
+            return False
 
     def drop(self, slot: Slot) -> None:
-        """Forget what a slot holds."""
-        self._set(slot.index, kind=Kind.NOTHING)
+        """Forget what a slot holds, if it still holds that."""
+        with self._opening:
+            now = self._record(slot.index)
+            if now.begun == now.committed == slot.committed:
+                self._set(slot.index, kind=Kind.NOTHING)
 
     # -- filling --------------------------------------------------------------------------------------------
 
@@ -200,7 +209,7 @@ class Slots:
         What was lent before and not committed is given up.
 
         Args:
-            size: of the arrays; some more is added for what grows.
+            size: of the arrays, as `size_of` has it; some more is added for what grows.
 
         Raises:
             OSError: there is no memory.
@@ -213,7 +222,8 @@ class Slots:
         roomy = [slot for slot in free if slot.capacity >= _least(size)]
         slot = roomy[0] if roomy else max(free, key=lambda slot: slot.capacity)
         number = 1 + max(max(one.begun, one.committed) for one in slots)
-        self._set(slot.index, begun=number)
+        with self._opening:
+            self._set(slot.index, begun=number)
         if not roomy:
             self._enlarge(slot, _least(size) + min(size // 4, _SLACK_MAX))
         self._lent, self._used = self._record(slot.index), 0
@@ -319,8 +329,9 @@ class Slots:
         """Return the slot's bytes; it is in use as long as this, or an array made of it, lives."""
         place = slot.offset, slot.capacity
         if place not in self._maps:
-            if slot.offset + slot.capacity > os.fstat(self._fd).st_size:
-                raise ValueError("a slot ends outside the memory")
+            inside = 0 < slot.offset <= slot.offset + slot.capacity <= os.fstat(self._fd).st_size
+            if not inside or slot.offset % _PAGE or not slot.capacity:
+                raise ValueError("a slot lies outside the memory")
             self._maps[place] = mmap.mmap(self._fd, slot.capacity, offset=slot.offset)
         memory = np.frombuffer(self._maps[place], np.uint8)
         self._views.setdefault(slot.index, []).append(weakref.ref(memory))  # arrays made of it keep it alive
@@ -331,6 +342,8 @@ class Slots:
         return bool(self._views[index])
 
     def _digest(self, slot: Slot) -> bytes:
+        if not 0 <= slot.text_size <= slot.size <= slot.capacity:
+            raise ValueError("a slot holds more than it can")
         digest = digests.new()
         digest.update(self._view(slot)[: slot.size].data)
         return bytes.fromhex(digest.hexdigest())[:_DIGEST_SIZE]
@@ -345,6 +358,22 @@ class Slots:
     def _set(self, index: int, **values: int) -> None:
         for name, value in values.items():
             _NUMBER.pack_into(self._page, self._at(index, _PLACES[name]), value)
+
+
+def size_of(layout: Iterable[tuple[tuple[int, ...], np.dtype[Any]]]) -> int:
+    """Return what arrays of these shapes and dtypes take in a slot, beside the alignment of large ones."""
+    return sum(-(-math.prod(shape) * dtype.itemsize // _ALIGNED) * _ALIGNED for shape, dtype in layout)
+
+
+def needed(snapshot: Snapshot) -> int:
+    """Return what a whole snapshot takes, its manifest included.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it cannot be told in JSON.
+    """
+    arrays = {key: np.asarray(array, order="C") for key, array in snapshot.arrays.items()}
+    size = size_of((array.shape, array.dtype) for array in arrays.values())
+    return size + len(manifest.render(snapshot, "", arrays, dict.fromkeys(arrays, size)))
 
 
 def _least(size: int) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from runner.errors import StorageError
 from runner.storage.checkpoint import Snapshot
-from runner.storage.slots import Kind, Slots
+from runner.storage.slots import Kind, Slots, size_of
 from runner.training.report import now_text
 from runner.training.saver import Layout, Saver
 from runner.training.shelf import Shelf
@@ -109,11 +109,11 @@ class KeptSaver(Saver):
     def lend_best(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         """Return arrays in the memory for a large best model's variables; a small one may be copied later."""
         self._lent = None
-        return self._lend(layout) if _size(layout) >= LARGE_BYTES else None
+        return self._lend(layout) if size_of(layout) >= LARGE_BYTES else None
 
     def _lend(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         try:
-            self._lent = self._shelf.lend(_size(layout))
+            self._lent = self._shelf.lend(size_of(layout))
             return [self._lent.room(*one) for one in layout] if self._lent is not None else None
         except (OSError, MemoryError, ValueError) as error:
             self._lent = None
@@ -170,7 +170,3 @@ class KeptSaver(Saver):
                 raise OSError(answer["errno"], answer["error"])
             raise StorageError(answer["error"])
         return int(answer["size_bytes"]), float(answer["cpu_s"])
-
-
-def _size(layout: Layout) -> int:
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout)

@@ -22,7 +22,7 @@ import numpy as np
 
 from runner.storage import digests
 from runner.storage.checkpoint import Snapshot
-from runner.storage.slots import COUNT, Kind, Slot, Slots
+from runner.storage.slots import COUNT, Kind, Slot, Slots, needed
 from runner.training import room
 
 _BYTES_MAX = 65536
@@ -68,13 +68,18 @@ class Shelf:
         self._in_slots: list[tuple[weakref.ref[Snapshot], Slot, np.ndarray[Any, Any]]] = []
         self._best: Snapshot | None = None  # a best model that is in neither the memory nor on the disk
         self._size = 0  # of the largest contents so far
+        self._told = False  # that something could not be kept
         self.ask({"digests": digests.preferred()})
 
     # -- the memory -----------------------------------------------------------------------------------------
 
     def slots(self) -> Slots | None:
-        """Return the memory, where this process may use it now."""
-        return self._slots if os.getpid() == self._owner and not self._preparing.is_set() else None
+        """Return the memory, where this process may fill it now."""
+        return self._own() if not self._preparing.is_set() else None
+
+    def _own(self) -> Slots | None:
+        """Return the memory, where it is this process's."""
+        return self._slots if os.getpid() == self._owner else None
 
     @property
     def on(self) -> bool:
@@ -148,18 +153,22 @@ class Shelf:
         return self._commit(snapshot, Kind.SNAPSHOT, lent)
 
     def _commit(self, snapshot: Snapshot, kind: Kind, lent: Slots | None = None) -> Slot | None:
-        size = sum(array.nbytes for array in snapshot.arrays.values())
-        for slots in (lent, None):
-            with contextlib.suppress(OSError, MemoryError, ValueError, TypeError, RecursionError):
-                slots = slots or self.lend(size)
-                if slots is None:
-                    return None
-                slot = slots.commit(snapshot, kind)
-                self._size = max(self._size, slot.size)
-                self._note(slots, slot)
-                return slot
-            size = 2 * size + len(json.dumps(snapshot.state))  # it has grown: in another slot, then
-        return None
+        try:
+            try:
+                slots = lent or self.lend(sum(array.nbytes for array in snapshot.arrays.values()))
+                slot = slots.commit(snapshot, kind) if slots is not None else None
+            except MemoryError:  # there is more to it than the variables: into another slot, then
+                slots = self.lend(needed(snapshot))
+                slot = slots.commit(snapshot, kind) if slots is not None else None
+        except (OSError, MemoryError, ValueError, TypeError, RecursionError) as error:
+            if not self._told:
+                self._told = True
+                self._tell(f"a snapshot cannot be kept in memory: {error}")
+            return None
+        if slots is not None and slot is not None:
+            self._size = max(self._size, slot.size)
+            self._note(slots, slot)
+        return slot
 
     def _note(self, slots: Slots, slot: Slot) -> None:
         """Have the slot digested."""
@@ -182,7 +191,7 @@ class Shelf:
         """Forget what is kept of a kind."""
         if kind is Kind.BEST:
             self._best = None
-        slots = self.slots()
+        slots = self._own()
         if slots is not None:
             for slot in slots.newest(kind):
                 slots.drop(slot)
@@ -212,8 +221,16 @@ class Shelf:
         self._in_slots = [one for one in self._in_slots if one[0]() is not None]
 
     def left(self, after: int) -> Snapshot | None:
-        """Return the newest snapshot that an attempt before has left, where it is later than step `after`."""
+        """Return the newest snapshot that an attempt before has left, where it is later than step `after`.
+
+        None is later than a best model that is lost: training goes back to before it.
+        """
         slots = self.slots()
+        best = slots.newest(Kind.BEST)[:1] if slots is not None else []
+        if slots is not None and not all(map(slots.intact, best)):
+            self._tell(f"the best model in memory, of step {best[0].step}, was damaged, and is dropped")
+            self.drop(Kind.BEST)
+            self.drop(Kind.SNAPSHOT)
         for slot in slots.newest(Kind.SNAPSHOT) if slots is not None else []:
             if slot.step > after and slots is not None:
                 with contextlib.suppress(ValueError):

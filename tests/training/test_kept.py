@@ -282,8 +282,107 @@ def test_what_is_later_than_a_damaged_best_model_is_not_saved(bench: Bench) -> N
     keep(bench, small(11))
     slots = bench.slots()
     slots.snapshot(slots.newest(Kind.BEST)[0]).arrays["variables/0"][0, 0] += 1
+    memory = os.dup(bench.beside.memory)
     assert [fact["event"] for fact in bench.die()] == ["warning"]
     assert bench.steps() == []
+    assert next_attempt(bench, memory).latest() is None, "nor does the next attempt go on from it"
+
+
+def next_attempt(bench: Bench, memory: int) -> KeptSaver:
+    """Return the saver of an attempt that has the memory of the one before, and no keeper."""
+    channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    other.close()
+    with channel:
+        following = Shelf(channel.fileno(), memory, None, bench.warn)
+    arguments = bench.paths, CheckpointSpec(), bench.report, bench.clock, lambda: None
+    return KeptSaver(*arguments, shelf=following)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("offset", 1 << 40), ("offset", -4096), ("capacity", -5), ("size", 1 << 40)]
+)
+def test_a_slot_whose_record_is_spoilt_hides_no_other(bench: Bench, name: str, value: int) -> None:
+    for step in (5, 6):
+        keep(bench, small(step))
+    slots = bench.slots()
+    for slot in slots.newest(Kind.SNAPSHOT):
+        slots.note_digest(slot)
+    slots._set(slots.newest(Kind.SNAPSHOT)[0].index, **{name: value})
+    memory = os.dup(bench.beside.memory)
+    bench.die()
+    assert bench.steps() == [5], "the keeper has found the one before"
+    bench.paths.checkpoint(5).unlink()
+    found = next_attempt(bench, memory).latest()
+    assert found is not None
+    assert found[1].step == 5
+
+
+def of_many(count: int, step: int) -> Snapshot:
+    """A snapshot of many variables of four bytes, with all that is told of each."""
+    names = [f"variables/{number:05d}" for number in range(count)]
+    links = {f"optimizer/some/layer_{number}/vars/{number}": name for number, name in enumerate(names)}
+    arrays = {name: np.full((1,), step, np.float32) for name in names}
+    return replace(small(step), arrays=arrays, links=links, attributes={})
+
+
+@pytest.mark.parametrize("count", [400, 3000])
+def test_a_model_of_many_small_variables_is_kept_too(bench: Bench, count: int) -> None:
+    for step in (5, 6, 7):
+        snapshot = of_many(count, step)
+        lent = bench.saver.lend([(array.shape, array.dtype) for array in snapshot.arrays.values()])
+        assert lent is not None
+        for array, place in zip(snapshot.arrays.values(), lent, strict=True):
+            np.copyto(place, array)
+        keep(bench, replace(snapshot, arrays=dict(zip(snapshot.arrays, lent, strict=True))))
+        assert [slot.step for slot in bench.slots().newest(Kind.SNAPSHOT)][:1] == [step]
+    assert not bench.told
+
+
+def test_what_comes_on_top_of_the_variables_takes_no_more_than_it_needs(bench: Bench) -> None:
+    big, more = np.zeros(12 << 20, np.uint8), np.zeros(8 << 20, np.uint8)
+    for step in (5, 6, 7):
+        (lent,) = bench.saver.lend([(big.shape, big.dtype)]) or (None,)
+        assert lent is not None
+        keep(bench, replace(small(step), arrays={"variables/0": lent, "callbacks/0": more}, links={}))
+        assert bench.slots().newest(Kind.SNAPSHOT)[0].step == step
+    held = max(slot.capacity for slot in bench.slots().all())
+    assert big.nbytes + more.nbytes < held < 1.3 * (big.nbytes + more.nbytes)
+
+
+def test_what_is_dropped_while_memory_is_made_ready_stays_dropped(bench: Bench) -> None:
+    keep(bench, small(5))
+    bench.shelf._preparing.set()
+    bench.saver.outdate()
+    bench.shelf._preparing.clear()
+    assert bench.slots().newest(Kind.SNAPSHOT) == []
+
+
+def test_a_slot_that_holds_something_else_meanwhile_is_not_dropped(bench: Bench) -> None:
+    for step in (5, 6):
+        keep(bench, small(step))
+    slots = bench.slots()
+    older = slots.newest(Kind.SNAPSHOT)[1]
+    for step in (7, 8):
+        keep(bench, small(step))
+    assert older.index in {slot.index for slot in slots.newest(Kind.SNAPSHOT)}
+    before = slots.newest(Kind.SNAPSHOT)
+    slots.drop(older)
+    assert slots.newest(Kind.SNAPSHOT) == before
+
+
+def test_a_slot_that_is_spoilt_while_it_is_written_makes_no_file(bench: Bench) -> None:
+    keep(bench, small(7))
+    slots = bench.slots()
+    slots.note_digest(slots.newest(Kind.SNAPSHOT)[0])
+    slot = slots.newest(Kind.SNAPSHOT)[0]
+    slots.snapshot(slot).arrays["variables/0"][0, 0] += 1
+    path = bench.paths.checkpoint(7)
+    path.parent.mkdir()
+    asked = {"write": slot.index, "number": slot.committed, "path": str(path), "created": CREATED}
+    answer = bench.shelf.ask(asked)
+    assert answer is not None
+    assert "has changed" in answer["error"]
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_slot_that_changes_while_it_is_written_makes_no_file(bench: Bench) -> None:
