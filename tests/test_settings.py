@@ -20,7 +20,7 @@ from runner.core.spec import (
     RestartSpec,
 )
 from runner.errors import BadJobError
-from runner.settings import load_spec
+from runner.settings import envfile, load_spec
 from runner.settings.text import key_lines
 from runner.settings.values import parse_duration, parse_size
 
@@ -52,7 +52,7 @@ BAD = [
     ("checkpoint = { kep = 3 }", "job.toml:1: unknown key checkpoint.kep; did you mean checkpoint.keep?"),
     (
         "[limits]\nqqqqqq = 1",
-        "job.toml:2: unknown key limits.qqqqqq; [limits] takes hang, startup, grace, wall, memory",
+        "job.toml:2: unknown key limits.qqqqqq; [limits] takes hang, startup, grace, wall, memory, pids, log",
     ),
     ("[[checkpoint]]\nkeep = 1", "job.toml:1: checkpoint must be a table, [checkpoint]"),
     ("seed = 7", "job.toml:1: seed must be a table, [seed]"),
@@ -149,6 +149,15 @@ BAD = [
     ),
     ('[limits]\nmemory = "12B"', 'job.toml:2: limits.memory must be at least 1MiB, not "12B"'),
     ("[limits]\nmemory = 1.5", "job.toml:2: limits.memory must be a size"),
+    ('[limits]\nlog = "1MiB"', 'job.toml:2: limits.log must be at least 4MiB, not "1MiB"'),
+    ("[limits]\npids = 2", "job.toml:2: limits.pids must be a whole number from 8 to"),
+    ('[isolation]\nwrite = ["out"]', 'isolation.write must hold absolute paths only, not "out"'),
+    (
+        '[isolation]\nwrite = ["/no/such"]',
+        'isolation.write names "/no/such", which is not there; make it first',
+    ),
+    ('env_file = "../x.env"', "job.toml:1: env_file must stay inside the job's folder, or be absolute"),
+    ('env_file = "gone.env"', "job.toml:1: env_file cannot be taken: gone.env: No such file or directory"),
     ("[limits]\nmemory = -1", "job.toml:2: limits.memory must be a size"),
     ("[checkpoint]\nevery = 500", 'job.toml:2: checkpoint.every must be "auto", or a time, steps or epochs'),
     ('[checkpoint]\nevery = "0 steps"', 'job.toml:2: checkpoint.every must be "auto", or a time'),
@@ -411,6 +420,10 @@ def test_every_key_of_the_contract(folder):
         grace = "1h30m"
         wall = "1d"
         memory = "8GiB"
+        pids = 100
+        log = "8MiB"
+        [isolation]
+        write = ["/"]
         [resources]
         cpus = 1.5
         gpus = 1
@@ -436,7 +449,10 @@ def test_every_key_of_the_contract(folder):
         archive=Every(CadenceUnit.EPOCHS, 10),
     )
     assert spec.restart == RestartSpec(9, 0.5, 120.0, (2, 3))
-    assert spec.limits == LimitsSpec(math.inf, 90.0, 5400.0, 86400.0, 8 * 1024**3)
+    assert spec.limits == LimitsSpec(
+        math.inf, 90.0, 5400.0, 86400.0, 8 * 1024**3, pids=100, log_bytes=8 * 1024**2
+    )
+    assert spec.isolation.write == ("/",)
     assert spec.resources == ResourcesSpec(1.5, 1.0, 2 * 1024**3, preemptible=False)
     assert spec.seed == 7
 
@@ -449,6 +465,55 @@ def test_the_words_auto_and_none(folder):
     assert load_spec(folder) == JobSpec(restart=RestartSpec(backoff_min_s=5, backoff_max_s=5))
     (folder / "job.toml").write_text('[resources]\nmemory = "none"\ngpus = 0.5')
     assert load_spec(folder).resources == ResourcesSpec(gpus=0.5, memory_bytes=0)
+
+
+def test_words_for_no_limit(folder):
+    (folder / "job.toml").write_text('[limits]\npids = "none"\nlog = "none"\n')
+    limits = load_spec(folder).limits
+    assert (limits.pids, limits.log_bytes) == (None, None)
+
+
+SECRETS = b"""# comment
+A=1
+export B = 'two words'
+C="a=b"
+D='
+EMPTY=
+"""
+
+
+def test_secrets_are_read_as_written(tmp_path):
+    path = tmp_path / "secrets.env"
+    path.touch(mode=0o600)
+    path.write_bytes(SECRETS)
+    expected = {"A": "1", "B": "two words", "C": "a=b", "D": "'", "EMPTY": ""}
+    assert envfile.read(str(path), "secrets.env") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "expected"),
+    [
+        (b"A=1\nhunter2\n", 0o600, "secrets.env:2: expected KEY=VALUE"),
+        (b"2A=hunter2\n", 0o600, "secrets.env:1: expected KEY=VALUE"),
+        (b"RUNNER_STATE=hunter2\n", 0o600, "secrets.env:1: RUNNER_STATE is set by the runner itself"),
+        (b"A=\xffhunter2\n", 0o600, "secrets.env:1: not UTF-8"),
+        (b"A=hunter2\n" * 200_000, 0o600, "larger than 1 MiB"),
+        (b"A=hunter2\n", 0o640, "others may use it (mode 640); chmod 600 secrets.env"),
+        (b"A=hunter2\n", 0o602, "others may use it (mode 602)"),
+        (None, 0o600, "not a regular file"),
+    ],
+)
+def test_what_is_no_file_of_secrets_gives_one_line_without_them(tmp_path, content, mode, expected):
+    path = tmp_path / "secrets.env"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    path.chmod(mode)
+    with pytest.raises(envfile.SecretsError) as told:
+        envfile.read(str(path), "secrets.env")
+    assert expected in str(told.value)
+    assert "hunter2" not in str(told.value)
 
 
 def test_a_command_takes_the_place_of_the_entry(folder):

@@ -24,6 +24,8 @@ from runner.cli.logs import tail
 from runner.core.exactness import Kind
 from runner.core.job import Job, State
 from runner.core.spec import JobSpec
+from runner.errors import BadJobError
+from runner.settings import envfile
 from runner.storage import jsontext, records
 from runner.storage.layout import AttemptPaths, Home, printable_name
 from runner.supervisor import process
@@ -119,11 +121,12 @@ class Checkup:
     def _watch(self, plan: dict[str, Any], attempt: AttemptPaths) -> str:
         """Let the worker run; return how it ended, "" where well."""
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RUNNER_")}
+        secrets = _secrets(plan)
         with attempt.log.open("ab") as log:
             worker = subprocess.Popen(
                 plan["argv"],
                 cwd=plan["cwd"],
-                env={**environ, "PYTHONDONTWRITEBYTECODE": "1", **plan["env"]},
+                env={**environ, "PYTHONDONTWRITEBYTECODE": "1", **secrets, **plan["env"]},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -207,6 +210,20 @@ def _facts(path: Path) -> Iterator[dict[str, Any]]:
     for line in lines:
         if line.endswith(b"\n"):
             yield jsontext.decode(line)
+
+
+def _secrets(plan: dict[str, Any]) -> dict[str, str]:
+    """Return what the job's env_file sets, as its shim would read it.
+
+    Raises:
+        BadJobError: it cannot be taken.
+    """
+    if not plan["env_file"]:
+        return {}
+    try:
+        return envfile.read(str(Path(plan["cwd"], plan["env_file"])), plan["env_file"])
+    except envfile.SecretsError as error:
+        raise BadJobError(f"env_file {error}") from None
 
 
 @contextlib.contextmanager

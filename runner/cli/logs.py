@@ -13,6 +13,7 @@ from runner.cli import facts
 from runner.cli.options import HomeOption, NameArgument, existing, open_home
 from runner.errors import RefusedError
 from runner.storage.layout import Home, attempt_numbers
+from runner.supervisor import logcap
 
 _POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20
@@ -110,8 +111,10 @@ class _Log:
 
     def copy(self) -> None:
         """Print what is there now."""
-        while self._file is not None and (data := self._file.read(_CHUNK_BYTES)):
-            sys.stdout.buffer.write(data)
+        if self._file is not None:
+            for data, position in logcap.pieces(self._file.fileno(), self._file.tell(), _CHUNK_BYTES):
+                sys.stdout.buffer.write(data)
+                self._file.seek(position)
         sys.stdout.flush()
 
     def follow(self, *, another: bool) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.cli.models import Model
+from runner.core.spec import JobSpec
 from runner.errors import BadJobError, RefusedError, StorageError, UsageError
 from runner.settings import FILE, load_spec
 from runner.storage import durable, records
@@ -70,7 +71,7 @@ def submit_all(home: Home, source: Path, variants: Sequence[Variant], model: Mod
         BadJobError: its settings, or something in the folder, cannot be accepted.
         RefusedError: there is a job of one of these names already.
     """
-    load_spec(source)
+    spec = load_spec(source)
     _check_free(home, [one.name for one in variants])
     if home.root.resolve().is_relative_to(source.resolve()):
         raise RefusedError(f"{source}: holds the home {home.root} itself; submit a folder of the job's own")
@@ -78,7 +79,7 @@ def submit_all(home: Home, source: Path, variants: Sequence[Variant], model: Mod
     staged = {one.name: home.jobs / f".{one.name}.{secrets.token_hex(4)}.tmp" for one in variants}
     try:
         for variant in variants:
-            _stage(home, source, variant, model, staged[variant.name])
+            _stage(home, source, spec, variant, model, staged[variant.name])
         _publish(home, staged)
     except BaseException:
         for folder in staged.values():
@@ -97,7 +98,9 @@ def _check_free(home: Home, names: Sequence[str]) -> None:
     )
 
 
-def _stage(home: Home, source: Path, variant: Variant, model: Model | None, staged: Path) -> None:
+def _stage(
+    home: Home, source: Path, spec: JobSpec, variant: Variant, model: Model | None, staged: Path
+) -> None:
     """Make the whole folder of a job under a name that nobody looks at, durably."""
     copy_tree(source, staged)
     if variant.settings is not None:
@@ -111,7 +114,7 @@ def _stage(home: Home, source: Path, variant: Variant, model: Model | None, stag
     if variant.given:
         mark["set"] = variant.given
     records.save_json(staged / SUBMITTED_MARK, mark, durably=False)
-    _hand_over(staged, home.jobs)
+    _hand_over(staged, home.jobs, spec.env_file)
     durable.sync_tree(staged)
 
 
@@ -138,11 +141,13 @@ def _publish(home: Home, staged: dict[str, Path]) -> None:
             raise error
 
 
-def _hand_over(staged: Path, jobs: Path) -> None:
+def _hand_over(staged: Path, jobs: Path, secret: str | None) -> None:
     """Let the supervisor's user work in the folder, where that is somebody else.
 
     In a home that a group shares (`jobs/` has the setgid bit) the group gets what the submitter has; what
-    root submits becomes the owner's. Descriptors, not paths: others may rename things in `jobs/` meanwhile.
+    root submits becomes the owner's. The file with secrets stays
+    its owner's alone. Descriptors, not paths: others may rename
+    things in `jobs/` meanwhile.
     """
     owner = jobs.stat()
     shared = bool(owner.st_mode & stat.S_ISGID)
@@ -157,8 +162,15 @@ def _hand_over(staged: Path, jobs: Path) -> None:
             if given:
                 os.chown(name, owner.st_uid, owner.st_gid, dir_fd=folder, follow_symlinks=False)
             mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-            if stat.S_ISREG(mode):
+            if stat.S_ISREG(mode) and not _is_secret(name, folder, staged, secret):
                 os.chmod(name, _for_group(mode), dir_fd=folder)
+
+
+def _is_secret(name: str, folder: int, staged: Path, secret: str | None) -> bool:
+    if secret is None or not (staged / secret).exists():
+        return False
+    about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return os.path.samestat(about, (staged / secret).stat())
 
 
 def _for_group(mode: int) -> int:

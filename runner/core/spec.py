@@ -88,6 +88,8 @@ class LimitsSpec:
     nan_rollbacks: int = 3  #: how many times at most
     nan_learning_rate: float = 0.5  #: learning rates are multiplied by this at each rollback
     loss_max: float | None = None  #: a loss beyond it counts as not finite
+    pids: int | None = 32768  #: processes and threads at a time, where there are control groups
+    log_bytes: int | None = 64 * 1024 * 1024  #: of an attempt's log; None: as much as comes
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,13 @@ class ResourcesSpec:
 
 
 @dataclass(frozen=True)
+class IsolationSpec:
+    """`[isolation]`: what an attempt is kept from."""
+
+    write: tuple[str, ...] | None = None  #: besides its own folders the only ones it may write in; None: any
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """A job as submitted. Exactly one of `entry` and `command` is set."""
 
@@ -111,8 +120,12 @@ class JobSpec:
     priority: int = 0
     after: tuple[str, ...] = ()  #: jobs that must have succeeded before this one starts
     env: dict[str, str] = field(default_factory=dict)
+    env_file: str | None = (
+        None  #: more of it, secret: read when an attempt starts; relative to the job's folder
+    )
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     restart: RestartSpec = field(default_factory=RestartSpec)
     limits: LimitsSpec = field(default_factory=LimitsSpec)
     resources: ResourcesSpec = field(default_factory=ResourcesSpec)
+    isolation: IsolationSpec = field(default_factory=IsolationSpec)
     seed: int | None = None  #: None: chosen once per job and recorded

@@ -23,6 +23,7 @@ from runner.core.spec import (
     PRIORITY_MAX,
     PRIORITY_MIN,
     CheckpointSpec,
+    IsolationSpec,
     JobSpec,
     LimitsSpec,
     ResourcesSpec,
@@ -43,7 +44,7 @@ class Key:
     check: values.Check
 
 
-TABLES = ("env", "checkpoint", "restart", "limits", "resources", "seed")
+TABLES = ("env", "checkpoint", "restart", "limits", "resources", "isolation", "seed")
 KEYS = {
     "entry": Key("entry", values.entry),
     "command": Key("command", values.command),
@@ -51,6 +52,7 @@ KEYS = {
     "args": Key("args", values.strings),
     "priority": Key("priority", values.integer(PRIORITY_MIN, PRIORITY_MAX)),
     "after": Key("after", values.names),
+    "env_file": Key("env_file", values.env_file),
     "checkpoint.every": Key("every", values.every),
     "checkpoint.keep": Key("keep", values.integer(1, 10_000)),
     "checkpoint.monitor": Key("monitor", values.text),
@@ -67,7 +69,9 @@ KEYS = {
     "limits.startup": Key("startup_s", values.duration()),
     "limits.grace": Key("grace_s", values.duration(positive=False)),
     "limits.wall": Key("wall_s", values.duration({"none": None})),
-    "limits.memory": Key("memory_bytes", values.memory),
+    "limits.memory": Key("memory_bytes", values.size(1024 * 1024)),
+    "limits.pids": Key("pids", values.pids),
+    "limits.log": Key("log_bytes", values.size(4 * 1024 * 1024)),
     "limits.nan": Key("nan", values.nan),
     "limits.nan_rollbacks": Key("nan_rollbacks", values.integer(0, 1000)),
     "limits.nan_learning_rate": Key("nan_learning_rate", values.number(0, 1)),
@@ -76,6 +80,7 @@ KEYS = {
     "resources.gpus": Key("gpus", values.gpus),
     "resources.memory": Key("memory_bytes", values.reserved_memory),
     "resources.preemptible": Key("preemptible", values.flag),
+    "isolation.write": Key("write", values.folders),
     "seed.value": Key("seed", values.integer(0, 2**32 - 1)),
 }
 
@@ -215,5 +220,6 @@ def _spec(given: dict[str, Any]) -> JobSpec:
         restart=RestartSpec(**restart),
         limits=LimitsSpec(**section("limits")),
         resources=ResourcesSpec(**section("resources")),
+        isolation=IsolationSpec(**section("isolation")),
         seed=given.get("seed.value"),
     )

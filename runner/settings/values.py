@@ -13,12 +13,11 @@ from typing import Any, TypeAlias
 
 from runner.core.best import template_problem
 from runner.core.spec import NAME_PATTERN, CadenceUnit, Every, Mode, Nan
+from runner.settings import envfile
 from runner.settings.text import is_inside
 
 ARGUMENT_BYTES_MAX = 128 * 1024  # Linux: MAX_ARG_STRLEN
 DURATION_S_MAX = 10 * 365 * 86400.0
-#: Set by the runner for every worker; a job may not.
-RESERVED_ENV = frozenset({"RUNNER_HOME", "RUNNER_JOB", "RUNNER_ATTEMPT", "RUNNER_STATE", "RUNNER_RESUME"})
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
@@ -181,22 +180,31 @@ def backoff(value: Any, _folder: Path) -> tuple[float, float]:
     return least_s, most_s
 
 
-def memory(value: Any, _folder: Path) -> int | None:
-    """Take a size, or "none"."""
-    if value == "none":
-        return None
-    try:
-        size = parse_size(value)
-    except ValueError:
-        raise fail('a size such as "8GiB" or "512MB", or "none"', value) from None
-    if size < 1024 * 1024:
-        raise fail("at least 1MiB", value)
-    return size
+def size(least: int) -> Check:
+    """Take a size of at least that many bytes, a whole number of MiB, or "none"."""
+
+    def check(value: Any, _folder: Path) -> int | None:
+        if value == "none":
+            return None
+        try:
+            found = parse_size(value)
+        except ValueError:
+            raise fail('a size such as "8GiB" or "512MB", or "none"', value) from None
+        if found < least:
+            raise fail(f"at least {least >> 20}MiB", value)
+        return found
+
+    return check
+
+
+def pids(value: Any, folder: Path) -> int | None:
+    """Take how many processes and threads there may be, or "none"."""
+    return None if value == "none" else integer(8, 4_194_304)(value, folder)
 
 
 def reserved_memory(value: Any, folder: Path) -> int:
     """Take a size, or "none": nothing."""
-    return memory(value, folder) or 0
+    return size(1024 * 1024)(value, folder) or 0
 
 
 def gpus(value: Any, folder: Path) -> float:
@@ -280,7 +288,7 @@ def env_value(name: str, value: Any) -> str:
     """Take the value of the environment variable `name`."""
     if not name or "=" in name or "\0" in name or not name.isprintable():
         raise WrongError("is not a name that an environment variable may have")
-    if name in RESERVED_ENV:
+    if name in envfile.RESERVED:
         raise WrongError("is set by the runner itself; choose another name")
     if not isinstance(value, str):
         raise WrongError(f'must be a string; quote it: {name} = "{shown(value)}"')
@@ -331,6 +339,30 @@ def command(value: Any, folder: Path) -> tuple[str, ...]:
             f'names {shown(words[0])}, which is not in PATH; for one in the folder write "./..."'
         )
     return words
+
+
+def env_file(value: Any, folder: Path) -> str:
+    """Take the path of a file with secrets, and look whether it will do."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise fail('the path of a file with lines KEY=VALUE, such as "secrets.env"', value)
+    if not Path(value).is_absolute() and not is_inside(folder / value, folder):
+        raise WrongError(f"must stay inside the job's folder, or be absolute: {shown(value)}")
+    try:
+        envfile.read(str(folder / value), value)
+    except envfile.SecretsError as error:
+        raise WrongError(f"cannot be taken: {error}") from None
+    return value
+
+
+def folders(value: Any, folder: Path) -> tuple[str, ...]:
+    """Take a list of absolute paths that are there."""
+    paths = strings(value, folder)
+    for path in paths:
+        if not Path(path).is_absolute():
+            raise WrongError(f"must hold absolute paths only, not {shown(path)}")
+        if not Path(path).exists():
+            raise WrongError(f"names {shown(path)}, which is not there; make it first")
+    return paths
 
 
 def python(value: Any, folder: Path) -> str:

@@ -24,6 +24,7 @@ from runner.errors import UnreadableRecordError
 from runner.storage import lock, memory, mirrored, records
 from runner.storage.layout import AttemptPaths, Home
 from runner.supervisor import launch, mirrors, process
+from runner.supervisor.cgroups import Groups
 from runner.supervisor.loop import Loop
 from runner.supervisor.process import Identity
 from runner.supervisor.watch import Watch
@@ -98,6 +99,7 @@ class Attempts:
         self._must_fetch = must_fetch
         self._caught_up = caught_up
         self.live: dict[str, Live] = {}
+        self.groups: Groups | None = None  #: control groups for them, where the daemon has any to give
         #: What the shims hold for snapshots, held here too: what no disk took is there for the next one.
         self._memories: dict[str, int] = {}
 
@@ -172,7 +174,7 @@ class Attempts:
                 attempt.fetch = mirrors.start_fetch(self._home, job)
                 self._loop.on_readable(attempt.fetch, lambda: self._fetch_ended(attempt))
                 return
-            pid = launch.start_shim(self._home, job, self._memories.get(job.name))
+            pid = launch.start_shim(self._home, job, self._memories.get(job.name), self.groups)
         except launch.StillLockedError:
             self._loop.after(_SOON_S, lambda: self._spawn(attempt, job))
             return
@@ -262,7 +264,8 @@ class Attempts:
         if attempt.settling == _STRAYS_LOOKS:
             pids = ", ".join(map(str, strays)) or "who holds its lock"
             attempt.stray = f"killed, and not dead: pid {pids}; the job keeps its place until it is"
-        return bool(strays) or lock.is_locked(self._home.job(attempt.name).lock)
+        gone = self.groups is None or self.groups.clear(attempt.name)
+        return bool(strays) or not gone or lock.is_locked(self._home.job(attempt.name).lock)
 
     def _finish(self, attempt: Live, ended: Ended | StartFailed) -> None:
         del self.live[attempt.name]
@@ -343,6 +346,17 @@ def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
         reason=Outcome.OUT_OF_MEMORY.value if value.get("kernel_oom") else "",
         max_rss_bytes=peak if isinstance(peak, int) else None,
     )
+
+
+def starved(paths: AttemptPaths) -> str | None:
+    """Say how much memory the attempt had when the kernel killed it for that; None where it did not."""
+    value = _read(paths.outcome)
+    if not value.get("kernel_oom"):
+        return None
+    peak, limit = value.get("memory_peak_bytes"), value.get("memory_limit_bytes")
+    text = "the kernel killed it for memory"
+    text += f" at its limit (limits.memory = {limit >> 20} MiB)" if isinstance(limit, int) else ""
+    return text + (f"; its peak was {peak >> 20} MiB" if isinstance(peak, int) else "")
 
 
 def _read(path: Path) -> dict[str, Any]:

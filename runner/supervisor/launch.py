@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -12,17 +13,27 @@ from typing import IO, Any
 
 from runner.core.job import Job
 from runner.storage import durable, lock, records
-from runner.storage.layout import START_FROM, Home
+from runner.storage.layout import START_FROM, AttemptPaths, Home, attempt_numbers
 from runner.supervisor.broom import sweep
+from runner.supervisor.cgroups import VARIABLE, Groups
 
 # Resolved: where an upgrade swaps a link to the installation, a worker stays with the files it started with.
 _SHIM = Path(__file__).resolve().with_name("shim.py")
 _BOOTSTRAP = _SHIM.parent.parent / "training" / "bootstrap.py"
 _KEEPER = _SHIM.parent.parent / "training" / "keeper.py"
 _PYTHON = str(Path(sys.executable).parent.resolve() / Path(sys.executable).name)
+#: The logs of all attempts take at most so many caps of one.
+_LOGS = 4
 _SHIM_LOCK_FD, _SHIM_MEMORY_FD = 3, 4
 #: What systemd says to us is not for the workers.
-_OURS_ALONE = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "INVOCATION_ID", "JOURNAL_STREAM"}
+_OURS_ALONE = {
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    VARIABLE,
+}
 
 
 class StillLockedError(Exception):
@@ -64,6 +75,9 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "memory_bytes": spec.limits.memory_bytes,
         "nan": {"mode": spec.limits.nan, "loss_max": spec.limits.loss_max},
         "retreat": asdict(job.retreat) if job.retreat is not None else None,
+        "log_bytes": spec.limits.log_bytes,
+        "env_file": spec.env_file,  # the path; what is in it never leaves the shim and the worker
+        "write": spec.isolation.write,
         "keeper": [_PYTHON, "-I", str(_KEEPER)] if not spec.command else None,
         "from": str(start_from) if start_from.exists() else None,
     }
@@ -115,17 +129,28 @@ def start_python(home: Home, argv: list[str], log: IO[bytes] | None = None, **en
     )
 
 
+def trim_logs(attempts: Path, cap_bytes: int | None) -> None:
+    """Remove the oldest logs where those of all attempts take more than a few caps together."""
+    left = None if cap_bytes is None else _LOGS * cap_bytes
+    for number in reversed(attempt_numbers(attempts)):
+        log = AttemptPaths(attempts / f"{number:04d}").log
+        with contextlib.suppress(OSError):
+            if left is not None and (left := left - log.stat().st_blocks * 512) < 0:
+                log.unlink()
+
+
 def _environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
 
 
-def start_shim(home: Home, job: Job, memory_fd: int | None = None) -> int:
+def start_shim(home: Home, job: Job, memory_fd: int | None = None, groups: Groups | None = None) -> int:
     """Start the shim of the job's newest attempt; return its pid.
 
     Args:
         home: the job's.
         job: its record.
         memory_fd: of the memory that the attempt before had for its snapshots, where it is still held.
+        groups: where the attempt gets a control group.
 
     Raises:
         StillLockedError: an earlier attempt is not entirely gone.
@@ -138,9 +163,13 @@ def start_shim(home: Home, job: Job, memory_fd: int | None = None) -> int:
     if lock_fd is None:
         raise StillLockedError(job.name)
     try:
+        if groups is not None and not groups.clear(job.name):
+            raise StillLockedError(job.name)
         sweep(paths.dir)
+        trim_logs(paths.attempts, job.spec.limits.log_bytes)
         attempt.dir.mkdir(parents=True, exist_ok=True)
-        plan = {**launch_plan(home, job), "memory_fd": None if memory_fd is None else _SHIM_MEMORY_FD}
+        plan = {**launch_plan(home, job), "cgroup": groups.about(job) if groups is not None else None}
+        plan["memory_fd"] = None if memory_fd is None else _SHIM_MEMORY_FD
         records.save_json(attempt.launch, plan, durably=False)
         durable.link(paths.current, f"attempts/{attempt.dir.name}")
         # Copies above the numbers that they get: neither takes the other's place.

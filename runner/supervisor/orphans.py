@@ -3,6 +3,8 @@
 The service runs it after each end of the daemon (ExecStopPost). Where the daemon drained there is nothing to
 do; where it crashed, its workers train on and the next daemon adopts them. Only where systemd lost patience
 with a daemon that it had told to stop ($SERVICE_RESULT is "timeout") does nobody else ask the workers.
+
+In any case it makes room for the next daemon among the control groups that live on (see `cgroups.release`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runner.storage.layout import Home, attempt_numbers, find_home
-from runner.supervisor import process
+from runner.supervisor import cgroups, process
 from runner.supervisor.attempts import read_identity
 
 
@@ -52,10 +54,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m runner.supervisor.orphans")
     parser.add_argument("--home", type=Path)
     options = parser.parse_args(argv)
-    if os.environ.get("SERVICE_RESULT") != "timeout":
-        return 0
-    stopped = stop_all(Home(find_home(options.home, os.environ, Path.cwd())))
-    print(f"the daemon did not answer; {stopped} workers were asked to stop in its place")  # noqa: T201
+    if os.environ.get("SERVICE_RESULT") == "timeout":
+        stopped = stop_all(Home(find_home(options.home, os.environ, Path.cwd())))
+        print(f"the daemon did not answer; {stopped} workers were asked to stop in its place")  # noqa: T201
+    cgroups.release(os.environ)
     return 0
 
 

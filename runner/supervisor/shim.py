@@ -1,7 +1,7 @@
 """The shim: the small parent of one attempt. It outlives the supervisor and tells the truth afterwards.
 
 Run as `python -I -S shim.py ATTEMPT_DIR` with the job's lock inherited as descriptor 3. It needs nothing but
-the standard library, so that it is up within milliseconds.
+the standard library and a few files beside it, so that it is up within milliseconds.
 
 - The worker runs in a session of its own, with stdout and stderr on `log`, and dies with the shim
   (PR_SET_PDEATHSIG). The shim is a subreaper: whatever the worker's tree leaves behind becomes its child.
@@ -9,6 +9,8 @@ the standard library, so that it is up within milliseconds.
   attempt hangs: `evidence.py` writes what it is doing, then as SIGTERM, shortly.
 - Where launch.json names a keeper, it is started beside the worker, whose snapshots it writes to the disk;
   the memory that they lie in is the shim's. When the worker is gone, it has a moment for what is left there.
+- Where launch.json names a control group, the worker's tree is in it (`attemptgroup`); the log is capped
+  (`logcap`). Secrets of the job's `env_file` go from there into the worker's environment, and nowhere else.
 - When the worker has ended, every process that is left of the tree is killed and reaped; where it did not end
   well and there are GPUs, a moment is waited for their memory; the outcome is written durably (again and
   again while the disk refuses), and only then the lock is let go.
@@ -32,7 +34,18 @@ import time
 TYPE_CHECKING = False  # as typing's, without its import
 if TYPE_CHECKING:
     import resource
+    from collections.abc import Callable
     from typing import Any
+
+    from runner.settings import envfile
+    from runner.supervisor import attemptgroup, landlock, logcap
+else:  # by their place: the package's own imports would take longer than all else
+    HERE = os.path.dirname(os.path.abspath(__file__))
+    sys.path += [HERE, os.path.join(os.path.dirname(HERE), "settings")]
+    import attemptgroup
+    import envfile
+    import landlock
+    import logcap
 
 LOCK_FD = 3
 PR_SET_PDEATHSIG = 1
@@ -45,6 +58,8 @@ STUCK_S = 3.0
 #: For the memory of GPUs to become free.
 GPU_S = 30.0
 OUTCOME_RETRY_S = 1.0
+#: Between two looks at the limits of the control group.
+GROUP_LOOK_S = 1.0
 #: For the keeper to write what is left in memory: in any case, and for each byte of it.
 KEEPER_S = 30.0
 KEEPER_BYTES_PER_S = 10e6
@@ -67,12 +82,17 @@ def main() -> None:
         os.set_inheritable(LOCK_FD, False)
     wake = watch_signals()
     began = time.monotonic()
+    group = attemptgroup.Group(launch.get("cgroup"))
     error = ""
     keeper, handed = start_keeper(launch, folder, libc, inherited(launch))
     attempt = Attempt(keeper, folder, float(launch["grace_s"]), *handed[1:])
+    attempt.watch(group, logcap.CappedLog(os.path.join(folder, "log"), launch.get("log_bytes"), libc))
     attempt.tell_identity()  # before there is a worker: else a successor could take it for never started
     try:
-        attempt.worker = start_process(launch["argv"], launch, folder, libc, handed)
+        make_group(group)
+        attempt.worker = start_process(
+            launch["argv"], with_secrets(launch), folder, libc, handed, lambda: confine(launch, group, libc)
+        )
         attempt.members.add(attempt.worker)
     except OSError as failure:
         error = str(failure)
@@ -104,10 +124,28 @@ class Attempt:
         self.status: int | None = None
         self.asked: str | None = None  # what the supervisor asked for: "stop", "kill", "hang"
         self.killed = False  # we sent SIGKILL
-        self.strays = 0
+        self.strays: set[int] = set()
+        self.group = attemptgroup.Group(None)
+        self.log: logcap.CappedLog | None = None
         self.usage: resource.struct_rusage | None = None
         self.oom_kills = oom_kills()
         self.deadlines: dict[str, float] = {}  # what to do -> when (monotonic)
+
+    def watch(self, group: attemptgroup.Group, log: logcap.CappedLog) -> None:
+        """Look after the attempt's control group and its log from now on."""
+        self.group, self.log = group, log
+        self.deadlines.update(look=0.0, look_at_group=0.0)
+
+    def look(self) -> None:
+        """Keep the log below its cap."""
+        if self.log is not None:
+            self.deadlines["look"] = time.monotonic() + self.log.look()
+
+    def look_at_group(self) -> None:
+        """Keep the limits in force; the memory of snapshots comes on top."""
+        if self.group.path is not None:
+            self.group.limit(self.held_bytes())
+            self.deadlines["look_at_group"] = time.monotonic() + GROUP_LOOK_S
 
     def tell_identity(self) -> None:
         """Write who shim and worker are; again a second later, for as long as the disk refuses."""
@@ -134,6 +172,7 @@ class Attempt:
         self.deadlines.pop("stop_hung", None)
         self.clear_tree(wake)
         self.await_gpu(wake)
+        self.close_group()
         self.await_keeper(wake)
 
     def await_keeper(self, wake: int) -> None:
@@ -188,8 +227,11 @@ class Attempt:
 
     def keeper_s(self) -> float:
         """Return how many seconds the keeper has to write what is left in memory, at most."""
-        held = os.fstat(self.memory).st_blocks * 512 if self.memory >= 0 else 0
-        return KEEPER_S + held / KEEPER_BYTES_PER_S
+        return KEEPER_S + self.held_bytes() / KEEPER_BYTES_PER_S
+
+    def held_bytes(self) -> int:
+        """Return how much memory the snapshots take."""
+        return os.fstat(self.memory).st_blocks * 512 if self.memory >= 0 else 0
 
     def kill_keeper(self) -> None:
         """End the keeper: it has had its time."""
@@ -224,13 +266,14 @@ class Attempt:
     def clear_tree(self, wake: int) -> None:
         """Kill what is left of the tree until nothing is: orphans are ours, as we are their subreaper."""
         self.end_beside()
+        self.strays.update(self.group.kill())
         self.deadlines.setdefault("tell_stuck", time.monotonic() + STUCK_S)
         while left := self.left():
             self.members.update(left)
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                    self.strays += pid != self.beside
+                    self.strays.update({pid} - {self.beside})
             self.turn(wake, 0.05)
         self.reap()
         del self.deadlines["tell_stuck"]
@@ -271,6 +314,19 @@ class Attempt:
         if self.beside:
             os.kill(self.beside, signal.SIGKILL)
 
+    def close_group(self) -> None:
+        """Note what the control group tells, and remove it: nothing of the tree lives."""
+        self.deadlines.pop("look_at_group", None)
+        self.look()
+        self.group.account()
+        self.group.remove()
+
+    def starved(self) -> bool:
+        """Tell whether the kernel killed for memory: in the attempt's group, else anywhere."""
+        if self.group.oom_kills is not None:
+            return self.group.oom_kills > 0
+        return oom_kills() > self.oom_kills
+
     def outcome(self, error: str, duration_s: float) -> dict[str, object]:
         """Say how it ended, as outcome.json holds it."""
         code = number = None
@@ -292,13 +348,50 @@ class Attempt:
             "signal": signal.Signals(number).name if number in list(signal.Signals) else number,
             "asked": self.asked,
             "killed": self.killed,
-            "kernel_oom": number == signal.SIGKILL and not self.killed and oom_kills() > self.oom_kills,
-            "strays_killed": self.strays,
+            "kernel_oom": number == signal.SIGKILL and not self.killed and self.starved(),
+            "memory_peak_bytes": self.group.peak_bytes,
+            "memory_limit_bytes": self.group.memory_bytes,
+            "strays_killed": len(self.strays),
             "error": error,
             "duration_s": duration_s,
             "ended_at": time.time(),
             "rusage": usage,
         }
+
+
+def make_group(group: attemptgroup.Group) -> None:
+    """Make the attempt's control group; where that cannot be, the log says so."""
+    try:
+        group.make()
+    except OSError as failure:
+        sys.stderr.write(f"shim: there is no control group: {failure}\n")
+
+
+def with_secrets(launch: dict[str, Any]) -> dict[str, Any]:
+    """Return what to launch the worker by, with the job's secrets in its environment; [env] goes before them.
+
+    Raises:
+        OSError: the file with the secrets cannot be taken.
+    """
+    shown = launch.get("env_file")
+    if not shown:
+        return launch
+    try:
+        secrets = envfile.read(os.path.join(launch["cwd"], shown), shown)
+    except envfile.SecretsError as failure:
+        raise OSError(f"env_file {failure}") from None
+    return {**launch, "env": {**secrets, **launch["env"]}}
+
+
+def confine(launch: dict[str, Any], group: attemptgroup.Group, libc: ctypes.CDLL) -> None:
+    """Put this process, which becomes the worker, where it belongs, and keep it from writing elsewhere.
+
+    Raises:
+        OSError: that could not be done; then the worker is not started.
+    """
+    group.enter()
+    if launch.get("write") is not None:
+        landlock.write_only_below(landlock.usual(launch["state"], launch["cwd"]) + launch["write"], libc)
 
 
 def inherited(launch: dict[str, Any]) -> int:
@@ -329,7 +422,7 @@ def start_keeper(
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with mine:
             handed = (mine.fileno(), memory)
-            pid = start_process(launch["keeper"], launch, folder, libc, handed, niceness=KEEPER_NICE)
+            pid = start_process(launch["keeper"], launch, folder, libc, handed, lambda: os.nice(KEEPER_NICE))
     except OSError as failure:
         sys.stderr.write(f"shim: there is no keeper: {failure}\n")
         return 0, ()
@@ -342,9 +435,11 @@ def start_process(
     folder: str,
     libc: ctypes.CDLL,
     handed: tuple[int, ...],
-    niceness: int = 0,
+    settle: Callable[[], object],
 ) -> int:
     """Start the worker or the keeper in a session of its own, with these descriptors; return its pid.
+
+    The new process calls `settle` before it becomes the program.
 
     Raises:
         OSError: its program or the job's folder is not there.
@@ -368,7 +463,7 @@ def start_process(
                 os.dup2(fd, number)
             for fd in handed:
                 os.set_inheritable(fd, True)
-            os.nice(niceness)
+            settle()
             os.chdir(launch["cwd"])
             os.execvpe(argv[0], argv, environ)
         except BaseException as failure:  # noqa: BLE001 - the child reports whatever stops it, and ends

@@ -21,9 +21,9 @@ from runner.core.recovery import Adopt, Launch, Resume, recover
 from runner.core.table import Decision, decide
 from runner.storage import durable, eventlog, records
 from runner.storage.layout import Home
-from runner.supervisor import folders, notify, process
+from runner.supervisor import cgroups, folders, notify, process
 from runner.supervisor.arrivals import QUIET_S
-from runner.supervisor.attempts import Attempts, beside
+from runner.supervisor.attempts import Attempts, beside, starved
 from runner.supervisor.book import Book, moment
 from runner.supervisor.broom import OTHERS_S, Broom
 from runner.supervisor.holding import hold
@@ -99,6 +99,7 @@ class Supervisor:
         """
         self.home.create()
         self._locks = hold(self.home, self.config.only)
+        self.attempts.groups = cgroups.take(self.home, os.environ)
         self._hook_up()
         observer = folders.watch([self.home.jobs, self.home.requests], self.loop.wake)
         try:
@@ -195,6 +196,8 @@ class Supervisor:
                 self.book.load(name)
         for name in list(self.book.jobs):
             self._recover(name)
+        if self.attempts.groups is not None and self.config.only is None:
+            self.attempts.groups.sweep(set(self.attempts.live))
         # After SIGHUP: shims of ours that ended before we were ourselves again, and that nobody watches.
         with contextlib.suppress(ChildProcessError):
             while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
@@ -273,6 +276,10 @@ class Supervisor:
         if self._relay_job(name) and reads > 0:
             self.loop.after(0.0, lambda: self._attempt_ended(name, ended, reads - 1))
         else:
+            job = self.book.jobs[name]
+            reason = starved(self.home.job(name).attempt(job.attempt))
+            if reason is not None and job.state in ACTIVE:
+                self.book.note(name, "out-of-memory", reason=reason)
             self._insist(name, ended)
 
     def _backoff_over(self, name: str) -> None:
