@@ -18,6 +18,7 @@ from runner.core.spec import (
     Mode,
     ResourcesSpec,
     RestartSpec,
+    Spare,
 )
 from runner.errors import BadJobError
 from runner.settings import envfile, load_spec
@@ -118,6 +119,12 @@ BAD = [
     ("[checkpoint]\nkeep = 0", "job.toml:2: checkpoint.keep must be a whole number from 1 to 10000, not 0"),
     ("[checkpoint]\nkeep = -1", "job.toml:2: checkpoint.keep must be a whole number from 1 to 10000, not -1"),
     ("[restart]\nbudget = -1", "job.toml:2: restart.budget must be a whole number"),
+    ('[restart]\nspare = "hot"', 'job.toml:2: restart.spare must be "none" or "warm", not "hot"'),
+    ("[restart]\nspare = true", 'job.toml:2: restart.spare must be "none" or "warm", not true'),
+    (
+        'command = ["/bin/sh"]\n[restart]\nspare = "warm"',
+        "job.toml:3: restart.spare is for a Python script; name it as entry, not in command",
+    ),
     ("[resources]\ncpus = nan", "job.toml:2: resources.cpus must be a number from 0 to 4096, not nan"),
     ("[resources]\ngpus = inf", "job.toml:2: resources.gpus must be a number from 0 to 1024, not inf"),
     ("[resources]\ngpus = -0.5", "job.toml:2: resources.gpus must be a number from 0 to 1024, not -0.5"),
@@ -414,6 +421,7 @@ def test_every_key_of_the_contract(folder):
         budget = 9
         backoff = "500ms..2m"
         fatal_exit_codes = [2, 3]
+        spare = "warm"
         [limits]
         hang = "none"
         startup = 90
@@ -448,7 +456,7 @@ def test_every_key_of_the_contract(folder):
         best_keep=4,
         archive=Every(CadenceUnit.EPOCHS, 10),
     )
-    assert spec.restart == RestartSpec(9, 0.5, 120.0, (2, 3))
+    assert spec.restart == RestartSpec(9, 0.5, 120.0, (2, 3), spare=Spare.WARM)
     assert spec.limits == LimitsSpec(
         math.inf, 90.0, 5400.0, 86400.0, 8 * 1024**3, pids=100, log_bytes=8 * 1024**2
     )

@@ -64,6 +64,7 @@ GUESTS = {
     "runner/training/fitting.py",
     "runner/training/saver.py",
     "runner/training/sharing.py",
+    "runner/training/spare.py",
     "runner/training/stopping.py",
 }
 #: The only places that rename or sync.

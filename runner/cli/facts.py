@@ -103,6 +103,7 @@ def _facts(paths: JobPaths, record: dict[str, Any]) -> dict[str, Any]:
         "metrics": progress.get("metrics") or {},
         "goodput": _goodput(record, state, attempts),
         "mirror": _mirror(paths, record.get("spec") or {}),
+        "spare": _spare(paths),
         "exactness": _exactness(record.get("classified"), record.get("exactness") or ""),
         "exit_code": _exit_code(state, attempts),
         "source": record.get("source"),
@@ -144,6 +145,20 @@ def _mirror(paths: JobPaths, spec: dict[str, Any]) -> dict[str, Any] | None:
         "error": known.error or None,
         "failing_since": known.failing_since,
     }
+
+
+def _spare(paths: JobPaths) -> str | None:
+    """Tell whether a spare is "ready" to take over, or "warming"; None where there is none."""
+    from runner.supervisor.process import Identity, is_alive
+
+    try:
+        about = records.load_json(paths.spare.shim)
+    except (OSError, UnreadableRecordError):
+        return None
+    worker = Identity.parse(about.get("worker"))
+    if worker is None or not is_alive(worker):
+        return None
+    return "ready" if about.get("ready") else "warming"
 
 
 def _exactness(found: dict[str, Any] | None, said: str) -> dict[str, Any] | None:

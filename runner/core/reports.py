@@ -17,7 +17,7 @@ FACTS = frozenset(
     {
         *("resumed", "replayed", "checkpoint", "best", "quarantined", "save-failed", "pruned", "runner-up"),
         *("classified", "warning", "phase", "fit-started", "fit-finished", "raised"),
-        *("restored", "mirror-failed", "mirror-recovered"),
+        *("restored", "mirror-failed", "mirror-recovered", "spare-took-over"),
     }
 )
 #: The kinds of facts that the mirror's process reports; they change nothing in a record.

@@ -56,6 +56,13 @@ class CheckpointSpec:
     mirror: str | None = None  #: where committed checkpoints are copied to, as a URL
 
 
+class Spare(StrEnum):
+    """What waits beside a training, ready to take over from a worker that dies."""
+
+    NONE = "none"
+    WARM = "warm"  #: a process that has imported what the job imports
+
+
 @dataclass(frozen=True)
 class RestartSpec:
     """`[restart]`: how often, how fast, and after what never."""
@@ -65,6 +72,7 @@ class RestartSpec:
     backoff_max_s: float = 60.0
     fatal_exit_codes: tuple[int, ...] = ()
     retry_exit_codes: tuple[int, ...] = ()  #: as 75: to be tried again, and never charged
+    spare: Spare = Spare.NONE
 
 
 class Nan(StrEnum):

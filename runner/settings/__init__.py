@@ -28,6 +28,7 @@ from runner.core.spec import (
     LimitsSpec,
     ResourcesSpec,
     RestartSpec,
+    Spare,
 )
 from runner.errors import BadJobError
 from runner.settings import media, values
@@ -65,6 +66,7 @@ KEYS = {
     "restart.backoff": Key("backoff", values.backoff),
     "restart.fatal_exit_codes": Key("fatal_exit_codes", values.exit_codes),
     "restart.retry_exit_codes": Key("retry_exit_codes", values.exit_codes),
+    "restart.spare": Key("spare", values.spare),
     "limits.hang": Key("hang_s", values.duration({"auto": None, "none": math.inf})),
     "limits.startup": Key("startup_s", values.duration()),
     "limits.grace": Key("grace_s", values.duration(positive=False)),
@@ -195,6 +197,9 @@ def _check_together(given: dict[str, Any], lines: dict[tuple[str, ...], int]) ->
         raise BadJobError(f"{where}: checkpoint.best_keep is for a series of files, such as {series}")
     if "command" not in given:
         return
+    if given.get("restart.spare", Spare.NONE) is not Spare.NONE:
+        where = f"{FILE}:{_line_of(('restart', 'spare'), lines)}"
+        raise BadJobError(f"{where}: restart.spare is for a Python script; name it as entry, not in command")
     for key, remedy in (
         ("entry", "keep one of the two"),
         ("args", "append them to command"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from runner.core.best import template_problem
-from runner.core.spec import NAME_PATTERN, CadenceUnit, Every, Mode, Nan
+from runner.core.spec import NAME_PATTERN, CadenceUnit, Every, Mode, Nan, Spare
 from runner.settings import envfile
 from runner.settings.text import is_inside
 
@@ -243,6 +243,13 @@ def loss_max(value: Any, _folder: Path) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise fail('a number, or "none"', value)
     return float(value)
+
+
+def spare(value: Any, _folder: Path) -> Spare:
+    """Take what waits to take over."""
+    if value not in list(Spare) or not isinstance(value, str):
+        raise fail('"none" or "warm"', value)
+    return Spare(value)
 
 
 def text(value: Any, _folder: Path) -> str:

@@ -97,6 +97,11 @@ class AttemptPaths:
         return self.dir / "outcome.json"
 
     @property
+    def imported(self) -> Path:
+        """What the script has imported, for a spare to import too; writer: worker."""
+        return self.dir / "imported.json"
+
+    @property
     def stacks(self) -> Path:
         """Evidence taken before a kill; writer: shim (through the worker's faulthandler)."""
         return self.dir / "stacks.txt"
@@ -197,6 +202,11 @@ class JobPaths:
     def mirror_lock(self) -> Path:
         """Held (flock) by the process that copies to or from the job's mirror."""
         return self.mirror / ".lock"
+
+    @property
+    def spare(self) -> AttemptPaths:
+        """Folder of the spare that waits: an attempt without a number; its log, and who it is."""
+        return AttemptPaths(self.dir / "spare")
 
     def attempt(self, number: int) -> AttemptPaths:
         """Return the folder of attempt `number`, counted from 1."""

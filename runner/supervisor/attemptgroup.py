@@ -68,6 +68,12 @@ class Group:
         if self.path is not None:
             _write(f"{self.path}/cgroup.procs", "0")
 
+    def take_in(self, pid: int) -> None:
+        """Put a process into it that was there before it, as a spare's worker is; others are in already."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                _write(f"{self.path}/cgroup.procs", str(pid))
+
     def kill(self) -> list[int]:
         """SIGKILL all that is in it, at one blow (Linux 5.14); return who that was."""
         if self.path is None:

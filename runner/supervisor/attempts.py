@@ -27,6 +27,7 @@ from runner.supervisor import launch, mirrors, process
 from runner.supervisor.cgroups import Groups
 from runner.supervisor.loop import Loop
 from runner.supervisor.process import Identity
+from runner.supervisor.spare import Spares
 from runner.supervisor.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Attempts:
         on_end: Callable[[str, Ended | StartFailed], None],
         must_fetch: Callable[[Job], bool],
         caught_up: Callable[[str], Job | None],
+        spares: Spares,
     ) -> None:
         """Begin.
 
@@ -92,12 +94,14 @@ class Attempts:
             on_end: takes the end of an attempt.
             must_fetch: tells whether a job's checkpoints are to be looked for on its mirror first.
             caught_up: returns a job's record once all is in it that was reported; None: to be asked again.
+            spares: what waits to take over.
         """
         self._home = home
         self._loop = loop
         self._on_end = on_end
         self._must_fetch = must_fetch
         self._caught_up = caught_up
+        self.spares = spares
         self.live: dict[str, Live] = {}
         self.groups: Groups | None = None  #: control groups for them, where the daemon has any to give
         #: What the shims hold for snapshots, held here too: what no disk took is there for the next one.
@@ -174,7 +178,10 @@ class Attempts:
                 attempt.fetch = mirrors.start_fetch(self._home, job)
                 self._loop.on_readable(attempt.fetch, lambda: self._fetch_ended(attempt))
                 return
-            pid = launch.start_shim(self._home, job, self._memories.get(job.name), self.groups)
+            memory_fd = self._memories.get(job.name)
+            spare = self.spares.ready(job, memory_fd)
+            pid = launch.start_shim(self._home, job, memory_fd, self.groups, spare)
+            self.spares.release(job.name, used=spare is not None and pid == spare.pid)
         except launch.StillLockedError:
             self._loop.after(_SOON_S, lambda: self._spawn(attempt, job))
             return

@@ -9,13 +9,16 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from runner.core.job import Job
 from runner.storage import durable, lock, records
 from runner.storage.layout import START_FROM, AttemptPaths, Home, attempt_numbers
 from runner.supervisor.broom import sweep
 from runner.supervisor.cgroups import VARIABLE, Groups
+
+if TYPE_CHECKING:
+    from runner.supervisor.spare import Spare
 
 # Resolved: where an upgrade swaps a link to the installation, a worker stays with the files it started with.
 _SHIM = Path(__file__).resolve().with_name("shim.py")
@@ -80,6 +83,7 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "write": spec.isolation.write,
         "keeper": [_PYTHON, "-I", str(_KEEPER)] if not spec.command else None,
         "from": str(start_from) if start_from.exists() else None,
+        "spare": spec.restart.spare.value,
     }
 
 
@@ -143,7 +147,13 @@ def _environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
 
 
-def start_shim(home: Home, job: Job, memory_fd: int | None = None, groups: Groups | None = None) -> int:
+def start_shim(
+    home: Home,
+    job: Job,
+    memory_fd: int | None = None,
+    groups: Groups | None = None,
+    spare: Spare | None = None,
+) -> int:
     """Start the shim of the job's newest attempt; return its pid.
 
     Args:
@@ -151,6 +161,7 @@ def start_shim(home: Home, job: Job, memory_fd: int | None = None, groups: Group
         job: its record.
         memory_fd: of the memory that the attempt before had for its snapshots, where it is still held.
         groups: where the attempt gets a control group.
+        spare: a shim that waits with its worker; where it takes the attempt over, it is the shim.
 
     Raises:
         StillLockedError: an earlier attempt is not entirely gone.
@@ -172,23 +183,40 @@ def start_shim(home: Home, job: Job, memory_fd: int | None = None, groups: Group
         plan["memory_fd"] = None if memory_fd is None else _SHIM_MEMORY_FD
         records.save_json(attempt.launch, plan, durably=False)
         durable.link(paths.current, f"attempts/{attempt.dir.name}")
+        if spare is not None and spare.hand_over(plan, attempt, lock_fd, memory_fd):
+            return spare.pid
         # Copies above the numbers that they get: neither takes the other's place.
         handed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (lock_fd, memory_fd) if fd is not None]
-        return os.posix_spawn(
-            _PYTHON,
-            [_PYTHON, "-I", "-S", str(_SHIM), str(attempt.dir)],
-            _environ(),
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(attempt.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-                *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(handed, _SHIM_LOCK_FD)),
-            ],
-            setsid=True,
-            # Blocked until the shim has its handlers: a signal sent meanwhile waits instead of killing it.
-            setsigmask=[signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
-            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGHUP],
-        )
+        return spawn_shim(_SHIM, attempt.dir, attempt.log, dict(enumerate(handed, _SHIM_LOCK_FD)))
     finally:
         for fd in (lock_fd, *handed):
             os.close(fd)
+
+
+def spawn_shim(program: Path, folder: Path, log: Path, handed: dict[int, int]) -> int:
+    """Start a shim in a session of its own; return its pid.
+
+    Args:
+        program: of the shim.
+        folder: of its attempt.
+        log: takes what it says.
+        handed: the numbers that it finds these descriptors under.
+
+    Raises:
+        OSError: no process could be made.
+    """
+    return os.posix_spawn(
+        _PYTHON,
+        [_PYTHON, "-I", "-S", str(program), str(folder)],
+        _environ(),
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+            *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in handed.items()),
+        ],
+        setsid=True,
+        # Blocked until the shim has its handlers: a signal sent meanwhile waits instead of killing it.
+        setsigmask=[signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
+        setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGHUP],
+    )

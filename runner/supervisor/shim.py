@@ -73,14 +73,22 @@ MEMORY_MAGIC, MEMORY_SIZE = b"runner snapshots 1\n", 4096
 
 def main() -> None:
     """Run one attempt to its end."""
-    folder = sys.argv[1]
-    with open(os.path.join(folder, "launch.json"), "rb") as file:
-        launch = json.load(file)
+    run(sys.argv[1], become_subreaper(), watch_signals(), start_process)
+
+
+def become_subreaper() -> ctypes.CDLL:
+    """Let the orphans among this process's descendants become its children; return the C library."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    return libc
+
+
+def run(folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int]) -> None:
+    """Run the attempt of this folder to its end; `start` starts the worker, as `start_process` does."""
+    with open(os.path.join(folder, "launch.json"), "rb") as file:
+        launch = json.load(file)
     if fcntl.fcntl(LOCK_FD, fcntl.F_GETFD) >= 0:
         os.set_inheritable(LOCK_FD, False)
-    wake = watch_signals()
     began = time.monotonic()
     group = attemptgroup.Group(launch.get("cgroup"))
     error = ""
@@ -90,9 +98,9 @@ def main() -> None:
     attempt.tell_identity()  # before there is a worker: else a successor could take it for never started
     try:
         make_group(group)
-        attempt.worker = start_process(
-            launch["argv"], with_secrets(launch), folder, libc, handed, lambda: confine(launch, group, libc)
-        )
+        how = launch["argv"], with_secrets(launch), folder, libc, handed
+        attempt.worker = start(*how, lambda: confine(launch, group, libc))
+        group.take_in(attempt.worker)
         attempt.members.add(attempt.worker)
     except OSError as failure:
         error = str(failure)

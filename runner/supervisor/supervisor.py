@@ -31,6 +31,7 @@ from runner.supervisor.intake import Inbox
 from runner.supervisor.loop import Loop, Soon, Timer
 from runner.supervisor.mirrors import Mirrors
 from runner.supervisor.queue import Queue
+from runner.supervisor.spare import Spares
 from runner.supervisor.vitals import Vitals
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,9 @@ class Supervisor:
         self.loop = Loop()
         self.inbox = Inbox(self.book, self.handle, config.only)
         self.mirrors = Mirrors(home, self.loop, self.book, wanted=config.mirrors)
+        self.spares = Spares(home, self.loop, self._note)
         self.attempts = Attempts(
-            home, self.loop, self._attempt_ended, self.mirrors.must_fetch, self._caught_up
+            home, self.loop, self._attempt_ended, self.mirrors.must_fetch, self._caught_up, self.spares
         )
         self.vitals = Vitals(home, self.attempts)
         self.draining = False
@@ -107,6 +109,7 @@ class Supervisor:
             notify.notify("READY=1", self._status_line())
             log.info("supervising %s: %s", self.home.root, self._status_line())
             self.loop.run()
+            self.spares.end()
             (self.mirrors.end if self.exec_again else self.mirrors.leave)()
         finally:
             observer.stop()
@@ -154,6 +157,7 @@ class Supervisor:
         if self.draining:
             return
         self.draining = self.queue.closed = True
+        self.spares.dismiss_all()
         notify.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(self._longest_grace_s() * 1e6) + 10_000_000}")
         log.info("draining: %d running", len(self.attempts.live))
         for name in list(self.book.jobs):
@@ -236,6 +240,7 @@ class Supervisor:
             return None
         for action in decision.actions:
             self._apply(decision.job, action)
+        self.spares.heed(decision.job)
         if decision.job is not job and name in self.book.jobs:
             self.book.log_events(decision.job)
         if decision.job.state is not job.state:
@@ -281,6 +286,15 @@ class Supervisor:
             if reason is not None and job.state in ACTIVE:
                 self.book.note(name, "out-of-memory", reason=reason)
             self._insist(name, ended)
+
+    def _note(self, name: str, event: str, **details: object) -> None:
+        """Record a fact in a turn of its own, where the job is still there."""
+
+        def note() -> None:
+            if name in self.book.jobs:
+                self.book.note(name, event, **details)
+
+        self.loop.after(0.0, note)
 
     def _backoff_over(self, name: str) -> None:
         self._waits.pop(name, None)

@@ -42,7 +42,10 @@ class Vitals:
             return None
         attempt.looked_at = now
         self._attempts.hold_memory(attempt)
-        return self._over_wall(job, attempt, since_s) or self._over_memory(job, attempt)
+        limit = self._over_wall(job, attempt, since_s) or self._over_memory(job, attempt)
+        if limit is None:
+            self._attempts.spares.tend(job, lambda: used_bytes(attempt))
+        return limit
 
     def _over_wall(self, job: Job, attempt: Live, since_s: float) -> Limit | None:
         allowed_s = job.spec.limits.wall_s
@@ -59,16 +62,22 @@ class Vitals:
 
     def _over_memory(self, job: Job, attempt: Live) -> Limit | None:
         allowed = job.spec.limits.memory_bytes
-        if allowed is None or attempt.shim is None:
+        if allowed is None or (used := used_bytes(attempt)) <= allowed:
             return None
-        keeper = read_identity(attempt.paths, "keeper")
-        used = tree_rss_bytes(attempt.shim.pid, but=keeper.pid if keeper is not None else None)
-        used -= snapshots_bytes(attempt.paths) if used > allowed else 0
+        used -= snapshots_bytes(attempt.paths)
         if used <= allowed:
             return None
         return Limit(
             Sight.MEMORY_OVER, f"uses {used >> 20} MiB of memory (limits.memory = {allowed >> 20} MiB)"
         )
+
+
+def used_bytes(attempt: Live) -> int:
+    """Return the attempt's memory, its snapshots included."""
+    if attempt.shim is None:
+        return 0
+    keeper = read_identity(attempt.paths, "keeper")
+    return tree_rss_bytes(attempt.shim.pid, but=keeper.pid if keeper is not None else None)
 
 
 def tree_rss_bytes(shim_pid: int, but: int | None = None) -> int:

@@ -37,14 +37,15 @@ def register_package() -> None:
 
 def main() -> NoReturn:
     """Run the script that launch.json names; ends the process as the script would have."""
-    from runner.training import imports, instrument, launch, steady, worker
+    from runner.training import imports, instrument, launch, spare, steady, worker
 
     steady.steady_output()
+    imported = spare.stand_by()
     orders = launch.load()
     os.environ.pop(launch.KEEPER, None)
     os.chdir(orders.cwd)
     imports.install()
-    instrument.arrange(worker.start(orders))
+    instrument.arrange(worker.start(orders, imported=imported))
     assert orders.entry is not None
     run_script(orders.entry, orders.args)
     raise SystemExit(0)

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 _waiting: dict[str, list[Callable[[ModuleType], None]]] = {}
+_watchers: list[Callable[[str], None]] = []
 
 
 def install() -> None:
@@ -33,10 +34,17 @@ def after(name: str, action: Callable[[ModuleType], None]) -> None:
         _waiting.setdefault(name, []).append(action)
 
 
+def watch(action: Callable[[str], None]) -> None:
+    """Call `action` with the name of each module that is looked for from now on."""
+    _watchers.append(action)
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        for action in _watchers:
+            action(fullname)
         if fullname not in _waiting:
             return None
         for finder in sys.meta_path:

@@ -40,6 +40,7 @@ class Launch:
     nan: Nan = Nan.IGNORE  #: what follows a loss that is not finite, or beyond `loss_max`
     loss_max: float | None = None
     retreat: Retreat | None = None  #: how to resume, if not from the newest checkpoint
+    spare: bool = False  #: what is imported is noted, for a spare
     rehearse: bool = False  #: look at each fit, and do not train (see `runner.training.rehearsal`)
 
     @property
@@ -76,6 +77,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Launch:
         nan=Nan(value["nan"]["mode"]) if value.get("nan") else Nan.IGNORE,
         loss_max=value["nan"]["loss_max"] if value.get("nan") else None,
         retreat=Retreat(**value["retreat"]) if value.get("retreat") else None,
+        spare=value.get("spare", "none") != "none",
         rehearse=bool(value.get("rehearse")),
     )
 

@@ -23,8 +23,10 @@ from runner.core.exactness import Kind, text
 from runner.core.spec import Every
 from runner.errors import StorageError
 from runner.storage import mirrored
+from runner.training import imports
 from runner.training.allowance import Allowance
 from runner.training.entropy import Entropy
+from runner.training.imported import Imported
 from runner.training.launch import Launch
 from runner.training.report import Facts, MetricsLog, Progress, now_text
 from runner.training.stopping import Stake, Stop, leave
@@ -49,14 +51,16 @@ _FITS_TOLD = 20
 class Worker:
     """The attempt's shared parts."""
 
-    def __init__(self, launch: Launch):
+    def __init__(self, launch: Launch, imported: Imported | None = None):
         self.launch = launch
         self.facts = Facts(launch.attempt_paths.facts)
         self.progress = Progress(launch.paths.progress, launch.attempt)
         self.metrics = MetricsLog(launch.paths.metrics)
         self.stop = Stop(launch.grace_s)
         self.stop.tick = self._tick
-        self.entropy = Entropy(launch.seed)
+        self.entropy = Entropy(launch.seed) if imported is None else imported.entropy
+        self.imported = imported  #: what is noted for a spare
+        self._was_spare = imported is not None
         self.ends = Allowance(self)  #: for keeping the ends of fits
         self.vigil = Vigil(self)
         self.step = 0  #: completed steps over all fits
@@ -89,6 +93,9 @@ class Worker:
         """Once a second: show that Python runs, write what is due, and what the disk has refused."""
         self.progress.beat()
         self.facts.flush()
+        if self.imported is not None and self.progress.values["phase"] == "train":
+            self.imported.tell(self.launch.attempt_paths.imported)
+            self.imported = None
         with contextlib.suppress(OSError):
             self.metrics.flush()
 
@@ -116,9 +123,14 @@ class Worker:
         self._stacks = self.launch.attempt_paths.stacks.open("a")
         faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True, chain=False)
         self.seeded = seed
-        if seed:
+        if seed and not self._was_spare:
             self.entropy.install()
         self.facts("phase", phase="import")
+        if self._was_spare:
+            self.facts("spare-took-over")
+        elif self.launch.spare:
+            self.imported = Imported(self.entropy, dict(os.environ))
+            imports.watch(self.imported.note)
         self.progress.set()
         self.progress.write_if_due()
 
@@ -350,9 +362,15 @@ def current() -> Worker | None:
     return _current
 
 
-def start(launch: Launch, *, seed: bool = True) -> Worker:
-    """Make this process's worker and install it; `seed` lets the job's seed stand in for entropy."""
+def start(launch: Launch, *, seed: bool = True, imported: Imported | None = None) -> Worker:
+    """Make this process's worker and install it.
+
+    Args:
+        launch: its orders.
+        seed: lets the job's seed stand in for entropy.
+        imported: what it has imported already, where it was a spare.
+    """
     global _current
-    _current = Worker(launch)
+    _current = Worker(launch, imported)
     _current.install(seed=seed)
     return _current

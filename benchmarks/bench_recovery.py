@@ -1,0 +1,238 @@
+"""From SIGKILL of the worker to the next completed training step, with a digits-sized model.
+
+A Keras script notes each step in a shared page. Once it has trained for a while it is killed, many times:
+
+- plain: no supervisor; from the start of its process to its first step, with nothing to resume;
+- runner: `spare = "none"`, and `spare = "warm"`, each kill with a spare that is ready;
+- supervisord, systemd (RestartSec=0) and torchrun, where they are there: the script then keeps itself by
+  Keras's BackupAndRestore, after each epoch.
+
+Beside the seconds: processor time that the new process has spent from the script's first line to that step,
+which other load on the machine does not change much. What has taken over has imported before.
+
+Usage: python benchmarks/bench_recovery.py [--quick] [--rounds N] [--supervisord PATH] [--torchrun PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import mmap
+import os
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from runner.storage import records
+from runner.storage.layout import Home
+
+T = TypeVar("T")
+#: Step, pid, when the process did its first step, processor time from the script's start to then, and at it.
+PAGE = struct.Struct("=qqddd")
+#: After its first step a process trains so long before it is killed: something is saved by then.
+TRAINS_S = 5.0
+SCRIPT = """
+import time
+begun_s = time.process_time()
+import mmap, os, struct
+import keras
+from sklearn.datasets import load_digits
+
+keras.utils.set_random_seed(7)
+with open("page", "r+b") as file:
+    page = mmap.mmap(file.fileno(), 40)
+page[32:] = struct.pack("=d", begun_s)
+
+
+class Note(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        # All is in the page alone: what lies in callbacks, and what they reach, a resume puts back.
+        _, pid, first_s, spent_s, begun_s = struct.unpack("=qqddd", page)
+        if pid != os.getpid():
+            first_s, spent_s = time.monotonic(), time.process_time() - begun_s
+        page[:32] = struct.pack("=qqdd", int(self.model.optimizer.iterations), os.getpid(), first_s, spent_s)
+
+
+x, y = load_digits(return_X_y=True)
+model = keras.Sequential([
+    keras.Input((64,)), keras.layers.Dense(64, "relu"), keras.layers.Dropout(0.2), keras.layers.Dense(10)
+])
+model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+callbacks = [Note()]
+if "KEEP" in os.environ:
+    callbacks.append(keras.callbacks.BackupAndRestore("backup"))
+model.fit(x / 16, y, batch_size=32, epochs=1_000_000, verbose=0, callbacks=callbacks)
+"""
+SUPERVISORD = """
+[supervisord]
+nodaemon = true
+logfile = /dev/null
+logfile_maxbytes = 0
+[program:job]
+command = {python} train.py
+directory = {folder}
+autorestart = true
+startsecs = 0
+"""
+
+
+class Bench:
+    """A folder with the script and its page."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        (folder / "train.py").write_text(SCRIPT)
+        (folder / "page").write_bytes(bytes(PAGE.size))
+        with (folder / "page").open("r+b") as file:
+            self._page = mmap.mmap(file.fileno(), PAGE.size)
+
+    def first_step(self, not_pid: int) -> tuple[int, float, float]:
+        """Wait for a step of another process; return its pid, when its first was, and what that took."""
+
+        def found() -> tuple[int, float, float] | None:
+            step, pid, first_s, spent_s, _ = PAGE.unpack(self._page[: PAGE.size])
+            return (pid, first_s, spent_s) if step and pid != not_pid else None
+
+        return wait_for(found)
+
+    def kills(self, rounds: int, ready: Callable[[int], object] = bool) -> list[tuple[float, float]]:
+        """Kill again and again; return seconds to the next step, and processor seconds of the script."""
+        took = []
+        pid, _, _ = self.first_step(0)
+        for _ in range(rounds):
+            time.sleep(TRAINS_S)
+            wait_for(lambda pid=pid: ready(pid))
+            killed_s = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            pid, first_s, spent_s = self.first_step(pid)
+            took.append((first_s - killed_s, spent_s))
+        return took
+
+
+def wait_for(what: Callable[[], T | None], timeout_s: float = 600.0) -> T:
+    """Wait until something is there; return it."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := what()):
+        if time.monotonic() > deadline:
+            raise SystemExit("it never came")
+        time.sleep(0.005)
+    return found
+
+
+@contextlib.contextmanager
+def running(argv: list[str], **options: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program for the time of the block."""
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def plain(root: Path, rounds: int) -> list[tuple[float, float]]:
+    """Start the script with nothing around it."""
+    took = []
+    for number in range(rounds):
+        bench = Bench(root / f"plain-{number}")
+        begun_s = time.monotonic()
+        with running([sys.executable, "train.py"], cwd=bench.folder):
+            _, first_s, spent_s = bench.first_step(0)
+        took.append((first_s - begun_s, spent_s))
+    return took
+
+
+def runner(root: Path, rounds: int, spare: str) -> list[tuple[float, float]]:
+    """Let the runner restart it."""
+    home = Home(root / f"runner-{spare}")
+    bench = Bench(home.folder("bench"))
+    (bench.folder / "job.toml").write_text(f'[restart]\nspare = "{spare}"\n')
+    (bench.folder / ".submitted.json").write_text('{"version": 1, "source": null}')
+
+    def ready(_pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(records.load_json(home.job("bench").spare.shim)["ready"])
+        return spare == "none"
+
+    with running([sys.executable, "-m", "runner.supervisor", "--home", str(home.root)]):
+        return bench.kills(rounds, ready)
+
+
+def supervisord(root: Path, rounds: int, program: str) -> list[tuple[float, float]]:
+    """Let supervisord restart it."""
+    bench = Bench(root / "supervisord")
+    (bench.folder / "conf").write_text(SUPERVISORD.format(python=sys.executable, folder=bench.folder))
+    argv = [program, "-c", str(bench.folder / "conf")]
+    with running(argv, cwd=bench.folder, env={**os.environ, "KEEP": "1"}):
+        return bench.kills(rounds)
+
+
+def systemd(root: Path, rounds: int) -> list[tuple[float, float]]:
+    """Let a unit of systemd restart it."""
+    bench = Bench(root / "systemd")
+    properties = [
+        "Restart=always",
+        "RestartSec=0",
+        "StartLimitIntervalSec=0",
+        f"WorkingDirectory={bench.folder}",
+    ]
+    options = [option for one in properties for option in ("-p", one)]
+    unit = f"bench-recovery-{os.getpid()}"
+    start = ["systemd-run", "--unit", unit, *options, "-E", "KEEP=1", sys.executable, "train.py"]
+    subprocess.run(start, check=True, stderr=subprocess.DEVNULL)
+    try:
+        return bench.kills(rounds)
+    finally:
+        subprocess.run(["systemctl", "stop", unit], check=True)
+
+
+def torchrun(root: Path, rounds: int, program: str) -> list[tuple[float, float]]:
+    """Let torchrun restart it."""
+    bench = Bench(root / "torchrun")
+    argv = [program, "--standalone", f"--max-restarts={2 * rounds}", "--monitor-interval=0.1", "train.py"]
+    with running(argv, cwd=bench.folder, env={**os.environ, "KEEP": "1"}):
+        return bench.kills(rounds)
+
+
+def main() -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="three rounds of each")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--supervisord", default=shutil.which("supervisord"))
+    parser.add_argument("--torchrun", default=shutil.which("torchrun"))
+    options = parser.parse_args()
+    rounds = 3 if options.quick else options.rounds
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        ways: dict[str, Callable[[], list[tuple[float, float]]]] = {
+            "plain process, first start": lambda: plain(root, rounds),
+            "runner, no spare": lambda: runner(root, rounds, "none"),
+            "runner, warm spare": lambda: runner(root, rounds, "warm"),
+        }
+        if options.supervisord:
+            ways["supervisord"] = lambda: supervisord(root, rounds, options.supervisord)
+        if Path("/run/systemd/system").is_dir():
+            ways["systemd, RestartSec=0"] = lambda: systemd(root, rounds)
+        if options.torchrun:
+            ways["torchrun"] = lambda: torchrun(root, rounds, options.torchrun)
+        print(f"SIGKILL to the next completed step, {rounds} rounds (seconds); then processor seconds")
+        print(f"{'':28}{'median':>9}{'min':>9}{'max':>9}{'script':>9}", flush=True)
+        for name, measure in ways.items():
+            took = measure()
+            seconds, spent = [one for one, _ in took], statistics.median(one for _, one in took)
+            line = f"{statistics.median(seconds):9.2f}{min(seconds):9.2f}{max(seconds):9.2f}{spent:9.2f}"
+            print(f"{name:28}{line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

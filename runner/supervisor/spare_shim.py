@@ -1,0 +1,211 @@
+"""The shim that waits, with a worker that imports meanwhile, to be told which attempt it is the shim of.
+
+Run as `python -I -S spare_shim.py FOLDER` with a socket to the supervisor as descriptor 5; the folder holds
+a launch.json as an attempt's does. What its worker says is passed on: it is ready, or why it never will be.
+
+- One message from the supervisor, `{"folder": DIR}`, brings the job's lock and the memory for snapshots: from
+  then on this is that attempt's shim and no other (`shim.run`). The lock travels in the message: whoever dies
+  on the way, it is held as long as the attempt may come to life.
+- Until then nothing is held here. The socket's other end closed (the supervisor is dead, or does not want us
+  any more), the worker gone, a signal: the worker is killed with all that it has started, and this ends.
+- A worker that does not answer at once, or is gone, is replaced by one that is just started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+TYPE_CHECKING = False  # as typing's, without its import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+CHANNEL_FD = 5
+MEMORY_FD = 4
+#: In the environment of the worker: the descriptor of its socket to us.
+SPARE = "RUNNER_SPARE"
+#: For a worker that waits to take its orders.
+ANSWER_S = 1.0
+MESSAGE_BYTES = 65536
+#: Of what the worker has printed while it waited, that much goes into the attempt's log.
+OUTPUT_BYTES = 65536
+#: What is different for each attempt; the worker is told.
+FOR_EACH = ("RUNNER_ATTEMPT", "RUNNER_RESUME")
+
+
+def load_shim() -> Any:
+    """Load the shim's own code: it lies beside this file, and is no part of any package here."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.py")
+    spec = importlib.util.spec_from_file_location("shim", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+shim: Any = load_shim()
+
+
+class Waiting:
+    """The worker that waits, and who waits for it."""
+
+    def __init__(self, folder: str, wake: int, libc: Any):
+        self.folder = folder
+        self.wake = wake
+        self.libc = libc
+        self.supervisor = socket.socket(fileno=CHANNEL_FD)
+        self.supervisor.set_inheritable(False)
+        self.pending: list[int] = []  # signals that came while a message did
+        with open(os.path.join(folder, "launch.json"), "rb") as file:
+            launch = json.load(file)
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            theirs.set_inheritable(True)
+            launch["env"][SPARE] = str(theirs.fileno())
+            self.worker: int = shim.start_process(launch["argv"], launch, folder, libc, (), lambda: None)
+        self.tell(ready=False)
+
+    def tell(self, ready: bool) -> None:
+        """Write down who we are, and whether the worker is ready."""
+        about = {
+            "version": 1,
+            "shim": shim.identity(os.getpid()),
+            "worker": shim.identity(self.worker),
+            "ready": ready,
+        }
+        with contextlib.suppress(OSError):
+            shim.write_json(os.path.join(self.folder, "shim.json"), about)
+
+    def wait(self) -> str:
+        """Wait until an attempt is handed over; return its folder. Ends the process where none is."""
+        while True:
+            watched: list[Any] = [self.supervisor, self.channel, self.wake]
+            found = select.select(watched, [], [])[0]
+            if self.supervisor in found:
+                return self.taken()
+            if self.wake in found:
+                self.pending += [n for n in os.read(self.wake, 512) if n != signal.SIGCHLD]
+                if self.pending and not select.select([self.supervisor], [], [], 0)[0]:
+                    self.end()
+            if self.channel in found:
+                self.pass_on()
+
+    def pass_on(self) -> None:
+        """Tell the supervisor what the worker says; end with it."""
+        message = self.heard()
+        if not message:
+            self.end()
+        with contextlib.suppress(OSError):
+            self.supervisor.send(message)
+        self.tell(ready=bool(json.loads(message).get("ready")))
+
+    def heard(self) -> bytes:
+        """Return the worker's message; nothing once it is gone."""
+        try:
+            return self.channel.recv(MESSAGE_BYTES)
+        except OSError:
+            return b""
+
+    def taken(self) -> str:
+        """Take what the supervisor hands over: the lock, the memory and the attempt."""
+        try:
+            message, fds, _, _ = socket.recv_fds(self.supervisor, MESSAGE_BYTES, 2)
+        except OSError:
+            message, fds = b"", []
+        if not message:
+            self.end()
+        self.supervisor.close()
+        for number, fd in zip((shim.LOCK_FD, MEMORY_FD), fds, strict=False):
+            os.dup2(fd, number, inheritable=False)
+            os.close(fd)
+        for number in self.pending:
+            os.kill(os.getpid(), number)  # once more, for who looks now
+        folder: str = json.loads(message)["folder"]
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.folder, "shim.json"))
+        return folder
+
+    def start(
+        self,
+        argv: list[str],
+        launch: dict[str, Any],
+        folder: str,
+        libc: Any,
+        handed: tuple[int, ...],
+        confine: Callable[[], None],
+    ) -> int:
+        """Let the worker go on as the attempt's; return its pid, or that of another in its stead."""
+        log = os.open(
+            os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
+        )
+        try:
+            for number in (1, 2):
+                os.dup2(log, number)
+            orders = {"environ": {name: launch["env"][name] for name in FOR_EACH}}
+            if self.answers(json.dumps(orders).encode(), [log, *handed]):
+                self.copy_output(log)
+                return self.worker
+        finally:
+            os.close(log)
+            self.channel.close()
+        sys.stderr.write("shim: the spare does not answer: a new process is started\n")
+        with contextlib.suppress(ProcessLookupError):  # it alone: the keeper is our child by now
+            os.kill(self.worker, signal.SIGKILL)
+        os.waitpid(self.worker, 0)
+        self.worker = shim.start_process(argv, launch, folder, libc, handed, confine)
+        return self.worker
+
+    def answers(self, orders: bytes, fds: list[int]) -> bool:
+        """Send the worker its orders, and tell whether it has taken them."""
+        try:
+            socket.send_fds(self.channel, [orders], fds)
+            if not select.select([self.channel], [], [], ANSWER_S)[0]:
+                return False
+        except OSError:
+            return False
+        return bool(self.heard())
+
+    def copy_output(self, log: int) -> None:
+        """Put what the worker has printed while it waited into the attempt's log."""
+        with contextlib.suppress(OSError), open(os.path.join(self.folder, "log"), "rb") as file:
+            os.write(log, file.read(OUTPUT_BYTES))
+
+    def clear(self) -> None:
+        """Kill the worker and all that it has started."""
+        while left := [*shim.descendants()]:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+    def end(self) -> None:
+        """End: nobody wants us."""
+        self.clear()
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.folder, "shim.json"))
+        os._exit(0)
+
+
+def main() -> None:
+    """Wait for an attempt, and run it to its end."""
+    wake = shim.watch_signals()
+    waiting = Waiting(sys.argv[1], wake, shim.become_subreaper())
+    shim.run(waiting.wait(), waiting.libc, wake, waiting.start)
+
+
+if __name__ == "__main__":
+    os.chdir("/")
+    main()
+    os._exit(0)

@@ -1,0 +1,220 @@
+"""Spares: a worker that has imported already takes over from one that dies, and nothing else changes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from runner.core.job import State
+from runner.storage import lock, records
+from runner.supervisor import process
+from tests.system.conftest import COUNTER, Site, assert_events_in_order, wait_for
+
+#: The counter as a script that imports a package, and says at once that it trains.
+COUNTS = """
+import os, sys
+import numpy
+from runner.training import worker
+with open("starts", "a") as out:
+    out.write(f"{os.getpid()} {os.environ['RUNNER_ATTEMPT']} {numpy.__file__}\\n")
+worker.current().phase("train")
+exec(compile(open("counter.py").read(), "counter.py", "exec"))
+"""
+UNTIL_ENOUGH = (
+    COUNTS
+    + """
+import time
+while not os.path.exists("enough"):
+    time.sleep(0.01)
+"""
+)
+#: Chance from everywhere, unseeded: packages draw from it too, as they are imported. It waits to be let end.
+FITS = """
+import hashlib, os, random, sys, time
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import numpy as np
+import keras
+print("level", os.environ["TF_CPP_MIN_LOG_LEVEL"], sys.argv, len(sys.path), flush=True)
+
+
+class Wait(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        while int(self.model.optimizer.iterations) == 30 and not os.path.exists("enough"):
+            time.sleep(0.01)
+
+
+draws = [random.random(), np.random.rand(), np.random.default_rng().random()]
+x = np.random.default_rng().random((64, 8), "float32")
+y = np.random.default_rng().integers(0, 3, 64)
+model = keras.Sequential([keras.Input((8,)), keras.layers.Dropout(0.3), keras.layers.Dense(3)])
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+model.compile("adam", loss)
+history = model.fit(x, y, batch_size=8, epochs=6, verbose=0, callbacks=[Wait()]).history
+draws += [random.random(), np.random.rand(), np.random.default_rng().random()]
+weights = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
+with open("result", "w") as out:
+    out.write(f"{draws} {history} {weights}")
+"""
+WAIT_S = 240.0
+FOR_EVER = 1_000_000
+
+
+def submit(site: Site, name: str, target: int = FOR_EVER, toml: str = "", script: str = COUNTS) -> None:
+    """Put a job in place whose script runs under the bootstrap, and wants a spare."""
+    staged = site.home.jobs / f".{name}.tmp"
+    staged.mkdir()
+    (staged / "train.py").write_text(script)
+    (staged / "python").symlink_to(sys.executable)
+    shutil.copy(COUNTER, staged)
+    settings = (
+        f'args = ["{target}"]\n{toml}[restart]\nspare = "warm"\n[resources]\ncpus = 0\n[seed]\nvalue = 7\n'
+    )
+    (staged / "job.toml").write_text(settings)
+    (staged / ".submitted.json").write_text('{"version": 1, "source": null}')
+    staged.rename(site.home.folder(name))
+
+
+def spare_of(site: Site, name: str) -> process.Identity | None:
+    """Return the worker of the job's spare, where that is ready."""
+    with contextlib.suppress(OSError):
+        about = records.load_json(site.home.job(name).spare.shim)
+        return process.Identity.parse(about["worker"]) if about["ready"] else None
+    return None
+
+
+def waits(site: Site, name: str) -> process.Identity:
+    return wait_for(lambda: spare_of(site, name), f"the spare of {name}", WAIT_S)
+
+
+def starts(site: Site, name: str) -> list[list[str]]:
+    """Return pid, attempt and where NumPy is from, for each start of the script."""
+    return [line.split() for line in (site.home.folder(name) / "starts").read_text().splitlines()]
+
+
+def started_again(site: Site, name: str) -> list[str]:
+    os.kill(site.identity(name, "worker").pid, signal.SIGKILL)
+    wait_for(lambda: len(site.trace(name)) == 2, f"{name} to be started again")
+    assert site.trace(name)[1][2] > 0, "it counts on"
+    return starts(site, name)[1]
+
+
+def shim_of(worker: process.Identity) -> int:
+    return int(Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def test_a_spare_takes_over_and_is_renewed(site: Site) -> None:
+    site.start()
+    submit(site, "count")
+    first = waits(site, "count")
+    shim = shim_of(first)
+    pid, attempt, _ = started_again(site, "count")
+    assert (pid, attempt) == (str(first.pid), "2")
+    assert site.identity("count", "worker", 2) == first
+    assert site.identity("count", "shim", 2).pid == shim
+    assert Path("/proc", pid, "fd", "1").readlink() == site.home.job("count").attempt(2).log
+    assert Path("/proc", pid, "oom_score_adj").read_text() == Path("/proc/self/oom_score_adj").read_text()
+    threads = [int(thread.name) for thread in Path("/proc", pid, "task").iterdir()]
+    assert {os.getpriority(os.PRIO_PROCESS, t) for t in threads} == {os.getpriority(os.PRIO_PROCESS, 0)}
+    wait_for(lambda: spare_of(site, "count") not in {None, first}, "another one", WAIT_S)
+    wait_for(lambda: site.kinds("count").count("spare-ready") == 2, "that to be recorded")
+    assert site.kinds("count").count("spare-took-over") == 1
+    site.ask("cancel", "count")
+    site.wait("count", State.CANCELLED)
+    wait_for(lambda: site.living("count") == [], "all to be gone")
+    assert_events_in_order(site.events("count"))
+
+
+def test_what_a_spare_ends_with_is_what_an_undisturbed_run_ends_with(site: Site) -> None:
+    site.start()
+    every = '[checkpoint]\nevery = "7 steps"\n'
+    for name in ("disturbed", "undisturbed"):
+        submit(site, name, toml=every, script=FITS)
+    (site.home.folder("undisturbed") / "enough").touch()
+    spare = waits(site, "disturbed")
+    os.kill(site.identity("disturbed", "worker").pid, signal.SIGKILL)
+    (site.home.folder("disturbed") / "enough").touch()
+    jobs = {name: site.wait(name, State.SUCCEEDED, timeout_s=WAIT_S) for name in ("disturbed", "undisturbed")}
+    assert [job.attempt for job in jobs.values()] == [2, 1]
+    assert site.identity("disturbed", "worker", 2) == spare
+    results = [(site.home.folder(name) / "result").read_text() for name in jobs]
+    assert results[0] == results[1]
+    logs = [site.home.job(name).attempt(job.attempt).log.read_text() for name, job in jobs.items()]
+    told = [[line for line in log.splitlines() if line.startswith("level")] for log in logs]
+    assert told[0] == told[1]
+    events = [event for event in site.events("disturbed") if event["event"].startswith("spare")]
+    assert [event["event"] for event in events][:2] == ["spare-ready", "spare-took-over"]
+    assert events[0]["left"] < 50 < events[0]["modules"], "all was imported but what training itself does"
+
+
+def test_one_attempt_comes_of_it_where_the_supervisor_dies_meanwhile(site: Site) -> None:
+    daemon = site.start()
+    submit(site, "count")
+    spare = waits(site, "count")
+    os.kill(spare.pid, signal.SIGSTOP)  # so that its shim waits for its answer
+    os.kill(site.identity("count", "worker").pid, signal.SIGKILL)
+    wait_for(lambda: not site.home.job("count").spare.shim.exists(), "it to be handed over")
+    daemon.kill()
+    daemon.wait()
+    assert lock.is_locked(site.home.job("count").lock), "no other supervisor starts it too"
+    site.start()
+    wait_for(lambda: len(site.trace("count")) == 2, "it to count again")
+    shim = site.identity("count", "shim", 2)
+    wait_for(lambda: process.is_alive(site.identity("count", "worker", 2)), "its worker")
+    waits(site, "count")  # another one, beside an attempt that is looked after
+    assert [attempt for _, attempt, _ in starts(site, "count")] == ["1", "2"]
+    assert site.kinds("count").count("running") == 2
+    assert site.job("count").attempt == 2
+    assert process.is_alive(shim)
+
+
+def test_a_spare_that_is_of_no_use_costs_nothing(site: Site) -> None:
+    """Killed, hung, with another interpreter, with a module that hides a package: as without one."""
+    site.start()
+    names = ("killed", "beheaded", "hung", "interpreter", "hidden")
+    for name in names:
+        submit(site, name, toml='python = "./python"\n' if name == "interpreter" else "")
+    spares = {name: waits(site, name) for name in names}
+    os.kill(spares["killed"].pid, signal.SIGKILL)
+    os.kill(shim_of(spares["beheaded"]), signal.SIGKILL)
+    os.kill(spares["hung"].pid, signal.SIGSTOP)
+    other = site.home.folder("interpreter") / "python"
+    other.unlink()
+    other.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    other.chmod(0o755)
+    (site.home.folder("hidden") / "numpy.py").touch()
+    again = {name: started_again(site, name) for name in names}
+    for name in names:
+        pid, attempt, _ = again[name]
+        assert attempt == "2"
+        assert "spare-took-over" not in site.kinds(name)
+        assert (pid == str(spares[name].pid)) == (name == "hidden"), name
+    assert again["hidden"][2] == str(site.home.folder("hidden") / "numpy.py")
+    assert not any(process.is_alive(spares[name]) for name in names if name != "hidden")
+
+
+def test_none_outlives_its_job_or_its_supervisor(site: Site) -> None:
+    daemon = site.start()
+    names = ("stop", "cancel", "pause", "succeeded", "adopted")
+    for name in names:
+        ends = name == "succeeded"
+        submit(site, name, target=1 if ends else FOR_EVER, script=UNTIL_ENOUGH if ends else COUNTS)
+    spares = {name: waits(site, name) for name in names}
+    for verb in names[:3]:
+        site.ask(verb, verb)
+    (site.home.folder("succeeded") / "enough").touch()
+    for name in names[:4]:
+        site.wait(name, State.CANCELLED, State.PAUSED, State.SUCCEEDED)
+        wait_for(lambda name=name: site.living(name) == [], f"all of {name} to be gone")
+    daemon.kill()
+    daemon.wait()
+    spare = spares["adopted"]
+    wait_for(lambda: not process.is_alive(spare), "the spare to end with its supervisor")
+    assert process.is_alive(site.identity("adopted", "worker"))
+    site.start()
+    # What the dead one has told of itself is removed by its shim, a moment after it.
+    wait_for(lambda: waits(site, "adopted") != spares["adopted"], "another spare")
+    assert len(starts(site, "adopted")) == 1
