@@ -44,8 +44,10 @@ def _again(event: Event) -> str:
 
 
 def _running(event: Event) -> str:
-    step = event.get("step")
-    return f"attempt {event.get('attempt')} starts" + (f", from step {step}" if step else "")
+    step, gpus = event.get("step"), event.get("gpus")
+    where = f", on GPU {', '.join(gpus)}" if gpus else ", without a GPU: resources.gpus is 0"
+    started = f"attempt {event.get('attempt')} starts" + (f", from step {step}" if step else "")
+    return started + (where if gpus is not None else "")
 
 
 def _best(event: Event) -> str:

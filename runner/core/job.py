@@ -221,10 +221,14 @@ class Job:
         return Past(lived_s, sum(attempt.outcome in DEATHS for attempt in self.attempts))
 
     @property
-    def failures(self) -> list[Failure]:
-        """What ended its attempts since it was last asked to run, where they told: the newest last."""
-        asked_at = self.asked_at or ""
-        return [a.failure for a in self.attempts if a.failure is not None and a.started_at >= asked_at]
+    def failures(self) -> list[Failure | None]:
+        """What ended each attempt since the job was last asked to run; None: nothing that counts."""
+        asked_at, uncounted = self.asked_at or "", self.spec.restart.retry_exit_codes
+        return [
+            a.failure if a.outcome is Outcome.FAILED and a.exit_code not in uncounted else None
+            for a in self.attempts
+            if a.started_at >= asked_at
+        ]
 
     def paced(self, pace: Mapping[str, float]) -> Job:
         """Return the record with what an attempt's pauses have taught."""

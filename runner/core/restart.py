@@ -69,18 +69,23 @@ def judge(job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, r
     failure = job.current.failure if job.current is not None and counts else None
     if failure is not None and failure.kind == NOT_FINITE:
         return _not_finite(job, failure)
-    times = _times_in_a_row(job.failures) if failure is not None else 0
+    times = _times_in_a_row(job.failures, failure) if failure is not None else 0
     if failure is not None and times >= failure.times_max:
         return GiveUp(_same_again(job, failure, times))
     verdict = _by_budget(job, outcome, exit_code, jitter, rebooted=rebooted)
-    if failure is not None and times == TIMES_MAX - 1 and isinstance(verdict, Again):
+    if failure is not None and failure.started and times == TIMES_MAX - 1 and isinstance(verdict, Again):
         return replace(verdict, retreat=_escape(job, failure))
     return verdict
 
 
-def _times_in_a_row(failures: Sequence[Failure]) -> int:
-    """Return how many times the newest failure has come in a row."""
-    return sum(1 for _ in itertools.takewhile(lambda one: one == failures[-1], reversed(failures)))
+def _times_in_a_row(failures: Sequence[Failure | None], failure: Failure) -> int:
+    """Return how many times the newest failure has come in a row.
+
+    What ended otherwise does not break the row: the failure has its step. One that came before training has
+    none; an attempt that got further breaks its row.
+    """
+    row = [one for one in failures if one is not None] if failure.started else failures
+    return sum(1 for _ in itertools.takewhile(lambda one: one == failure, reversed(row)))
 
 
 def _same_again(job: Job, failure: Failure, times: int) -> str:
@@ -105,7 +110,7 @@ def _not_finite(job: Job, failure: Failure) -> Verdict:
     limits = job.spec.limits
     if limits.nan is not Nan.ROLLBACK:
         return GiveUp(f'{failure.text} (limits.nan = "{limits.nan.value}"); see the log')
-    count = sum(one.kind == NOT_FINITE for one in job.failures)
+    count = sum(one is not None and one.kind == NOT_FINITE for one in job.failures)
     if count > limits.nan_rollbacks:
         return GiveUp(
             f"{failure.text}, after {count - 1} rollbacks (limits.nan_rollbacks = {limits.nan_rollbacks});"

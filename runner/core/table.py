@@ -126,7 +126,8 @@ def _start(job: Job, moment: Moment, admitted: Admitted | None = None) -> Decisi
         started_at=job.started_at or moment.iso,
         finished_at=None,
     )
-    job = _enter(job, State.RUNNING, moment, step=job.durable_step, **so_far(job))
+    given: dict[str, Any] = {} if gpus is None else {"gpus": list(gpus)}
+    job = _enter(job, State.RUNNING, moment, step=job.durable_step, **given, **so_far(job))
     return Decision(job, (Start(number),))
 
 

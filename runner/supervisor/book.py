@@ -57,6 +57,8 @@ class Book:
         previous = self.jobs.get(job.name)
         self.jobs[job.name] = job
         if previous is not None and previous.state is job.state and previous.spec is job.spec:
+            if previous.checkpoint is None and job.checkpoint is not None:
+                self.on_change()  # from now on it may be asked to make room
             return
         self._order = max(self._order, job.order)
         (self.mirrored.discard if job.spec.checkpoint.mirror is None else self.mirrored.add)(job.name)

@@ -59,7 +59,13 @@ class Queue:
         self._capacity = Capacity(float(os.cpu_count() or 1), (), memory_bytes())
         self._since: dict[str, float] = {}
         self._untold: dict[str, str] = {}  # what queued jobs wait for, and their records do not say yet
+        self._with_gpus = True  # a job waits for GPUs, or has some
         self.closed = False  #: nothing is started any more
+
+    def tend(self) -> None:
+        """Look again where devices may have come, gone or got well meanwhile; called now and then."""
+        if self._with_gpus:
+            self.ask()
 
     def ask(self) -> None:
         """Have it looked, soon, at what is to start and stop."""
@@ -69,7 +75,8 @@ class Queue:
         """Start and stop what is to be, a few a turn; nothing before the GPUs have been looked for."""
         if self.closed:
             return
-        if not self._gpus.known or self._concerned():
+        self._with_gpus = not self._gpus.known or self._concerned()
+        if self._with_gpus:
             self._gpus.tend()
         if not self._gpus.known:
             return
@@ -79,7 +86,8 @@ class Queue:
         self._turns.rest(_REST * (time.monotonic() - now_s))
         self._since = plan.since
         for name, reason in plan.preempt.items():
-            self._handle(name, Preempt(reason))
+            if self._handle(name, Preempt(reason)) is None:
+                self._retries.ask(_RETRY_S)
         self._start(plan.gpus)
         waiting = reversed(plan.waiting.items())
         self._untold = {name: why for name, why in waiting if jobs[name].reason != why}
@@ -91,9 +99,9 @@ class Queue:
             if devices and not self._gpus.fresh:
                 self._gpus.look()
             elif self._handle(name, Admitted(devices)) is None:
-                self._retries.ask(_RETRY_S)
-            if time.monotonic() >= until_s:
-                break  # whatever was started has asked for the next look
+                self._retries.ask(_RETRY_S)  # and the next ones: the disk may refuse this one alone
+            elif time.monotonic() >= until_s:
+                break  # what was started has asked for the next look
 
     def tell(self, until_s: float) -> bool:
         """Write down what queued jobs wait for, until `until_s` (monotonic); tell whether there is more."""

@@ -95,6 +95,7 @@ def run(folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int]) ->
     keeper, handed = start_keeper(launch, folder, libc, inherited(launch))
     attempt = Attempt(keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.watch(group, logcap.CappedLog(os.path.join(folder, "log"), launch.get("log_bytes"), libc))
+    attempt.sees_gpus = launch["env"].get("CUDA_VISIBLE_DEVICES") != ""
     attempt.tell_identity()  # before there is a worker: else a successor could take it for never started
     try:
         make_group(group)
@@ -124,6 +125,7 @@ class Attempt:
         self.keeper = keeper  # 0: there is none, or it has ended
         self.memory = memory  # descriptor of what the keeper's snapshots lie in; -1: there is none
         self.kept = not keeper  # nothing is left in memory
+        self.sees_gpus = True
         self.beside = 0  # a program of ours that looks at the tree
         self.members: set[int] = set()  # what is known to have been of the tree
         self.stuck = ""  # what has not died, in words
@@ -307,15 +309,16 @@ class Attempt:
     def await_gpu(self, wake: int) -> None:
         """Where the worker did not end well, wait a while until no GPU has memory of its tree."""
         places = (f"{path}/nvidia-smi" for path in os.environ.get("PATH", "").split(":"))
-        if not self.worker or self.status == 0 or not any(os.access(place, os.X_OK) for place in places):
+        here = self.sees_gpus and any(os.access(place, os.X_OK) for place in places)
+        if not self.worker or self.status == 0 or not here:
             return
         self.beside = start_beside("vacated.py", *sorted(self.members))
         self.deadlines["end_beside"] = time.monotonic() + GPU_S
         while self.beside and "end_beside" in self.deadlines:
             self.turn(wake, 1.0)
-        if self.beside:
+        if self.beside:  # it is left to end by itself: the outcome does not wait for it
             sys.stderr.write(f"shim: GPU memory of the attempt is not free after {GPU_S:g} s\n")
-            self.clear_tree(wake)
+            self.end_beside()
 
     def end_beside(self) -> None:
         """End a program of ours that looks at the tree."""

@@ -88,7 +88,7 @@ class Spare:
         return True
 
     def _is_gone(self) -> bool:
-        return bool(select.select([self.pidfd], [], [], 0)[0]) or process.is_stopped(self.pid)
+        return _is_readable(self.pidfd, 0.0) or process.is_stopped(self.pid)
 
     def resident_bytes(self) -> int:
         """Return how much memory its worker has."""
@@ -158,19 +158,24 @@ class Spares:
         folder = paths.spare
         plan = launch.launch_plan(self._home, replace(job, attempt=job.attempt + 1))
         plan["imported"] = str(paths.attempt(job.attempt).imported)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            log.warning("%s: there is no spare: %s", job.name, error)
+            return
         try:
             folder.dir.mkdir(exist_ok=True)
             folder.log.unlink(missing_ok=True)
             records.save_json(folder.launch, plan, durably=False)
-            pid = self._spawn(folder, theirs)
+            pid = self._spawn(folder, theirs)  # where there is no descriptor for it, it ends with its socket
+            pidfd = os.pidfd_open(pid)
         except OSError as error:
             log.warning("%s: there is no spare: %s", job.name, error)
             ours.close()
             return
         finally:
             theirs.close()
-        spare = Spare(job.name, pid, os.pidfd_open(pid), ours, _match(plan), folder, job.attempt)
+        spare = Spare(job.name, pid, pidfd, ours, _match(plan), folder, job.attempt)
         self._waiting[job.name] = spare
         self._loop.on_readable(ours.fileno(), lambda: self._hear(spare))
 
@@ -228,6 +233,11 @@ class Spares:
         else:
             self._loop.on_readable(spare.pidfd, lambda: self._reap(spare))
 
+    def forget(self, name: str) -> None:
+        """Let nothing be left of a job that was removed."""
+        self.dismiss(name, "")
+        self._not_before = {key: when for key, when in self._not_before.items() if key[0] != name}
+
     def dismiss(self, name: str, why: str) -> None:
         """Let the job's spare end, and record why where that tells anything."""
         if name in self._waiting:
@@ -245,7 +255,7 @@ class Spares:
         """Let all end, and wait for it a moment: nobody else would reap them."""
         for spare in list(self._waiting.values()):
             self.dismiss(spare.name, "")
-            select.select([spare.pidfd], [], [], _END_S)
+            _is_readable(spare.pidfd, _END_S)
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, spare.pidfd, os.WEXITED | os.WNOHANG)
 
@@ -254,6 +264,12 @@ class Spares:
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, spare.pidfd, os.WEXITED)
         os.close(spare.pidfd)
+
+
+def _is_readable(fd: int, timeout_s: float) -> bool:
+    poll = select.poll()  # select(2) takes no descriptor above 1023
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(1000 * timeout_s))
 
 
 def _match(plan: dict[str, Any]) -> tuple[Any, ...]:

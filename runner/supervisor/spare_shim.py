@@ -63,7 +63,8 @@ class Waiting:
         self.wake = wake
         self.libc = libc
         self.supervisor = socket.socket(fileno=CHANNEL_FD)
-        self.supervisor.set_inheritable(False)
+        for fd in (shim.LOCK_FD, MEMORY_FD, CHANNEL_FD):  # the first two are kept free for what comes
+            os.set_inheritable(fd, False)
         self.pending: list[int] = []  # signals that came while a message did
         with open(os.path.join(folder, "launch.json"), "rb") as file:
             launch = json.load(file)

@@ -225,6 +225,7 @@ class Supervisor:
                 self._waits[name] = self.loop.after(delay_s, lambda: self._backoff_over(name))
             case Ended() as unseen if found.ended is None:
                 self.attempts.bury(job, unseen)
+                self._keep_relaying()  # what does not die is told
             case Ended() | StartFailed() as event:
                 self._attempt_ended(name, event)
             case Event() as event:
@@ -267,6 +268,7 @@ class Supervisor:
             case Wait(delay_s):
                 self._waits[job.name] = self.loop.after(delay_s, lambda: self._backoff_over(job.name))
             case Remove():
+                self.spares.forget(job.name)
                 self.book.remove(job.name)
 
     def _cancel_wait(self, name: str) -> None:
@@ -367,6 +369,7 @@ class Supervisor:
             if name in self.book.jobs:
                 self._recover(name)
         self._looks.ask()
+        self.queue.tend()
         self.mirrors.tend()
 
     def _look(self) -> None:

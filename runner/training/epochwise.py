@@ -192,6 +192,8 @@ class EpochFit:
     def _train_began(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         for callback in self._switched:
             callback.append = False
+        if self._saved is None:
+            self._worker.vigil.slow_down(variables.optimizers_of(self.model))
         self._worker.progress.set(steps_per_epoch=self._last.params.get("steps"))
 
     def _epoch_begins(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it

@@ -30,16 +30,18 @@ def trouble(logs: Any, loss_max: float | None) -> str:
 
 
 def _number(value: Any) -> float | None:
+    """Return a loss as a number; of several the sum, which is finite only where all are."""
     try:
-        return float(value)
+        return float(np.sum(np.asarray(value, np.float64)))
     except (TypeError, ValueError):
         return None
 
 
-def is_finite(snapshot: Snapshot) -> bool:
-    """Tell whether all variables of a snapshot are finite numbers."""
-    return all(
-        bool(np.isfinite(array).all())
-        for key, array in snapshot.arrays.items()
-        if key.startswith("variables/") and array.dtype.kind in "fc"
-    )
+def has_nan(snapshot: Snapshot) -> bool:
+    """Tell whether a weight, or what an optimizer keeps of it, is no number.
+
+    Metrics may be none for a while, and a layer may hold infinities on purpose.
+    """
+    weights = set(snapshot.links.values()) or {key for key in snapshot.arrays if key.startswith("variables/")}
+    arrays = (snapshot.arrays[key] for key in weights)
+    return any(bool(np.isnan(array).any()) for array in arrays if array.dtype.kind in "fc")

@@ -30,7 +30,7 @@ from runner.training.shelf import Shelf
 SHARE = 0.0015
 SHORT_S = 0.002
 SHORT_SHARE = 0.004
-#: So much may be saved up: a fit's first snapshot finds out what stays the same, and is not paid off slowly.
+#: So much may be saved up: what came at an unlucky moment is not paid off slowly.
 FREE_S = 0.1
 INTERVAL_S_MIN = 0.25
 INTERVAL_S_MAX = 60.0
@@ -129,7 +129,10 @@ class KeptSaver(Saver):
             self._shelf.hold(snapshot, slot)
         stall_s += self._clock() - began
         self._snapshot_step = snapshot.step
-        spent_s = self._looked_s + stall_s
+        first = (
+            self._paid_until == -math.inf
+        )  # it finds out what stays the same, and says nothing of the next
+        spent_s = 0.0 if first else self._looked_s + stall_s
         share = SHORT_SHARE if spent_s <= SHORT_S else SHARE
         paid_until = max(self._paid_until, began - FREE_S / SHARE) + spent_s / share
         self._paid_until = min(paid_until, began + INTERVAL_S_MAX)

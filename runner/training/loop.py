@@ -285,8 +285,7 @@ class Attached(Run):
         if self._left is not None:
             past.keep(here, self._left.number, None)
             self._left = None
-        number, here.fits = here.fits, here.fits + 1
-        self.step = here.step
+        number, here.fits, self.step = here.fits, here.fits + 1, here.step
         part = Part(number, here.step, epochs, past.point(here, number))
         part.silent = here.saved is not None
         self._part, here.looping = part, True
@@ -296,15 +295,16 @@ class Attached(Run):
         self._classify(part)
         here.facts("fit-started", fit=number, epochs=epochs, steps_per_epoch=None)
         here.progress.set(fit=number, epochs=epochs)
-        if part.point is None and not part.silent and not self.step and here.launch.start_from is not None:
-            self._start_from(here.launch.start_from)
+        if part.point is None and not part.silent:
+            here.vigil.slow_down(self._own.optimizers)
+            if not self.step and here.launch.start_from is not None:
+                self._start_from(here.launch.start_from)
         return part
 
     def _start_from(self, path: Path) -> None:
-        model = self._own.model
-        if model is None or not getattr(model, "built", False):
+        if not getattr(self._own.model, "built", False):
             self._worker.refuse(f"{path} can be started from where one model is attached, and built before")
-        model.load_weights(str(path))
+        self._own.model.load_weights(str(path))
 
     def _approach(self, part: Part) -> int:
         """Return the epoch to begin with, and put back what its beginning needs."""

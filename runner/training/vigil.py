@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.core.failure import NOT_FINITE
 from runner.core.spec import Nan
+from runner.errors import StorageError
 from runner.training.raised import describe
 from runner.training.stopping import leave
 
@@ -32,7 +33,9 @@ class Vigil:
 
     def __init__(self, worker: Worker):
         self._worker = worker
+        self._pid = os.getpid()
         self._slowed = False
+        self.rejected = False  #: a checkpoint was put aside because of what it holds
 
     def step_back(self) -> None:
         """Leave what was saved last, where the supervisor has found that it leads nowhere."""
@@ -47,19 +50,22 @@ class Vigil:
         """Return the newest checkpoint, or what memory has; of finite numbers, where the job cares for that.
 
         Raises:
-            StorageError: there are checkpoints, and none can be read.
+            StorageError: there are checkpoints, and none can be read, or a bad one cannot be put aside.
         """
         worker, launch = self._worker, self._worker.launch
         while (found := worker.saver.latest()) is not None and launch.nan is not Nan.IGNORE:
-            from runner.training.finite import is_finite
+            from runner.training.finite import has_nan
             from runner.training.quarantine import set_aside
 
-            if is_finite(found[1]):
+            if not has_nan(found[1]):
                 break
+            self.rejected = True
             worker.saver.outdate()
             if found[0] is not None:
-                reason = f'it holds numbers that are not finite (limits.nan = "{launch.nan.value}")'
+                reason = f'it holds weights that are no numbers (limits.nan = "{launch.nan.value}")'
                 set_aside(launch.paths, found[0], reason, worker.facts.append)
+                if found[0].exists():
+                    raise StorageError(f"{found[0]}: {reason}, and cannot be put aside; repair the disk")
         return found
 
     def slow_down(self, optimizers: Iterable[Any]) -> None:
@@ -95,5 +101,5 @@ class Vigil:
         self._tell(**describe(error, worker.launch.cwd, phase, worker.step))
 
     def _tell(self, **failure: Any) -> None:
-        if os.getpid() == self._worker.progress.values["pid"]:  # not a forked child's
+        if os.getpid() == self._pid:  # not a forked child's
             self._worker.facts("raised", **failure)

@@ -116,6 +116,26 @@ def test_what_may_pass_is_tried_once_more() -> None:
     assert fail(life, busy).job.state is State.FAILED
 
 
+def test_what_fails_before_training_puts_no_checkpoint_aside() -> None:
+    down = {**BUG, "kind": "ConnectionError", "message": "refused", "step": 0, "started": False}
+    life = fail(fail(Life(), LATE, saved(500)), down)
+    fail(life, down)
+    assert life.job.retreat is None
+    assert life.job.state is State.BACKOFF
+
+
+@pytest.mark.parametrize("end", [Ended(signal="SIGKILL"), Ended(exit_code=75), Ended()])
+def test_failures_at_the_start_that_something_lies_between_are_not_in_a_row(end: Ended) -> None:
+    busy = {**NO_MODULE, "kind": "ConnectionError"}
+    life = Life(queued(spec(budget=100)))
+    for _ in range(4):
+        fail(life, busy)
+        if life.job.state is State.BACKOFF:
+            life.on(Event(Sight.BACKOFF_OVER))
+        life.all([Admitted(), end])
+    assert life.job.state is State.BACKOFF
+
+
 def test_a_retry_begins_a_new_count() -> None:
     life = fail(twice_the_same(), LATE, resumed(10))
     life.on(Retry(life.job.spec))
@@ -128,6 +148,8 @@ def test_codes_that_are_to_be_tried_again_are_never_charged_nor_counted() -> Non
     for _ in range(6):
         fail(life, {**BUG, "kind": "SystemExit", "message": "9", "step": 0}, code=9)
     assert (life.job.state, life.job.charged) == (State.BACKOFF, 0)
+    fail(life, {**BUG, "kind": "SystemExit", "message": "1", "step": 0}, code=1)
+    assert life.job.state is State.BACKOFF, "it is the first that counts"
 
 
 def test_a_stop_is_no_failure() -> None:

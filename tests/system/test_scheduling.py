@@ -18,6 +18,19 @@ CPUS = os.cpu_count() or 1
 #: Says what it sees, and ends when it is told to.
 WATCH = ["sh", "-c", 'echo "${CUDA_VISIBLE_DEVICES-unset}" > seen; until [ -e done ]; do sleep 0.05; done']
 
+#: A script that reports a checkpoint when it is told to; anybody may write facts.
+SAVES = """
+import json, os, pathlib, time
+pathlib.Path("runs").touch()
+while not os.path.exists("save"):
+    time.sleep(0.02)
+fact = {"event": "checkpoint", "path": "checkpoints/one", "step": 7, "epoch": 0}
+attempt = int(os.environ["RUNNER_ATTEMPT"])
+with open(f"{os.environ['RUNNER_STATE']}/attempts/{attempt:04d}/facts.jsonl", "a") as file:
+    file.write(json.dumps(fact) + "\\n")
+time.sleep(600)
+"""
+
 
 def test_a_job_of_lower_priority_makes_room_and_goes_on_where_it_was(site: Site) -> None:
     whole = f"[resources]\ncpus = {CPUS}\n"
@@ -37,9 +50,7 @@ def test_a_job_of_lower_priority_makes_room_and_goes_on_where_it_was(site: Site)
     site.start()
     wait_for(lambda: "adopted" in site.kinds("high"), "the adoption")
     site.submit("equal", "5", "0.01", toml="priority = 5\n" + whole)
-    assert "free slot" in site.wait("equal", State.QUEUED).reason or wait_for(
-        lambda: site.job("equal").reason, "its reason"
-    )
+    wait_for(lambda: (job := site.job("equal")) and "free slot" in job.reason, "its reason")
     site.ask("cancel", "high")
     site.wait("equal", State.SUCCEEDED)
     wait_for(lambda: site.count("low") > stopped_at, "the job to go on")
@@ -48,6 +59,24 @@ def test_a_job_of_lower_priority_makes_room_and_goes_on_where_it_was(site: Site)
     stopping = [event for event in site.events("low") if event["event"] == "stopping"]
     assert [event["reason"] for event in stopping] == ["makes room for high"]
     assert_events_in_order(site.events("low"))
+
+
+def test_a_script_makes_room_as_soon_as_it_has_saved_something(site: Site) -> None:
+    whole = f"[resources]\ncpus = {CPUS}\n"
+    folder = site.home.folder("low")
+    folder.mkdir()
+    (folder / "train.py").write_text(SAVES)
+    (folder / "job.toml").write_text(whole)
+    (folder / ".submitted.json").write_text('{"version": 1, "source": null}')
+    site.start()
+    wait_for((folder / "runs").exists, "the script")
+    site.submit("high", "5", "0.01", toml="priority = 5\n" + whole)
+    wait_for(lambda: (job := site.job("high")) and "free slot" in job.reason, "its reason")
+    (folder / "save").touch()
+    site.wait("high", State.SUCCEEDED)
+    low = site.job("low")
+    assert low is not None
+    assert low.attempts[0].outcome is Outcome.PREEMPTED
 
 
 def test_what_cannot_delay_the_one_that_waits_passes_it(site: Site) -> None:

@@ -433,23 +433,30 @@ def test_snapshots_take_no_more_than_their_share_of_the_time(
             bench.saver.submit(small(step), 0.01)
             taken += 1
     elapsed_s = bench.clock.now_s - begun_s
-    assert 0.8 * kept.SHARE * elapsed_s <= 0.01 * taken <= kept.SHARE * elapsed_s + kept.FREE_S + 0.01
+    assert 0.8 * kept.SHARE * elapsed_s <= 0.01 * taken <= kept.SHARE * elapsed_s + kept.FREE_S + 0.02
 
 
 def test_time_that_was_not_used_is_saved_up_within_a_bound(bench: Bench) -> None:
-    waited = [wait_after(bench, step, 0.01) for step in range(1, 16)]
+    wait_after(bench, 1, 0.01)
+    waited = [wait_after(bench, step, 0.01) for step in range(2, 17)]
     bench.clock.now_s += 100_000.0  # nobody trains, or a fit is left alone
-    again = [wait_after(bench, step, 0.01) for step in range(16, 31)]
+    again = [wait_after(bench, step, 0.01) for step in range(17, 32)]
     assert waited == pytest.approx(again)
     assert waited[0] == kept.INTERVAL_S_MIN
     assert waited[-1] == pytest.approx(0.01 / kept.SHARE)
 
 
 def test_what_a_large_model_could_not_afford_is_not_held_against_a_small_one(bench: Bench) -> None:
-    for step in range(1, 200):
+    wait_after(bench, 1, 3.0)
+    for step in range(2, 200):
         assert wait_after(bench, step, 3.0) == kept.INTERVAL_S_MAX
     assert wait_after(bench, 200, 0.001) <= kept.INTERVAL_S_MAX
     assert [wait_after(bench, step, 0.003) for step in (201, 202)] == pytest.approx([0.003 / kept.SHARE] * 2)
+
+
+def test_a_first_snapshot_that_took_long_holds_none_back(bench: Bench) -> None:
+    assert wait_after(bench, 1, 5.0) == kept.INTERVAL_S_MIN
+    assert wait_after(bench, 2, 5.0) > 10.0
 
 
 def test_short_snapshots_are_taken_so_often_that_half_a_second_is_lost_at_most(bench: Bench) -> None:

@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_finite_is_told_and_its_weights_are_not_resumed(
     assert (raised["kind"], raised["message"]) == ("not-finite", "loss is nan at step 9")
     slower = rough.run(env={"TROUBLE": "nan"}, every=("steps", 1), retreat={**RETREAT, "learning_rate": 0.5})
     (aside,) = rough.facts_of("quarantined", 2)
-    assert aside["reason"] == 'it holds numbers that are not finite (limits.nan = "rollback")'
+    assert aside["reason"] == 'it holds weights that are no numbers (limits.nan = "rollback")'
     (resumed,) = rough.facts_of("resumed", 2)
     assert (resumed["step"], resumed["exact"], resumed["reason"]) == (7, False, RETREAT["reason"])
     rate, losses = result(slower).split()[1:3]
