@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.core.admission import Capacity
+from runner.core.inventory import Capacity
 from runner.core.job import SETTLED, State
 from runner.storage import lock, records, requests
 from runner.storage.layout import Home
@@ -85,7 +85,8 @@ class Stage:
     def serve(self) -> int:
         """Supervise the home, in a child, until all has settled."""
         signal.alarm(PATIENCE_S)
-        supervisor = self.kind(self.home, Config(capacity=CAPACITY, mirrors=False))
+        supervisor = self.kind(self.home, Config(mirrors=False))
+        supervisor.queue._capacity = CAPACITY
 
         def end_if_done() -> None:
             if self.has_settled(supervisor):
