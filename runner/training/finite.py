@@ -31,6 +31,8 @@ def trouble(logs: Any, loss_max: float | None) -> str:
 
 def _number(value: Any) -> float | None:
     """Return a loss as a number; of several the sum, which is finite only where all are."""
+    if value is None:
+        return None
     try:
         return float(np.sum(np.asarray(value, np.float64)))
     except (TypeError, ValueError):

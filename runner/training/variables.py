@@ -7,6 +7,7 @@ nobody reads them any more: a capture then costs little more than the copying it
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import sys
@@ -327,14 +328,27 @@ def keras_links(
     """
     from keras.src.saving import saving_lib
 
-    links: dict[str, str] = {}
-    attributes: dict[str, dict[str, str]] = {}
+    recorder = _recorder()(keys, add)
+    with _optimizers_by_identity(), _name_counters_kept():
+        saving_lib._save_state(model, recorder, None, "", set())
+    return recorder.links, recorder.attributes
+
+
+@functools.cache
+def _recorder() -> Any:
+    """Return the class that takes the place of Keras's file: it notes which variable goes where.
+
+    Made once: a class that is made for each walk would keep what its functions reach, the arrays of a
+    snapshot, until the garbage collector comes by.
+    """
+    from keras.src.saving import saving_lib
 
     class Recorder(saving_lib.H5IOStore):  # type: ignore[misc]
-        """Takes the place of the file: notes which variable goes where."""
-
-        def __init__(self) -> None:
+        def __init__(self, keys: dict[int, str], add: Callable[[str, np.ndarray], str]) -> None:
+            self.keys, self.add = keys, add
             self.group = "vars"
+            self.links: dict[str, str] = {}
+            self.attributes: dict[str, dict[str, str]] = {}
 
         def __bool__(self) -> bool:
             return True
@@ -342,19 +356,17 @@ def keras_links(
         def make(self, path: str, metadata: dict[str, str] | None = None) -> Recorder:
             self.group = f"{path}/vars" if path else "vars"
             if metadata:
-                attributes.setdefault(self.group, {}).update(metadata)
+                self.attributes.setdefault(self.group, {}).update(metadata)
             return self
 
         def __setitem__(self, key: str, value: Any) -> None:
             place = f"{self.group}/{key}"
-            known = keys.get(id(value)) or keys.get(id(tensor_of(value)))
+            known = self.keys.get(id(value)) or self.keys.get(id(tensor_of(value)))
             if known is None:
                 array = np.asarray(saving_lib.backend.convert_to_numpy(value))
-                known = add(place, array)
-            links[place] = known
+                known = self.add(place, array)
+            self.links[place] = known
             if saving_lib.backend.standardize_dtype(value.dtype) == "bfloat16":
-                attributes.setdefault(place, {})["dtype"] = "bfloat16"
+                self.attributes.setdefault(place, {})["dtype"] = "bfloat16"
 
-    with _optimizers_by_identity(), _name_counters_kept():
-        saving_lib._save_state(model, Recorder(), None, "", set())
-    return links, attributes
+    return Recorder
