@@ -91,16 +91,23 @@ def take(home: Home, environ: Mapping[str, str]) -> Groups | None:
         (root / _LEAF).mkdir(exist_ok=True)
         (root / _LEAF / "cgroup.procs").write_text("0")
         handed = [name for name in _CONTROLLERS if _hand_on(root, name)]
+        mark = mark_of(home)
     except OSError as error:
         log.warning("%s: cannot be used for the attempts: %s", root, error)
         return None
     log.info("each attempt gets a cgroup of its own in %s, with %s", root, ", ".join(handed) or "no limits")
-    return Groups(root, mark_of(home))
+    return Groups(root, mark)
 
 
 def mark_of(home: Home) -> str:
-    """Return what tells the groups of this home from those of others."""
-    return hashlib.sha256(os.fsencode(home.root)).hexdigest()[:8]
+    """Return what tells the groups of this home from those of others, in other containers too.
+
+    Raises:
+        OSError: the home is not there.
+    """
+    about = home.root.stat()
+    told = b"%d %d %b" % (about.st_dev, about.st_ino, os.fsencode(home.root))
+    return hashlib.sha256(told).hexdigest()[:8]
 
 
 def release(environ: Mapping[str, str]) -> None:

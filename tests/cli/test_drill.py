@@ -89,7 +89,7 @@ def keras_job(folder, epochs=15):
 
 
 def test_faults_of_a_training_are_got_over_too(tmp_path):
-    folder = keras_job(tmp_path / "keras", epochs=30)
+    folder = keras_job(tmp_path / "keras", epochs=20)
     (folder / "job.toml").write_text('[checkpoint]\nevery = "1s"\n[restart]\nbackoff = "50ms"\n')
     done = drill(folder, "--faults", "keeper,memory,nan", "--json", "--home", str(tmp_path))
     report = json.loads(done.stdout)
