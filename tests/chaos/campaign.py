@@ -23,7 +23,7 @@ SHORT = {"pause_s": 0.25, "length": 0.3}
 #: How often the long form tells how far it is.
 TOLD_EVERY = 100
 #: Deaths of the supervisor in part 2 by which a control is to be found out.
-CONTROL_DEATHS = 3
+CONTROL_DEATHS = 10
 
 
 def play_deaths(asked: argparse.Namespace) -> tuple[str, list[str]]:
