@@ -29,6 +29,8 @@ from runner.storage.layout import Home, JobPaths
 from runner.supervisor.attempts import read_identity
 
 SEED = 20261121
+#: Between two looks at the page, for a step's time to be told.
+STEPS_MIN = 100
 SCRIPT = """
 import mmap, struct, time
 import keras
@@ -76,7 +78,7 @@ def wait_for(what: Any, timeout_s: float = 120.0) -> Any:
 def measure(home: Home, page: mmap.mmap, kills: int) -> tuple[list[float], list[float], float]:
     """Kill again and again; return seconds lost, seconds since the last checkpoint, and a step's seconds."""
     chance, paths = random.Random(SEED), home.job("bench")
-    lost_s, disk_s, pace_s = [], [], []
+    lost, disk, pace_s, resumed_before = [], [], [], 0
     for attempt in range(1, kills + 1):
         wait_for(lambda a=attempt: any(f["phase"] == "train" for f in facts(paths, a, "phase")))
         first, first_s = struct.unpack("=qd", page[:16])
@@ -88,11 +90,13 @@ def measure(home: Home, page: mmap.mmap, kills: int) -> tuple[list[float], list[
         time.sleep(0.05)
         last, last_s = struct.unpack("=qd", page[:16])
         resumed = wait_for(lambda a=attempt: facts(paths, a + 1, "resumed"))[0]["step"]
-        step_s = (last_s - first_s) / max(1, last - first)
-        pace_s.append(step_s)
-        lost_s.append((last - resumed) * step_s)
-        disk_s.append((last - max(written, default=first)) * step_s)
-    return lost_s, disk_s, statistics.median(pace_s)
+        if last - first > STEPS_MIN:  # else the page still held what the attempt before had noted
+            pace_s.append((last_s - first_s) / (last - first))
+        lost.append(last - resumed)
+        disk.append(last - max([resumed_before, *written]))
+        resumed_before = resumed
+    step_s = statistics.median(pace_s)
+    return [steps * step_s for steps in lost], [steps * step_s for steps in disk], step_s
 
 
 def main(kills: int) -> None:
