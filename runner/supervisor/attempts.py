@@ -264,7 +264,10 @@ class Attempts:
         self._finish(attempt, ended or unseen)
 
     def _kill_strays(self, attempt: Live) -> bool:
-        strays = process.carrying(("RUNNER_STATE", str(self._home.job(attempt.name).dir)))
+        mark = ("RUNNER_STATE", str(self._home.job(attempt.name).dir))
+        # Who was started after the first look's list was made, by one that had ended when it was its turn,
+        # is found by a second.
+        strays = process.carrying(mark) or process.carrying(mark)
         for pid in strays:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+#: How long a process is waited for that is in the midst of execve(2), and between two looks at it.
+_EXECVE_S, _SHORTLY_S = 1.0, 0.0005
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,37 @@ def carrying(mark: tuple[str, str]) -> list[int]:
     Environments of other users' processes cannot be read and are passed over.
     """
     wanted = f"{mark[0]}={mark[1]}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid() and wanted in _environment(pid)]
+
+
+def _environment(pid: int) -> list[bytes]:
+    """Return what a process was started with; of one that is just becoming a program, what it comes to.
+
+    In the midst of execve(2) a process has memory and no environment yet, to the reader of proc(5): who is
+    passed over then is a stray that nobody ends.
+    """
+    until_s = time.monotonic() + _EXECVE_S
+    with contextlib.suppress(OSError):
+        while True:
+            text = Path(f"/proc/{pid}/environ").read_bytes()
+            if text or _has_none(pid) or time.monotonic() > until_s:
+                return text.split(b"\0")
+            time.sleep(_SHORTLY_S)
+    return []
+
+
+def _has_none(pid: int) -> bool:
+    """Tell whether a process is gone, of the kernel, or a program with an empty environment.
+
+    execve(2) sets where the code lies last of all.
+    """
+    fields = _stat(pid)
+    if (
+        not fields or fields[20] == "0"
+    ):  # fields 23, 26, 50, 51 of proc(5): vsize, startcode, env_start, env_end
+        return True
+    return fields[23] != "0" and fields[47] == fields[48]
 
 
 def _stat(pid: int) -> list[str]:
