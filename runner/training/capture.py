@@ -20,6 +20,7 @@ from runner.training.chance import Use
 from runner.training.codec import SKIP, Encoder, Node, class_name
 from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
+from runner.training.held import Values, array_of
 from runner.training.holders import Holder
 from runner.training.listeners import Listener
 from runner.training.variables import ChangedScriptError, Lend, Reader
@@ -69,7 +70,7 @@ class Camera:
         owners: Sequence[Holder] = (),
         logs: Any,
         state: Mapping[str, Any],
-        fleeting: bool = False,
+        values: Values = Values.COPIED,
     ) -> Snapshot:
         """Return a snapshot of the present moment.
 
@@ -80,11 +81,11 @@ class Camera:
             owners: of the script's own code in the step.
             logs: what the last step returned.
             state: what else belongs to it: JSON.
-            fleeting: it is dropped before the next step, so the variables need not be copied.
+            values: those of the variables; where they are held, it is whole only after `develop`.
         """
-        film = self._loaded()
-        values = film.reader.view() if fleeting else film.reader.read(self._lend)
-        arrays = dict(zip(film.names, values, strict=True))
+        held = values is Values.HELD
+        film = self._film if held and self._film is not None else self._loaded()
+        arrays = dict(zip(film.names, self._values(film.reader, values), strict=True))
         encoder = Encoder(arrays, "state", _KerasKinds(film.keys, arrays).node)
         listening, self.missed = listeners.capture(
             encoder, [*map(Listener, callbacks), *owners], self._given_up
@@ -106,6 +107,28 @@ class Camera:
             links=links,
             attributes=attributes,
         )
+
+    def _values(self, reader: Reader, values: Values) -> list[Any]:
+        if values is Values.HELD:
+            return reader.hold()
+        return reader.view() if values is Values.VIEWED else reader.read(self._lend)
+
+    def develop(self, snapshot: Snapshot) -> bool:
+        """Complete a snapshot whose values are held, in any thread; False where it is of no use.
+
+        Whether the variables are still the same ones is looked at here, not while training waits.
+        """
+        film = self._film
+        if film is None or not film.fits(self._collect()):
+            self._film = None
+            return False
+        for name in film.names:
+            snapshot.arrays[name] = array_of(snapshot.arrays[name])
+        return True
+
+    def known_size(self) -> int | None:
+        """Return how many bytes the variables had when they were looked at last; None before that."""
+        return self._film.reader.size if self._film is not None else None
 
     def size(self) -> int:
         """Return how many bytes the variables have."""

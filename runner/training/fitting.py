@@ -24,6 +24,7 @@ from runner.training.classify import Exactness, classify, flaw_of_step, flaw_of_
 from runner.training.datasets import operations_of_step
 from runner.training.entangled import Entangled
 from runner.training.fitlog import FitLog
+from runner.training.held import Values
 from runner.training.holding import Holding
 from runner.training.listeners import Listener
 from runner.training.makers import Makers, left_behind
@@ -283,19 +284,22 @@ class Fit:
         stopping = self._may_leave()
         began = time.monotonic()
         snapshot: Snapshot | None = None
+        size = self._camera.known_size()
+        hold = not stopping and size is not None and self.worker.saver.holds(size)
         wanted = stopping or not self.worker.stop.requested
         self.worker.vigil.look_at_loss(self.logs)
         if wanted and self._may_save(done):
             with self._log.surviving():
-                snapshot = self.take()
+                snapshot = self.take(Values.HELD if hold else Values.COPIED)
         if stopping:
             self.worker.leave_with(snapshot)
         elif snapshot is not None:
             with self._log.surviving():
-                self.worker.saver.submit(snapshot, time.monotonic() - began)
+                develop = self._camera.develop if hold else None
+                self.worker.saver.submit(snapshot, time.monotonic() - began, develop)
 
-    def take(self, *, fleeting: bool = False) -> Snapshot:
-        """Return a snapshot of this safe point; a fleeting one is dropped before the next step."""
+    def take(self, how: Values = Values.COPIED) -> Snapshot:
+        """Return a snapshot of this safe point; see `Camera.take`."""
         for future in self.listeners._futures:
             future.result()
         with self.makers.still():
@@ -306,7 +310,7 @@ class Fit:
                 owners=self._owners,
                 logs=self.logs,
                 state=self._state(),
-                fleeting=fleeting,
+                values=how,
             )
             snapshot.arrays.update(self._traces.arrays())
             self._camera.missed += self.makers.add_to(snapshot)
@@ -315,7 +319,7 @@ class Fit:
 
     def _take_fleeting(self) -> Snapshot | None:
         with self._log.surviving():
-            return self.take(fleeting=True)
+            return self.take(Values.VIEWED)
         return None
 
     def _state(self) -> dict[str, Any]:

@@ -11,7 +11,9 @@ Limits: a snapshot that finds no free slot is left out, or goes the old way wher
 
 from __future__ import annotations
 
+import functools
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ import numpy as np
 from runner.errors import StorageError
 from runner.storage.checkpoint import Snapshot
 from runner.storage.slots import Kind, Slots, size_of
+from runner.training.aside import Aside
 from runner.training.report import now_text
-from runner.training.saver import Layout, Saver
+from runner.training.saver import Develop, Layout, Saver
 from runner.training.shelf import Shelf
 
 #: Of the training time, for snapshots; of what takes no more than a moment, as of small models, a larger one,
@@ -36,6 +39,9 @@ INTERVAL_S_MIN = 0.25
 INTERVAL_S_MAX = 60.0
 #: A best model of so much is put into the memory at once: copying it twice would cost more than the manifest.
 LARGE_BYTES = 1024 * 1024
+#: Values of so many bytes are held while another thread copies them, which delays training least; of more, an
+#: update that finds them held would take as much memory again.
+HELD_BYTES = 4 * 1024 * 1024
 
 
 class KeptSaver(Saver):
@@ -45,6 +51,9 @@ class KeptSaver(Saver):
         """Begin; `arguments` are as `Saver` takes them."""
         super().__init__(*arguments)
         self._shelf = shelf
+        self._aside = Aside("snapshots")
+        self._may_hold = True
+        self._again = False  # what was held for the disk turned out to be of no use
         self._lent: Slots | None = None  # a slot is open for the snapshot or best model that is being taken
         self._disk_due = False
         self._snapshot_at = 0.0  # before that none is taken
@@ -72,6 +81,13 @@ class KeptSaver(Saver):
 
     def due(self, step: int, steps_per_epoch: int | None, epoch_ended: bool) -> bool:
         """Tell whether to take a snapshot, for the memory or for the disk as well."""
+        if self._aside.busy:  # never two at once
+            if not epoch_ended:
+                return False
+            self._aside.settle()
+        if self._again:
+            self._again, self._disk_due = False, True
+            return True
         self._disk_due = super().due(step, steps_per_epoch, epoch_ended)
         if self._disk_due:
             # A moment later it costs no memory of the worker's own, untouched yet.
@@ -96,7 +112,12 @@ class KeptSaver(Saver):
     def lend(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         """Return arrays in the memory for the next snapshot; None where there is no room now."""
         self._lent = None
+        self._aside.settle()
         return self._lend(layout) if self._shelf.best_is_kept() else None
+
+    def holds(self, size: int) -> bool:
+        """Tell whether the values may be held, for another thread to copy; see `Saver`."""
+        return self._may_hold and size <= HELD_BYTES and self._shelf.on
 
     def hurry(self) -> None:
         """Do without the keeper soon, where it hangs; see `Saver`."""
@@ -109,6 +130,7 @@ class KeptSaver(Saver):
     def lend_best(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         """Return arrays in the memory for a large best model's variables; a small one may be copied later."""
         self._lent = None
+        self._aside.settle()
         return self._lend(layout) if size_of(layout) >= LARGE_BYTES else None
 
     def _lend(self, layout: Layout) -> list[np.ndarray[Any, Any]] | None:
@@ -120,34 +142,70 @@ class KeptSaver(Saver):
             self._shelf.switch_off(str(error))
             return None
 
-    def submit(self, snapshot: Snapshot, stall_s: float) -> None:
+    def submit(self, snapshot: Snapshot, stall_s: float, develop: Develop | None = None) -> None:
         """Keep a snapshot in memory; have it written where that is due."""
+        self._snapshot_step = snapshot.step
+        due = self._disk_due
+        if develop is None:
+            self._aside.settle()
+            self._keep(snapshot, stall_s, due)
+        else:
+            self._aside.begin(functools.partial(self._develop, snapshot, stall_s, due, develop))
+
+    def _develop(self, snapshot: Snapshot, stall_s: float, due: bool, develop: Develop) -> None:
+        """Be the other thread: copy what is held."""
+        began_s = time.thread_time()
+        try:
+            of_use = develop(snapshot)
+        except Exception as error:  # noqa: BLE001 - it looks at a model of the script's while that is trained
+            of_use, self._may_hold = False, False
+            message = f"snapshots are copied while training waits: {error!r}"
+            self._tell({"event": "warning", "message": message})
+        if of_use:
+            self._keep(snapshot, stall_s, due, lambda: time.thread_time() - began_s)
+        else:
+            self._again = due
+
+    def _keep(
+        self, snapshot: Snapshot, stall_s: float, due: bool, beside_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        """Keep a snapshot; `beside_s` tells what that takes in another thread, in seconds."""
         began = self._clock()
         slot = self._shelf.put(snapshot, self._lent)
         self._lent = None
-        if slot is not None and self._disk_due:
+        if slot is not None and due:
             self._shelf.hold(snapshot, slot)
-        stall_s += self._clock() - began
-        self._snapshot_step = snapshot.step
-        first = (
-            self._paid_until == -math.inf
-        )  # it finds out what stays the same, and says nothing of the next
-        spent_s = 0.0 if first else self._looked_s + stall_s
+        taken_s = beside_s()
+        if not taken_s:
+            stall_s += self._clock() - began
+        self._pay(began, stall_s + taken_s)
+        if due:
+            super().submit(snapshot, stall_s)
+
+    def _pay(self, began: float, spent_s: float) -> None:
+        """Find out when the next snapshot may be taken, after one that took so long."""
+        # The first finds out what stays the same, and says nothing of the next.
+        spent_s = 0.0 if self._paid_until == -math.inf else self._looked_s + spent_s
         share = SHORT_SHARE if spent_s <= SHORT_S else SHARE
         paid_until = max(self._paid_until, began - FREE_S / SHARE) + spent_s / share
         self._paid_until = min(paid_until, began + INTERVAL_S_MAX)
         self._looked_s = 0.0
         self._snapshot_at = max(began + INTERVAL_S_MIN, self._paid_until)
-        if self._disk_due:
-            super().submit(snapshot, stall_s)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is being written and nothing waits; see `Saver`."""
+        self._aside.settle()
+        return super().flush(timeout_s)
 
     def save_now(self, snapshot: Snapshot) -> Path:
         """Save in the calling thread (see `Saver`); what the keeper writes now is not waited for long."""
+        self._aside.settle()
         self._shelf.hurry()
         return super().save_now(snapshot)
 
     def keep_best(self, snapshot: Snapshot) -> None:
         """Learn that a best model waits for the disk, as it would be written."""
+        self._aside.settle()
         lent, self._lent = self._lent, None
         self._shelf.keep_best(snapshot, lent)
 
@@ -157,6 +215,7 @@ class KeptSaver(Saver):
 
     def outdate(self) -> None:
         """Forget the snapshots: what comes after them is on the disk."""
+        self._aside.settle()
         self._shelf.drop(Kind.SNAPSHOT)
 
     def write(self, path: Path, snapshot: Snapshot) -> tuple[int, float]:

@@ -18,6 +18,7 @@ import enum
 import functools
 import io
 import itertools
+import operator
 import sys
 import sysconfig
 import types
@@ -288,10 +289,24 @@ def functions_of(objects: Iterable[Any]) -> Iterator[types.FunctionType]:
     """Yield the functions that objects are made with, and those among their attributes."""
     for one in objects:
         for kind in type(one).__mro__:
-            for member in list(vars(kind).values()):
-                yield from _plain_functions_in(member)
+            yield from _functions_of_class(kind)
         for member in list(getattr(one, "__dict__", {}).values()):
             yield from _plain_functions_in(member)
+
+
+#: Of classes that live as long as their modules: what each had when it was looked at last, what was found.
+_looked_at: dict[type, tuple[list[Any], list[types.FunctionType]]] = {}
+
+
+def _functions_of_class(kind: type) -> list[types.FunctionType]:
+    """Return the script's functions in a class, looked for anew only where it has other members."""
+    members = list(vars(kind).values())
+    before, found = _looked_at.get(kind, ([], []))
+    if len(before) != len(members) or not all(map(operator.is_, before, members)):
+        found = [one for member in members for one in _plain_functions_in(member) if _of_script(one)]
+        if getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind:
+            _looked_at[kind] = members, found
+    return found
 
 
 def functions_in(value: Any) -> list[types.FunctionType]:

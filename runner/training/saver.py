@@ -43,6 +43,8 @@ from runner.training.stock import Stock
 
 #: Shapes and dtypes of arrays.
 Layout = list[tuple[tuple[int, ...], np.dtype[Any]]]
+#: Completes a snapshot whose values are only held, in any thread; False where it is of no use.
+Develop = Callable[[Snapshot], bool]
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 _FAILURES = (OSError, StorageError, MemoryError)
 #: What a file takes beyond its arrays, until one has been written.
@@ -164,8 +166,15 @@ class Saver:
         mtbf_s = cadence.mtbf_s(self._past.lived(self._clock() - self._began))
         return cadence.interval_s(self._cost_s, mtbf_s)
 
-    def submit(self, snapshot: Snapshot, stall_s: float) -> None:
-        """Hand a snapshot to the writer thread; `stall_s` is how long training stood still to take it."""
+    def submit(self, snapshot: Snapshot, stall_s: float, develop: Develop | None = None) -> None:
+        """Hand a snapshot to the writer thread.
+
+        Args:
+            snapshot: of a safe point.
+            stall_s: how long training stood still to take it.
+            develop: where its values are only held (`holds`), completes it.
+        """
+        assert develop is None
         self._saved, self._quiet = Saved(snapshot.step, self._clock()), (0.0, 0.0)
         with self._changed:
             self._waiting = (snapshot, stall_s)
@@ -177,6 +186,10 @@ class Saver:
     def lend(self, _layout: Layout) -> list[np.ndarray[Any, Any]] | None:
         """Return arrays for the next snapshot's variables; None: the caller has its own."""
         return None
+
+    def holds(self, _size: int) -> bool:
+        """Tell whether a snapshot may come with its values, of so many bytes, held and not copied."""
+        return False
 
     def hurry(self) -> None:
         """Learn that the process wants to leave: nobody else is to be waited for long from now on."""

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from runner.training import held
+
 #: Keras numbers names that repeat; a number alone does not make it another variable.
 _COUNTER = re.compile(r"_\d+(?=/|:|$)")
 #: Attributes of a layer are looked into so deep: an attribute, what a list in it holds, and one more.
@@ -147,6 +149,8 @@ class Reader:
     def __init__(self, tracked: Sequence[Any]):
         self.buffers = Buffers([(tuple(int(n) for n in v.shape), dtype_of(v)) for v in tracked])
         self._handles = [_handle_of(tensor_of(variable)) for variable in tracked]
+        #: Returns the values as tensors, in which they stay as they are.
+        self.hold = held.AtOnce(self._handles)
 
     @property
     def size(self) -> int:
@@ -163,25 +167,17 @@ class Reader:
     def view(self) -> list[np.ndarray]:
         """Return the values as they lie in memory, where that can be: nobody may write into them.
 
-        TensorFlow counts who reads a variable's memory: an update while these arrays are alive goes into
-        new memory and costs a copy; after they are gone it is made in place again.
+        An update while these arrays are alive costs a copy (`held`); after they are gone it is made in
+        place again.
         """
         return list(self._values())
 
     def _values(self) -> Iterator[np.ndarray]:
-        import tensorflow as tf
-
-        read = tf.raw_ops.ReadVariableOp
-        for variable, handle in self._handles:
-            tensor = (
-                read(resource=handle, dtype=variable.dtype) if handle is not None else variable.read_value()
-            )
-            # The array that EagerTensor._numpy gives is the tensor's own memory.
-            yield getattr(tensor, "_numpy", tensor.numpy)()
+        for one in self._handles:
+            yield held.array_of(held.read(*one))
 
 
-def _handle_of(variable: Any) -> tuple[Any, Any]:
-    """Return a variable and its resource; None for one that a strategy spreads over devices."""
+def _handle_of(variable: Any) -> held.Handle:
     plain = type(variable).__name__ in {"ResourceVariable", "UnliftedInitializerVariable"}
     return variable, variable.handle if plain else None
 

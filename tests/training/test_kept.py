@@ -807,3 +807,59 @@ def test_the_shim_has_a_keeper_write_what_is_left_before_it_tells_the_outcome(
     assert checkpoint.verify(job.paths.checkpoint(fact["step"])).step == fact["step"]
     assert not Path(f"/proc/{identities['keeper']['pid']}").exists()
     assert snapshots_bytes(attempt) == 0
+
+
+def keep_held(bench: Bench, snapshot: Snapshot, develop: Callable[[Snapshot], bool], *, due: bool) -> None:
+    """Have a snapshot kept whose values another thread completes."""
+    bench.saver._disk_due = due
+    bench.saver.submit(snapshot, 0.001, develop)
+
+
+def test_what_is_held_is_kept_when_another_thread_has_completed_it(bench: Bench) -> None:
+    go = threading.Event()
+
+    def complete(snapshot: Snapshot) -> bool:
+        assert threading.current_thread() is not threading.main_thread()
+        snapshot.arrays["late"] = np.arange(3)
+        return go.wait(30)
+
+    assert bench.saver.holds(kept.HELD_BYTES)
+    assert not bench.saver.holds(kept.HELD_BYTES + 1)
+    keep_held(bench, small(7), complete, due=True)
+    bench.clock.now_s += 1e6
+    assert not bench.saver.due(8, None, False), "one at a time"
+    assert bench.slots().newest(Kind.SNAPSHOT) == []
+    go.set()
+    assert bench.saver.flush(30)
+    assert bench.steps() == [7]
+    (slot,) = bench.slots().newest(Kind.SNAPSHOT)
+    assert list(bench.slots().snapshot(slot).arrays["late"]) == [0, 1, 2]
+
+
+def test_a_held_snapshot_that_is_of_no_use_is_taken_again_at_once(bench: Bench) -> None:
+    keep_held(bench, small(7), lambda _: False, due=False)
+    bench.saver._aside.settle()
+    assert not bench.saver.due(8, None, False)
+    keep_held(bench, small(8), lambda _: False, due=True)
+    bench.saver._aside.settle()
+    assert bench.saver.due(9, None, False), "the disk was to have it"
+    save(bench, small(9))
+    assert bench.steps() == [9]
+
+
+def test_where_holding_fails_snapshots_are_copied_from_then_on(bench: Bench) -> None:
+    keep_held(bench, small(7), lambda _: bool(1 / 0), due=True)
+    bench.saver._aside.settle()
+    assert bench.saver.due(8, None, False)
+    assert not bench.saver.holds(1)
+    assert "ZeroDivisionError" in bench.told[-1]["message"]
+
+
+def test_nothing_that_is_held_is_forgotten_by_who_comes_after_it(bench: Bench) -> None:
+    """What outdates the snapshots outdates the one that is being completed too."""
+    go = threading.Event()
+    keep_held(bench, small(7), lambda _: go.wait(30), due=False)
+    threading.Timer(0.05, go.set).start()
+    bench.saver.outdate()
+    assert bench.slots().newest(Kind.SNAPSHOT) == []
+    assert not bench.saver._aside.busy

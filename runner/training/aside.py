@@ -1,0 +1,60 @@
+"""One thing at a time that another thread does."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+_LOOK_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+class Aside:
+    """The thread, made when it is needed first, and what it is doing."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._given: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has not done what it was given."""
+        return not self._idle.is_set()
+
+    def begin(self, task: Callable[[], object]) -> None:
+        """Have a task done; one that was given before is waited for. What it raises is logged.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        self.settle()
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        self._idle.clear()
+        self._given.put(task)
+
+    def settle(self) -> None:
+        """Wait until it has done what it was given; in a forked process, where it is not, not at all."""
+        while not self._idle.wait(_LOOK_S):
+            if self._thread is None or not self._thread.is_alive():
+                return
+
+    def _work(self) -> None:
+        while True:
+            self._do(self._given.get())
+
+    def _do(self, task: Callable[[], object]) -> None:
+        """Do one task; nothing of it is held while the next is waited for."""
+        try:
+            task()
+        except Exception:  # noqa: BLE001 - a thread's top: it is to go on
+            _log.exception("%s failed", self._name)
+        finally:
+            self._idle.set()
