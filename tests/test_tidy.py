@@ -58,6 +58,7 @@ TOPS = {
 #: In the job's own process a failure of ours must not end the training: it is caught there, and told.
 GUESTS = {
     "runner/training/ahead.py",
+    "runner/training/aside.py",
     "runner/training/epochwise.py",
     "runner/training/fallback.py",
     "runner/training/fitlog.py",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable
 
 _LOOK_S = 1.0
-_log = logging.getLogger(__name__)
 
 
 class Aside:
     """The thread, made when it is needed first, and what it is doing."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, failed: Callable[[Exception], object]):
+        """Begin.
+
+        Args:
+            name: of the thread.
+            failed: takes what a task raises, in that thread.
+        """
         self._name = name
+        self._failed = failed
         self._given: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
@@ -27,7 +32,7 @@ class Aside:
         return not self._idle.is_set()
 
     def begin(self, task: Callable[[], object]) -> None:
-        """Have a task done; one that was given before is waited for. What it raises is logged.
+        """Have a task done; one that was given before is waited for.
 
         Raises:
             RuntimeError: no thread can be started.
@@ -54,7 +59,7 @@ class Aside:
         """Do one task; nothing of it is held while the next is waited for."""
         try:
             task()
-        except Exception:  # noqa: BLE001 - a thread's top: it is to go on
-            _log.exception("%s failed", self._name)
+        except Exception as error:  # noqa: BLE001 - a thread's top: it is to go on
+            self._failed(error)
         finally:
             self._idle.set()

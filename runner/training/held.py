@@ -22,6 +22,7 @@ class Values(enum.Enum):
     HELD = enum.auto()  #: as tensors, for another thread to copy
 
 
+_NAME = b"_ReadVariablesOp"
 #: A variable and its resource; None for one that a strategy spreads over devices.
 Handle = tuple[Any, Any]
 
@@ -38,7 +39,7 @@ class AtOnce:
         if self._read is not None:
             try:
                 return self._read()
-            except Exception:  # noqa: BLE001 - they lie on several devices, or this TensorFlow lacks it
+            except _errors():  # they lie on several devices, or this TensorFlow lacks it
                 self._read = None
         return [read(*one) for one in self._handles]
 
@@ -47,20 +48,23 @@ def _operation(handles: Sequence[Handle]) -> Callable[[], list[Any]] | None:
     resources = [resource for _, resource in handles]
     if not resources or any(resource is None for resource in resources):
         return None
-    from tensorflow.python import pywrap_tfe
-    from tensorflow.python.eager import context
+    from tensorflow.python.eager import context, execute
 
     here, count = context.context(), len(resources)
     kinds = [variable.dtype.base_dtype.as_datatype_enum for variable, _ in handles]
     attributes = ("N", count, "dtypes", kinds)
 
     def read_all() -> list[Any]:
-        found: list[Any] = pywrap_tfe.TFE_Py_Execute(
-            here._handle, here.device_name, "_ReadVariablesOp", resources, attributes, count
-        )
+        found: list[Any] = execute.execute(_NAME, count, resources, attributes, here)
         return found
 
     return read_all
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    import tensorflow as tf
+
+    return tf.errors.OpError, AttributeError, TypeError, ValueError
 
 
 def read(variable: Any, resource: Any) -> Any:

@@ -51,7 +51,7 @@ class KeptSaver(Saver):
         """Begin; `arguments` are as `Saver` takes them."""
         super().__init__(*arguments)
         self._shelf = shelf
-        self._aside = Aside("snapshots")
+        self._aside = Aside("snapshots", self._not_developed)
         self._may_hold = True
         self._again = False  # what was held for the disk turned out to be of no use
         self._lent: Slots | None = None  # a slot is open for the snapshot or best model that is being taken
@@ -155,16 +155,15 @@ class KeptSaver(Saver):
     def _develop(self, snapshot: Snapshot, stall_s: float, due: bool, develop: Develop) -> None:
         """Be the other thread: copy what is held."""
         began_s = time.thread_time()
-        try:
-            of_use = develop(snapshot)
-        except Exception as error:  # noqa: BLE001 - it looks at a model of the script's while that is trained
-            of_use, self._may_hold = False, False
-            message = f"snapshots are copied while training waits: {error!r}"
-            self._tell({"event": "warning", "message": message})
-        if of_use:
+        self._again = due
+        if develop(snapshot):
+            self._again = False
             self._keep(snapshot, stall_s, due, lambda: time.thread_time() - began_s)
-        else:
-            self._again = due
+
+    def _not_developed(self, error: Exception) -> None:
+        """Hold nothing any more: it was looked at a model of the script's while that was trained."""
+        self._may_hold = False
+        self._tell({"event": "warning", "message": f"snapshots are copied while training waits: {error!r}"})
 
     def _keep(
         self, snapshot: Snapshot, stall_s: float, due: bool, beside_s: Callable[[], float] = lambda: 0.0
