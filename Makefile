@@ -16,7 +16,7 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& command -v "$$python" && break; done)
 
-.PHONY: help setup demo test check lint types storm soak faults chaos matrix keras-tests versions bench install-service uninstall-service clean
+.PHONY: help setup demo test check lint types storm soak faults chaos patience matrix keras-tests versions bench install-service uninstall-service clean
 
 help: ## show this
 	@echo "make TARGET, where TARGET is one of:"
@@ -60,6 +60,9 @@ faults: $(READY) ## as root: kills, errors, short writes, power cuts, full disks
 
 chaos: $(READY) ## kills of the supervisor at each system call, and 500 random faults over 50 jobs and more: each ends as it should
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+patience: $(READY) ## an hour of jobs with uneven steps, stopped for minutes, under a clock that steps: no hang is seen but a real one
+	@PATIENCE_MINUTES=60 $(BIN)/python -m pytest -s tests/system/test_patience.py
 
 matrix: $(READY) ## some 150 small trainings, each killed three times: what is called exact is so, to the bit
 	@$(BIN)/python -m tests.matrix $(ARGS)
