@@ -119,7 +119,9 @@ class Camera:
         Whether the variables are still the same ones is looked at here, not while training waits.
         """
         film = self._film
-        if film is None or not film.fits(self._collect()):
+        if film is None or snapshot.state["variables"] is not film.described:
+            return False  # others were found meanwhile
+        if not film.fits(self._collect()):
             self._film = None
             return False
         for name in film.names:

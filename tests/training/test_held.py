@@ -132,6 +132,18 @@ def test_variables_that_came_meanwhile_are_noticed_before_anything_is_kept() -> 
     )
 
 
+def test_variables_that_were_found_meanwhile_are_no_part_of_what_is_held() -> None:
+    import tensorflow as tf
+
+    scene = Scene()
+    scene.take(Values.HELD)
+    late = scene.take(Values.HELD)
+    scene.model.layers[0].more = tf.Variable(5.0)
+    scene.camera.portrait(step=1, epoch=0, lend=lambda _: None)
+    assert not scene.camera.develop(late)
+    assert scene.camera.develop(scene.take(Values.HELD))
+
+
 def test_a_function_that_a_class_is_given_later_is_seen() -> None:
     class Plain:
         pass
