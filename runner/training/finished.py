@@ -156,6 +156,7 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
 def go_on_from(worker: Worker, number: int, snapshot: Snapshot) -> None:
     """Count on from the end of fit `number`; where what comes next begins anew, what was told of it goes."""
     worker.step = snapshot.step
+    worker.vigil.recognize(snapshot)
     if worker.saved is None or worker.saved.state["fit"] <= number:
         worker.saved = None
         worker.metrics.restore(snapshot.state)

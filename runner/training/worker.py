@@ -292,6 +292,11 @@ class Worker:
         with contextlib.suppress(OSError, StorageError):
             self.saver.save_now(snapshot)
 
+    def state(self) -> dict[str, Any]:
+        """Return what the state of each snapshot says of this attempt."""
+        retreat = self.launch.retreat
+        return self.metrics.state() | (retreat.mark if retreat is not None else {})
+
     def classify(self, fit: int, kind: Kind, reason: str) -> None:
         """Say how exactly a fit, or a loop of the script's own, can be resumed."""
         self.facts("classified", fit=fit, exact=kind is not Kind.NOT_EXACT, kind=kind, reason=reason)
@@ -310,7 +315,7 @@ class Worker:
         path = self.launch.paths.checkpoint(saved.step)
         on_disk = self.saver.verified_step == saved.step
         retreat = self.launch.retreat
-        if retreat is not None and retreat.learning_rate != 1.0:
+        if retreat is not None and retreat.learning_rate != 1.0 and not retreat.is_behind(saved.state):
             reasons = [*reasons, retreat.reason]
         self.facts(
             "resumed",
