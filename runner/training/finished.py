@@ -104,10 +104,10 @@ def put_aside_from(worker: Worker, number: int, base_step: int, reason: str) -> 
     for later in count(number):
         if not path_of(worker, later).exists():
             break
-        set_aside(paths, path_of(worker, later), reason, report)
+        set_aside(paths, path_of(worker, later), reason, report, rejected=True)
     for step, path in paths.list_checkpoints():
         if step > base_step:
-            set_aside(paths, path, reason, report)
+            set_aside(paths, path, reason, report, rejected=True)
     worker.start_over()
 
 

@@ -36,7 +36,8 @@ def step_back(paths: JobPaths, retreat: Retreat, newest: Snapshot, report: Repor
         report({"event": "warning", "message": message})
         return False
     for _, path in found[len(older) :]:
-        set_aside(paths, path, _damage(path) or retreat.reason, report)
+        damage = _damage(path)
+        set_aside(paths, path, damage or retreat.reason, report, rejected=not damage)
     return True
 
 

@@ -35,7 +35,6 @@ class Vigil:
         self._worker = worker
         self._pid = os.getpid()
         self._slowed = False
-        self.rejected = False  #: a checkpoint was put aside because of what it holds
 
     def step_back(self) -> None:
         """Leave what was saved last, where the supervisor has found that it leads nowhere.
@@ -70,11 +69,10 @@ class Vigil:
 
             if not has_nan(found[1]):
                 break
-            self.rejected = True
             worker.saver.outdate()
             if found[0] is not None:
                 reason = f'it holds weights that are no numbers (limits.nan = "{launch.nan.value}")'
-                set_aside(launch.paths, found[0], reason, worker.facts.append)
+                set_aside(launch.paths, found[0], reason, worker.facts.append, rejected=True)
                 if found[0].exists():
                     raise StorageError(f"{found[0]}: {reason}, and cannot be put aside; repair the disk")
         return found

@@ -239,13 +239,7 @@ class Worker:
         paths, mirror = self.launch.paths, self.launch.checkpoint.mirror
         were_there = mirror is not None and bool(paths.list_checkpoints())
         found = self.vigil.newest()
-        if (
-            found is None
-            and were_there
-            and not self.vigil.rejected
-            and mirror
-            and mirrored.must_fetch(paths, mirror, self.launch.job)
-        ):
+        if found is None and were_there and mirror and mirrored.must_fetch(paths, mirror, self.launch.job):
             self.say("runner: no checkpoint here is good: its mirror is looked at before anything is trained")
             leave()
         if found is None and not self.launch.paths.fit(0).exists():

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from runner.storage import checkpoint
+from runner.storage import checkpoint, mirrored
 from runner.storage import memory as memory_file
 from runner.storage.checkpoint import Snapshot
 from runner.storage.slots import Kind, Slots
@@ -66,7 +67,9 @@ def begin(job: Job, *, memory: int | None = None, **orders: Any) -> tuple[Worker
 
 
 def aside(job: Job) -> dict[str, bool]:
-    """Return what was put aside, and whether for the retreat."""
+    """Return what was put aside, and whether for the retreat: then a mirror is not to have it either."""
+    for fact in job.facts_of("quarantined"):
+        assert ("/rejected-" in fact["to"]) == (fact["reason"] == REASON)
     return {fact["path"][-15:-11]: fact["reason"] == REASON for fact in job.facts_of("quarantined")}
 
 
@@ -210,3 +213,35 @@ def test_a_training_that_is_slower_already_is_not_slowed_again(
     assert rate(again) == pytest.approx(0.005)
     assert all(fact["exact"] for fact in here.facts_of("resumed", 2)), "as before is exactly as before"
     assert trouble == "between" or here.facts_of("resumed", 2)
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_worker_that_has_rejected_all_looks_at_the_mirror_where_that_has_more(
+    older: bool, tmp_path: Path, nursery: Nursery
+) -> None:
+    checkpoint_orders = {
+        "every": {"unit": "steps", "count": 3},
+        "keep": 3,
+        "monitor": None,
+        "mode": "auto",
+        "best": "best.weights.h5",
+        "mirror": "file:///nowhere",
+    }
+    here = Job(tmp_path, "train.py", text=FITS, nursery=nursery, nan={"mode": "rollback", "loss_max": None})
+    path = here.paths.checkpoint(3)
+    path.parent.mkdir()
+    poisoned = Snapshot(3, 0, {"fit": 0}, {"variables/0": np.full(3, np.nan)})
+    checkpoint.write(path, poisoned, created=CREATED)
+    name = f"checkpoints/{path.name}"
+    held = {name: mirrored.Held(path.stat().st_size, mirrored.stamp_of(path.stat()), 0)}
+    if older:
+        held[name.replace("3", "2")] = mirrored.Held(1, (1, 1, 1), 0)
+    mirrored.make_folder(here.paths)
+    status = mirrored.Status(place="file:///nowhere/j", owner="me", files=held)
+    mirrored.save(here.paths, status)
+    attempt = here.run(checkpoint=checkpoint_orders)
+    assert "no numbers" in here.facts_of("quarantined")[0]["reason"]
+    if older:
+        assert attempt.code == 75
+    else:
+        assert rate(attempt) > 0
