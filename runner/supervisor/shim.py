@@ -101,8 +101,8 @@ def run(folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int]) ->
         make_group(group)
         how = launch["argv"], with_secrets(launch), folder, libc, handed
         attempt.worker = start(*how, lambda: confine(launch, group, libc))
-        group.take_in(attempt.worker)
         attempt.members.add(attempt.worker)
+        attempt.take_in()
     except OSError as failure:
         error = str(failure)
     for fd in handed[:1]:
@@ -139,6 +139,7 @@ class Attempt:
         self.log: logcap.CappedLog | None = None
         self.usage: resource.struct_rusage | None = None
         self.oom_kills = oom_kills()
+        self.outside = False  # the worker could not be put into its control group
         self.deadlines: dict[str, float] = {}  # what to do -> when (monotonic)
 
     def watch(self, group: attemptgroup.Group, log: logcap.CappedLog) -> None:
@@ -156,6 +157,19 @@ class Attempt:
         if self.group.path is not None:
             self.group.limit(self.held_bytes())
             self.deadlines["look_at_group"] = time.monotonic() + GROUP_LOOK_S
+
+    def take_in(self) -> None:
+        """Have the worker in its control group; again a second later, while that is refused."""
+        try:
+            self.group.take_in(self.worker)
+            self.outside = False
+        except OSError as failure:
+            if not self.outside:
+                sys.stderr.write(
+                    f"shim: the worker is in no control group, and has no limits yet: {failure}\n"
+                )
+            self.outside = True
+            self.deadlines["take_in"] = time.monotonic() + GROUP_LOOK_S
 
     def tell_identity(self) -> None:
         """Write who shim and worker are; again a second later, for as long as the disk refuses."""
@@ -327,7 +341,8 @@ class Attempt:
 
     def close_group(self) -> None:
         """Note what the control group tells, and remove it: nothing of the tree lives."""
-        self.deadlines.pop("look_at_group", None)
+        for deed in ("look_at_group", "take_in"):
+            self.deadlines.pop(deed, None)
         self.look()
         self.group.account()
         self.group.remove()
