@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 FILE_LINES_MAX = 400
 #: Files that may be longer, each with the reason.
 LONGER: dict[str, str] = {
-    "runner/supervisor/shim.py": "one file that needs nothing else, so that it is up within milliseconds",
     "runner/training/fitting.py": "one fit's safe points share one state; what could leave has left",
 }
 FUNCTION_LINES_MAX = 50
@@ -51,7 +50,7 @@ WELCOME = {"runner/storage/digests.py": {"xxhash"}}
 TOPS = {
     "runner/supervisor/__main__.py",
     "runner/mirror/__main__.py",
-    "runner/supervisor/shim.py",
+    "runner/supervisor/birth.py",
     "runner/training/bootstrap.py",
     "runner/cli/__init__.py",
 }
@@ -69,7 +68,7 @@ GUESTS = {
     "runner/training/stopping.py",
 }
 #: The only places that rename or sync.
-DURABLE = {"runner/storage/durable.py", "runner/supervisor/shim.py"}
+DURABLE = {"runner/storage/durable.py", "runner/supervisor/jsonfile.py"}
 
 
 @dataclass(frozen=True)
@@ -173,8 +172,9 @@ def test_the_worker_counts_on_nothing_but_the_jobs_environment(module: Module) -
 def test_the_shim_needs_only_the_standard_library() -> None:
     shim = BY_PLACE["runner/supervisor/shim.py"]
     # What lies beside it is imported, or run, by its place.
-    beside = {"attemptgroup", "landlock", "logcap", "evidence", "vacated"}
-    files = [shim, *(BY_PLACE[f"runner/supervisor/{name}.py"] for name in beside)]
+    beside = {"attemptgroup", "birth", "jsonfile", "landlock", "lineage", "logcap"}
+    programs = {"evidence", "vacated"}
+    files = [shim, *(BY_PLACE[f"runner/supervisor/{name}.py"] for name in beside | programs)]
     for file in (*files, BY_PLACE["runner/settings/envfile.py"]):
         roots = {name.split(".")[0] for name in file.imports() if not name.startswith("runner.")}
         assert roots <= set(sys.stdlib_module_names) | beside | {"envfile"}, file.place

@@ -25,6 +25,7 @@ from runner.core.spec import Nan
 from runner.settings import load_spec
 from runner.storage import eventlog
 from runner.supervisor.attempts import read_identity
+from runner.supervisor.process import Identity
 
 RECOVERY_S_MAX = 180.0
 _STOPPED_S = 3.0
@@ -33,6 +34,7 @@ _FULL_S_MAX = 10.0
 _SPARE_BYTES = 256 * 1024
 _DIES_S_MAX = 20.0
 _SLOW_S = 5.0
+_NO_KEEPER = "it has no keeper: it is a command"
 
 
 @dataclass
@@ -117,10 +119,16 @@ def _both(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     _recovered(lab, name, hit, job, struck)
 
 
+def _process_of(lab: Lab, name: str, job: dict[str, Any], who: str, missing: str) -> Identity:
+    """Return one of the attempt's processes; where it has none, `missing` says why none is struck."""
+    found = read_identity(lab.home.job(name).attempt(job["attempt"]), who)
+    if found is None:
+        raise NotStruckError(missing)
+    return found
+
+
 def _shim(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
-    shim = read_identity(lab.home.job(name).attempt(job["attempt"]), "shim")
-    if shim is None:
-        raise NotStruckError("its shim is not known")
+    shim = _process_of(lab, name, job, "shim", "its shim is not known")
     struck = _announce(lab, hit, f"kill -9 of the shim (pid {shim.pid}), whose worker dies with it")
     _kill(shim.pid)
     _recovered(lab, name, hit, job, struck)
@@ -128,9 +136,7 @@ def _shim(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
 
 def _keeper(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     """Kill who writes the checkpoints: the worker writes its own then."""
-    keeper = read_identity(lab.home.job(name).attempt(job["attempt"]), "keeper")
-    if keeper is None:
-        raise NotStruckError("it has no keeper: it is a command")
+    keeper = _process_of(lab, name, job, "keeper", _NO_KEEPER)
     struck = _announce(lab, hit, f"kill -9 of the keeper (pid {keeper.pid}), which writes the checkpoints")
     _kill(keeper.pid)
     _trains_on(lab, name, hit, job, struck)
@@ -138,9 +144,7 @@ def _keeper(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
 
 def _slow(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     """Stop who writes: to the training that is a disk that takes nothing for a while."""
-    keeper = read_identity(lab.home.job(name).attempt(job["attempt"]), "keeper")
-    if keeper is None:
-        raise NotStruckError("it has no keeper: it is a command")
+    keeper = _process_of(lab, name, job, "keeper", _NO_KEEPER)
     struck = _announce(lab, hit, f"nothing is written for {_SLOW_S:g} s: SIGSTOP of the keeper")
     with contextlib.suppress(ProcessLookupError):
         os.kill(keeper.pid, signal.SIGSTOP)

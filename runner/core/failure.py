@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 #: The kind of a failure that is no exception: the loss was not finite, or over its limit.
 NOT_FINITE = "not-finite"
@@ -47,3 +49,13 @@ class Retreat:
     before: int | None = None  #: from a checkpoint of an earlier step than this, where there is one
     learning_rate: float = 1.0  #: with learning rates times this
     reason: str = ""
+    attempt: int = 0  #: whose end it follows; 0 in older records
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What is in the state of each snapshot that was taken after it."""
+        return {"retreat": self.attempt}
+
+    def is_behind(self, state: Mapping[str, Any]) -> bool:
+        """Tell whether a snapshot with that state was taken after it: it must not be made again."""
+        return state.get("retreat") == self.attempt

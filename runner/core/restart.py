@@ -102,7 +102,7 @@ def _escape(job: Job, failure: Failure) -> Retreat | None:
     if started_from <= 0:
         return None
     reason = f"the same failure followed twice ({failure.text})"
-    return Retreat(before=started_from, reason=reason)
+    return Retreat(before=started_from, reason=reason, attempt=job.attempt)
 
 
 def _not_finite(job: Job, failure: Failure) -> Verdict:
@@ -121,7 +121,7 @@ def _not_finite(job: Job, failure: Failure) -> Verdict:
     before = job.current.start_step if stuck and job.current is not None else None
     rate = limits.nan_learning_rate
     reason = f"{failure.text}: rolled back, learning rates times {rate:g}"
-    return Again(0.0, job.charged, job.fruitless, Retreat(before, rate, reason))
+    return Again(0.0, job.charged, job.fruitless, Retreat(before, rate, reason, job.attempt))
 
 
 def _by_budget(

@@ -6,6 +6,7 @@ Promises:
 - A local file is examined before it is sent; what does not verify is not mirrored, and that is said.
 - A file counts as mirrored once the medium has given back what was sent. Nothing is removed there before.
 - The files that a checkpoint needs (metrics, ends of fits) are there before it is.
+- What was put aside here because of what it holds goes there, once what is good is there.
 
 Limits: of what is not a step's checkpoint only marks of checkpoints that are no longer pinned are removed,
 and models of a series of which this home keeps the best few.
@@ -53,11 +54,15 @@ def _turn(name: str) -> tuple[int, int, str]:
 
 def has_work(account: Account) -> bool:
     """Tell, without asking the mirror, whether it is behind, or holds more than it should."""
-    if not any(
-        mirrored.is_checkpoint(name) or name.endswith(SUFFIXES) for name in mirrored.local(account.paths)
-    ):
-        return False  # a fetch comes first, if anything does
-    return bool(pending(account) or _surplus(account, set(account.status.files)))
+    if mirrored.rejected(account.paths, account.status):
+        return True
+    return _has_any(account) and bool(pending(account) or _surplus(account, set(account.status.files)))
+
+
+def _has_any(account: Account) -> bool:
+    """Tell whether there is anything here to copy from; where not, a fetch comes first, if anything does."""
+    names = mirrored.local(account.paths)
+    return any(mirrored.is_checkpoint(name) or name.endswith(SUFFIXES) for name in names)
 
 
 def copy_all(account: Account, medium: Medium) -> None:
@@ -71,15 +76,18 @@ def copy_all(account: Account, medium: Medium) -> None:
     account.claim(medium)
     present = _compare(account, medium)
     problem: StorageError | None = None
-    for name in pending(account):
+    has_any = _has_any(account)
+    for name in pending(account) if has_any else []:
         try:
             if _copy(account, medium, name):
                 present.add(name)
         except StorageError as error:
             problem = error
-    _unpin(account, medium, present)
-    for name in _surplus(account, present):
-        _remove(account, medium, name)
+    present -= drop_rejected(account, medium)
+    if has_any:
+        _unpin(account, medium, present)
+        for name in _surplus(account, present):
+            _remove(account, medium, name)
     if problem is not None:
         raise problem
     account.worked()
@@ -211,6 +219,18 @@ def _archived(account: Account, steps: dict[int, str]) -> frozenset[int]:
         else:
             places[step] = held.epoch if period.unit is CadenceUnit.EPOCHS else held.stamp[1] / 1e9
     return retention.archived(places, period.count) | unknown
+
+
+def drop_rejected(account: Account, medium: Medium) -> set[str]:
+    """Remove the copies of what was put aside here because of what it holds; return their names.
+
+    Raises:
+        MirrorError: the mirror failed.
+    """
+    names = mirrored.rejected(account.paths, account.status)
+    for name in names:
+        _remove(account, medium, name)
+    return set(names)
 
 
 def _remove(account: Account, medium: Medium, name: str) -> None:

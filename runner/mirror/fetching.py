@@ -24,6 +24,7 @@ from runner.core.best import SUFFIXES
 from runner.core.mirroring import Identity
 from runner.errors import BadCheckpointError, StorageError
 from runner.mirror.account import Account
+from runner.mirror.copying import drop_rejected
 from runner.mirror.examine import check_name, examine
 from runner.mirror.medium import Medium
 from runner.storage import blocks, durable, mirrored
@@ -53,6 +54,7 @@ def fetch(account: Account, medium: Medium) -> Fetched | None:
     began_s = time.monotonic()
     whose = account.claim(medium, anew=not account.status.fetching, to_fetch=True)
     account.set(replace(account.status, fetching=True))
+    drop_rejected(account, medium)
     there = [
         *(f"{CHECKPOINTS}/{file}" for file in medium.sizes(CHECKPOINTS)),
         *(f"{BEST}/{file}" for file in medium.sizes(BEST)),

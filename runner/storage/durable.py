@@ -68,6 +68,11 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def temporary_name(path: Path) -> Path:
+    """Return a name beside `path` for a file that takes its place later; what stays of it is swept."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+
+
 @contextlib.contextmanager
 def replacing(
     path: Path, *, verify: Callable[[Path], None] | None = None, mode: int = 0o644
@@ -83,7 +88,7 @@ def replacing(
     Raises:
         OSError: any step failed; `path` is then as it was (or new, when only the folder's fsync failed).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    temporary = temporary_name(path)
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with _dropping(temporary):
         try:

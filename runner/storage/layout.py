@@ -26,6 +26,7 @@ _NAME = re.compile(NAME_PATTERN)
 _PRINTED = re.compile(rf"{NAME_PATTERN}|[A-Za-z0-9_-]*%[A-Za-z0-9%_~-]*")
 _CHECKPOINT = re.compile(r"step-(\d{12})\.weights\.h5")
 _FIT = re.compile(r"fit-(\d{3,})\.weights\.h5")
+_REJECTED = re.compile(r"(?:\d+-)?rejected-.+\.weights\.h5")
 _ATTEMPT = re.compile(r"\d{4,}")
 #: Longest printed name: with the marks of a temporary file it still is a file name.
 _PRINTED_MAX = 200
@@ -68,6 +69,11 @@ def find_home(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> P
             return folder
     base = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "training-runner"
+
+
+def rejected_name(name: str) -> str:
+    """Return the name in quarantine of a file that is put aside because of what it holds."""
+    return f"rejected-{name}"
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,10 @@ class JobPaths:
     def quarantine(self) -> Path:
         """Folder of what failed verification, each with its reason beside it; writer: worker."""
         return self.dir / "quarantine"
+
+    def list_rejected(self) -> list[Path]:
+        """List what was put aside because of what it holds, though it is as it was written."""
+        return [path for path in _entries(self.quarantine) if _REJECTED.fullmatch(path.name)]
 
     @property
     def attempts(self) -> Path:

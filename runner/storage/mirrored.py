@@ -6,6 +6,7 @@ Every entry stands for a file that was read back from the medium and was what th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -147,7 +148,20 @@ def must_fetch(paths: JobPaths, url: str, name: str) -> bool:
     if any(map(is_checkpoint, local(paths))):
         return False
     known = status.place == place(url, name) and status.owner
-    return not known or status.strange or any(map(is_checkpoint, status.files))
+    held = status.files.keys() - set(rejected(paths, status))
+    return not known or status.strange or any(map(is_checkpoint, held))
+
+
+def rejected(paths: JobPaths, status: Status) -> list[str]:
+    """List the copies that the mirror holds of what was put aside here because of what it holds.
+
+    Nobody shall go on from them in another home. What has the same name and was saved later is another file.
+    """
+    stamps = set()
+    for path in paths.list_rejected():
+        with contextlib.suppress(OSError):
+            stamps.add(stamp_of(path.lstat()))
+    return sorted(name for name, held in status.files.items() if held.stamp in stamps)
 
 
 def _files(folder: Path) -> list[str]:

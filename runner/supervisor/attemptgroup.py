@@ -69,9 +69,13 @@ class Group:
             _write(f"{self.path}/cgroup.procs", "0")
 
     def take_in(self, pid: int) -> None:
-        """Put a process into it that was there before it, as a spare's worker is; others are in already."""
+        """Put a process into it that was there before it, as a spare's worker is; others are in already.
+
+        Raises:
+            OSError: the kernel refuses; one that has ended needs no group.
+        """
         if self.path is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(ProcessLookupError):
                 _write(f"{self.path}/cgroup.procs", str(pid))
 
     def kill(self) -> list[int]:

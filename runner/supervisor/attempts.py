@@ -264,10 +264,9 @@ class Attempts:
         self._finish(attempt, ended or unseen)
 
     def _kill_strays(self, attempt: Live) -> bool:
-        mark = ("RUNNER_STATE", str(self._home.job(attempt.name).dir))
         # Who was started after the first look's list was made, by one that had ended when it was its turn,
         # is found by a second.
-        strays = process.carrying(mark) or process.carrying(mark)
+        strays = self._strays(attempt.name) or self._strays(attempt.name)
         for pid in strays:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -276,6 +275,11 @@ class Attempts:
             attempt.stray = f"killed, and not dead: pid {pids}; the job keeps its place until it is"
         gone = self.groups is None or self.groups.clear(attempt.name)
         return bool(strays) or not gone or lock.is_locked(self._home.job(attempt.name).lock)
+
+    def _strays(self, name: str) -> list[int]:
+        """List the job's processes, but for those of the spare that waits: it belongs to the next attempt."""
+        marked = process.carrying(("RUNNER_STATE", str(self._home.job(name).dir)))
+        return [pid for pid in marked if not self.spares.has(name, pid)]
 
     def _finish(self, attempt: Live, ended: Ended | StartFailed) -> None:
         del self.live[attempt.name]

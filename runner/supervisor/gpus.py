@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +72,11 @@ class Gpus:
             except OSError as error:
                 log.error("%s cannot be started: %s", self._program, error)
                 self._see(())
+
+    def shown_to(self, env: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the uuids of what a process sees that was started with this environment on top of ours."""
+        setting = env.get(_VISIBLE, os.environ.get(_VISIBLE))
+        return tuple(device.uuid for device in visible(self._seen, setting))
 
     def _ask(self, program: str) -> None:
         answer, theirs = os.pipe2(os.O_CLOEXEC)

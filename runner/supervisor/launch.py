@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from runner.core.job import Job
+from runner.errors import UnreadableRecordError
 from runner.storage import durable, lock, records
 from runner.storage.layout import START_FROM, AttemptPaths, Home, attempt_numbers
 from runner.supervisor.broom import sweep
@@ -85,6 +86,15 @@ def launch_plan(home: Home, job: Job) -> dict[str, Any]:
         "from": str(start_from) if start_from.exists() else None,
         "spare": spec.restart.spare.value,
     }
+
+
+def environment_of(paths: AttemptPaths) -> dict[str, str]:
+    """Return what an attempt's launch.json adds to the environment; nothing where it cannot be read."""
+    try:
+        env = records.load_json(paths.launch).get("env")
+    except (OSError, UnreadableRecordError):
+        env = None
+    return env if isinstance(env, dict) else {}
 
 
 def _gpu_env(job: Job) -> dict[str, str]:

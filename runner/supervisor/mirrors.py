@@ -85,13 +85,14 @@ class Mirrors:
             self._book.relay(job.name, facts, read)
 
     def _lacks(self, job: Job) -> bool:
-        """Tell whether there is, or may soon be, something to copy."""
+        """Tell whether there is, or may soon be, something to copy, or to remove there."""
         if job.state in ACTIVE:
             return True
         if job.state is State.REJECTED or self._done.get(job.name) == job.revision:
             return False
         paths = self._home.job(job.name)
-        if mirrored.behind(paths, mirrored.load(paths)):
+        status = mirrored.load(paths)
+        if mirrored.behind(paths, status) or mirrored.rejected(paths, status):
             return True
         self._done[job.name] = job.revision
         return False

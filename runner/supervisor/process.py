@@ -122,6 +122,17 @@ def carrying(mark: tuple[str, str]) -> list[int]:
     return [pid for pid in pids if pid != os.getpid() and wanted in _environment(pid)]
 
 
+def descends(pid: int, ancestor: int) -> bool:
+    """Tell whether a process is `ancestor`, which lives, or has come of it."""
+    at = pid
+    while at not in {0, 1, ancestor}:
+        fields = _stat(at)
+        if not fields and at == pid:
+            return False
+        at = int(fields[1]) if fields else pid  # a parent is gone: it has another one by now
+    return at == ancestor
+
+
 def _environment(pid: int) -> list[bytes]:
     """Return what a process was started with; of one that is just becoming a program, what it comes to.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -15,9 +16,12 @@ from runner.core.events import Admitted, AnyEvent, Preempt
 from runner.core.inventory import Capacity
 from runner.core.job import ACTIVE, State
 from runner.core.table import Decision
+from runner.supervisor import launch
 from runner.supervisor.book import Book
 from runner.supervisor.gpus import Gpus
 from runner.supervisor.loop import Loop, Soon
+
+log = logging.getLogger(__name__)
 
 #: Starts take so much of a turn, and planning a fifth of all time at most, however long the queue.
 TURN_S = 0.02
@@ -80,6 +84,9 @@ class Queue:
             self._gpus.tend()
         if not self._gpus.known:
             return
+        if not self._all_told():
+            self._retries.ask(_RETRY_S)
+            return
         capacity = replace(self._capacity, gpus=self._gpus.devices)
         jobs, now_s = self._book.jobs, time.monotonic()
         plan = admit(jobs.values(), capacity, alone=self._alone, now_s=now_s, since=self._since)
@@ -92,6 +99,24 @@ class Queue:
         waiting = reversed(plan.waiting.items())
         self._untold = {name: why for name, why in waiting if jobs[name].reason != why}
         self._on_untold()
+
+    def _all_told(self) -> bool:
+        """Have it in the records which GPUs the attempts of an older version's daemon have; tell whether so.
+
+        That has not recorded them: what they were started with tells what they see, all of it where nothing
+        was said. Nobody else gets that while they run.
+        """
+        for job in [*self._book.jobs.values()]:
+            attempt = job.current
+            if job.state not in ACTIVE or not job.spec.resources.gpus or attempt is None:
+                continue
+            if attempt.gpus is None and self._gpus.devices:
+                paths = self._book.home.job(job.name).attempt(attempt.number)
+                seen = self._gpus.shown_to(launch.environment_of(paths))
+                log.warning("%s: its GPUs were not recorded; it sees %s", job.name, ", ".join(seen) or "none")
+                if not self._book.commit(job.with_attempt(replace(attempt, gpus=seen))):
+                    return False
+        return True
 
     def _start(self, gpus: Mapping[str, tuple[str, ...] | None]) -> None:
         until_s = time.monotonic() + TURN_S

@@ -27,7 +27,6 @@ import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
 
@@ -35,20 +34,18 @@ TYPE_CHECKING = False  # as typing's, without its import
 if TYPE_CHECKING:
     import resource
     from collections.abc import Callable
-    from typing import Any
 
-    from runner.settings import envfile
-    from runner.supervisor import attemptgroup, landlock, logcap
+    from runner.supervisor import attemptgroup, birth, jsonfile, lineage, logcap
 else:  # by their place: the package's own imports would take longer than all else
     HERE = os.path.dirname(os.path.abspath(__file__))
     sys.path += [HERE, os.path.join(os.path.dirname(HERE), "settings")]
     import attemptgroup
-    import envfile
-    import landlock
+    import birth
+    import jsonfile
+    import lineage
     import logcap
 
 LOCK_FD = 3
-PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 #: Seconds for evidence at most, and from SIGTERM to SIGKILL after a hang.
 EVIDENCE_S = 10.0
@@ -57,23 +54,16 @@ HANG_GRACE_S = 5.0
 STUCK_S = 3.0
 #: For the memory of GPUs to become free.
 GPU_S = 30.0
-OUTCOME_RETRY_S = 1.0
 #: Between two looks at the limits of the control group.
 GROUP_LOOK_S = 1.0
 #: For the keeper to write what is left in memory: in any case, and for each byte of it.
 KEEPER_S = 30.0
 KEEPER_BYTES_PER_S = 10e6
-#: How much it stands back behind the training.
-KEEPER_NICE = 5
-#: In the environment of worker and keeper: the descriptors that they are handed.
-KEEPER = "RUNNER_KEEPER"
-#: The first bytes of the memory for snapshots (see `storage.slots`), and its size at first.
-MEMORY_MAGIC, MEMORY_SIZE = b"runner snapshots 1\n", 4096
 
 
 def main() -> None:
     """Run one attempt to its end."""
-    run(sys.argv[1], become_subreaper(), watch_signals(), start_process)
+    run(sys.argv[1], become_subreaper(), watch_signals(), birth.start_process)
 
 
 def become_subreaper() -> ctypes.CDLL:
@@ -92,17 +82,17 @@ def run(folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int]) ->
     began = time.monotonic()
     group = attemptgroup.Group(launch.get("cgroup"))
     error = ""
-    keeper, handed = start_keeper(launch, folder, libc, inherited(launch))
+    keeper, handed = birth.start_keeper(launch, folder, libc, birth.inherited(launch))
     attempt = Attempt(keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.watch(group, logcap.CappedLog(os.path.join(folder, "log"), launch.get("log_bytes"), libc))
     attempt.sees_gpus = launch["env"].get("CUDA_VISIBLE_DEVICES") != ""
     attempt.tell_identity()  # before there is a worker: else a successor could take it for never started
     try:
-        make_group(group)
-        how = launch["argv"], with_secrets(launch), folder, libc, handed
-        attempt.worker = start(*how, lambda: confine(launch, group, libc))
-        group.take_in(attempt.worker)
+        birth.make_group(group)
+        how = launch["argv"], birth.with_secrets(launch), folder, libc, handed
+        attempt.worker = start(*how, lambda: birth.confine(launch, group, libc))
         attempt.members.add(attempt.worker)
+        attempt.take_in()
     except OSError as failure:
         error = str(failure)
     for fd in handed[:1]:
@@ -110,11 +100,11 @@ def run(folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int]) ->
     attempt.tell_identity()
     attempt.supervise(wake)
     if not attempt.kept:  # the keeper was killed, or hung: another one, and nobody at the other end
-        attempt.keeper, handed = start_keeper(launch, folder, libc, attempt.memory)
+        attempt.keeper, handed = birth.start_keeper(launch, folder, libc, attempt.memory)
         for fd in handed[:1]:
             os.close(fd)
         attempt.await_keeper(wake)
-    write_outcome(folder, attempt.outcome(error, time.monotonic() - began))
+    jsonfile.write_outcome(folder, attempt.outcome(error, time.monotonic() - began))
 
 
 class Attempt:
@@ -138,7 +128,8 @@ class Attempt:
         self.group = attemptgroup.Group(None)
         self.log: logcap.CappedLog | None = None
         self.usage: resource.struct_rusage | None = None
-        self.oom_kills = oom_kills()
+        self.oom_kills = lineage.oom_kills()
+        self.outside = False  # the worker could not be put into its control group
         self.deadlines: dict[str, float] = {}  # what to do -> when (monotonic)
 
     def watch(self, group: attemptgroup.Group, log: logcap.CappedLog) -> None:
@@ -157,19 +148,32 @@ class Attempt:
             self.group.limit(self.held_bytes())
             self.deadlines["look_at_group"] = time.monotonic() + GROUP_LOOK_S
 
+    def take_in(self) -> None:
+        """Have the worker in its control group; again a second later, while that is refused."""
+        try:
+            self.group.take_in(self.worker)
+            self.outside = False
+        except OSError as failure:
+            if not self.outside:
+                sys.stderr.write(
+                    f"shim: the worker is in no control group, and has no limits yet: {failure}\n"
+                )
+            self.outside = True
+            self.deadlines["take_in"] = time.monotonic() + GROUP_LOOK_S
+
     def tell_identity(self) -> None:
         """Write who shim and worker are; again a second later, for as long as the disk refuses."""
         about = {
             "version": 1,
-            "shim": identity(os.getpid()),
-            "worker": identity(self.worker) if self.worker else None,
-            "keeper": identity(self.keeper) if self.keeper else None,
+            "shim": lineage.identity(os.getpid()),
+            "worker": lineage.identity(self.worker) if self.worker else None,
+            "keeper": lineage.identity(self.keeper) if self.keeper else None,
             "memory_fd": self.memory,
         }
         try:
-            write_json(os.path.join(self.folder, "shim.json"), about)
+            jsonfile.write_json(os.path.join(self.folder, "shim.json"), about)
         except OSError:
-            self.deadlines["tell_identity"] = time.monotonic() + OUTCOME_RETRY_S
+            self.deadlines["tell_identity"] = time.monotonic() + jsonfile.RETRY_S
 
     def supervise(self, wake: int) -> None:
         """Wait for the worker's end, doing what is asked; then clear away its tree."""
@@ -214,8 +218,8 @@ class Attempt:
         elif number == signal.SIGUSR2:
             self.asked = "hang"
             if not self.beside:
-                self.members.update(descendants())
-                self.beside = start_beside("evidence.py", self.folder, self.worker)
+                self.members.update(lineage.descendants())
+                self.beside = birth.start_beside("evidence.py", self.folder, self.worker)
                 self.deadlines["stop_hung"] = time.monotonic() + EVIDENCE_S * (self.beside > 0)
 
     def stop(self, grace_s: float) -> None:
@@ -293,16 +297,16 @@ class Attempt:
 
     def left(self) -> list[int]:
         """List what is left of the tree; a worker that was killed is, until it has been reaped."""
-        left = [pid for pid in descendants() if pid not in (self.keeper, self.worker)]
+        left = [pid for pid in lineage.descendants() if pid not in (self.keeper, self.worker)]
         return [self.worker, *left] if self.worker and self.status is None else left
 
     def tell_stuck(self) -> None:
         """Write what SIGKILL has not ended, and where in the kernel that is; again when it changes."""
-        stuck = "; ".join(map(place_of, self.left()))
+        stuck = "; ".join(map(lineage.place_of, self.left()))
         if stuck and stuck != self.stuck:
             with contextlib.suppress(OSError):
                 text = f"killed, and not dead: {stuck}; the job keeps its place until it is"
-                write_json(os.path.join(self.folder, "stuck.json"), {"version": 1, "text": text})
+                jsonfile.write_json(os.path.join(self.folder, "stuck.json"), {"version": 1, "text": text})
                 self.stuck = stuck
         self.deadlines["tell_stuck"] = time.monotonic() + STUCK_S
 
@@ -312,7 +316,7 @@ class Attempt:
         here = self.sees_gpus and any(os.access(place, os.X_OK) for place in places)
         if not self.worker or self.status == 0 or not here:
             return
-        self.beside = start_beside("vacated.py", *sorted(self.members))
+        self.beside = birth.start_beside("vacated.py", *sorted(self.members))
         self.deadlines["end_beside"] = time.monotonic() + GPU_S
         while self.beside and "end_beside" in self.deadlines:
             self.turn(wake, 1.0)
@@ -327,7 +331,8 @@ class Attempt:
 
     def close_group(self) -> None:
         """Note what the control group tells, and remove it: nothing of the tree lives."""
-        self.deadlines.pop("look_at_group", None)
+        for deed in ("look_at_group", "take_in"):
+            self.deadlines.pop(deed, None)
         self.look()
         self.group.account()
         self.group.remove()
@@ -336,7 +341,7 @@ class Attempt:
         """Tell whether the kernel killed for memory: in the attempt's group, else anywhere."""
         if self.group.oom_kills is not None:
             return self.group.oom_kills > 0
-        return oom_kills() > self.oom_kills
+        return lineage.oom_kills() > self.oom_kills
 
     def outcome(self, error: str, duration_s: float) -> dict[str, object]:
         """Say how it ended, as outcome.json holds it."""
@@ -370,149 +375,6 @@ class Attempt:
         }
 
 
-def make_group(group: attemptgroup.Group) -> None:
-    """Make the attempt's control group; where that cannot be, the log says so."""
-    try:
-        group.make()
-    except OSError as failure:
-        sys.stderr.write(f"shim: there is no control group: {failure}\n")
-
-
-def with_secrets(launch: dict[str, Any]) -> dict[str, Any]:
-    """Return what to launch the worker by, with the job's secrets in its environment; [env] goes before them.
-
-    Raises:
-        OSError: the file with the secrets cannot be taken.
-    """
-    shown = launch.get("env_file")
-    if not shown:
-        return launch
-    try:
-        secrets = envfile.read(os.path.join(launch["cwd"], shown), shown)
-    except envfile.SecretsError as failure:
-        raise OSError(f"env_file {failure}") from None
-    return {**launch, "env": {**secrets, **launch["env"]}}
-
-
-def confine(launch: dict[str, Any], group: attemptgroup.Group, libc: ctypes.CDLL) -> None:
-    """Put this process, which becomes the worker, where it belongs, and keep it from writing elsewhere.
-
-    Raises:
-        OSError: that could not be done; then the worker is not started.
-    """
-    group.enter()
-    if launch.get("write") is not None:
-        landlock.write_only_below(landlock.usual(launch["state"], launch["cwd"]) + launch["write"], libc)
-
-
-def inherited(launch: dict[str, Any]) -> int:
-    """Return the descriptor of the memory that the attempt before has left; -1 where there is none."""
-    number = int(launch.get("memory_fd") or -1)
-    try:
-        os.set_inheritable(number, False)
-        return number if os.pread(number, len(MEMORY_MAGIC), 0) == MEMORY_MAGIC else -1
-    except OSError:
-        return -1
-
-
-def start_keeper(
-    launch: dict[str, Any], folder: str, libc: ctypes.CDLL, memory: int = -1
-) -> tuple[int, tuple[int, ...]]:
-    """Start the keeper, where there is to be one; return its pid, and what the worker is handed.
-
-    That is the descriptors of a socket to the keeper and of the memory for snapshots, which is made where
-    there is none. Where nobody takes the socket, the keeper writes what is left in memory, and ends.
-    """
-    if not launch.get("keeper"):
-        return 0, ()
-    try:
-        if memory < 0:
-            memory = os.memfd_create("runner-snapshots")
-            os.truncate(memory, MEMORY_SIZE)
-            os.pwrite(memory, MEMORY_MAGIC, 0)
-        mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with mine:
-            handed = (mine.fileno(), memory)
-            pid = start_process(launch["keeper"], launch, folder, libc, handed, lambda: os.nice(KEEPER_NICE))
-    except OSError as failure:
-        sys.stderr.write(f"shim: there is no keeper: {failure}\n")
-        return 0, ()
-    return pid, (other.detach(), memory)
-
-
-def start_process(
-    argv: list[str],
-    launch: dict[str, Any],
-    folder: str,
-    libc: ctypes.CDLL,
-    handed: tuple[int, ...],
-    settle: Callable[[], object],
-) -> int:
-    """Start the worker or the keeper in a session of its own, with these descriptors; return its pid.
-
-    The new process calls `settle` before it becomes the program.
-
-    Raises:
-        OSError: its program or the job's folder is not there.
-    """
-    environ = {**os.environ, **launch["env"]}
-    if handed:
-        environ[KEEPER] = ",".join(str(fd) for fd in handed)
-    log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    report_read, report_write = os.pipe()
-    shim = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setsid()
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != shim:
-                os._exit(1)
-            forget_signals()
-            null = os.open(os.devnull, os.O_RDONLY)
-            for fd, number in ((null, 0), (log, 1), (log, 2)):
-                os.dup2(fd, number)
-            for fd in handed:
-                os.set_inheritable(fd, True)
-            settle()
-            os.chdir(launch["cwd"])
-            os.execvpe(argv[0], argv, environ)
-        except BaseException as failure:  # noqa: BLE001 - the child reports whatever stops it, and ends
-            os.write(report_write, f"{argv[0]}: {failure}".encode(errors="replace"))
-        os._exit(127)
-    os.close(report_write)
-    os.close(log)
-    problem = b""
-    while chunk := os.read(report_read, 4096):
-        problem += chunk
-    os.close(report_read)
-    if problem:
-        os.waitpid(pid, 0)
-        raise OSError(problem.decode(errors="replace"))
-    return pid
-
-
-def start_beside(name: str, *arguments: object) -> int:
-    """Start a program of ours that looks at what may block; return its pid, 0 where that fails."""
-    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
-    argv = [sys.executable, "-I", "-S", program, *map(str, arguments)]
-    defaults = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE]
-    try:
-        return os.posix_spawn(sys.executable, argv, os.environ, setsid=True, setsigdef=defaults)
-    except OSError as failure:
-        sys.stderr.write(f"shim: {name} could not be started: {failure}\n")
-        return 0
-
-
-def forget_signals() -> None:
-    """Give a child back what any new process has."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
 def watch_signals() -> int:
     """Route signals into a pipe; return its reading end."""
     read, write = os.pipe()
@@ -527,107 +389,6 @@ def watch_signals() -> int:
     # The supervisor starts us with these blocked, so that none is lost before this point.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return read
-
-
-def descendants() -> list[int]:
-    """List all living descendants of this process, nearest first."""
-    found: list[int] = []
-    layer = children_of(os.getpid())
-    while layer:
-        found += layer
-        layer = [child for parent in layer for child in children_of(parent)]
-    return [pid for pid in found if state_and_parent(pid)[0] not in "ZX"]
-
-
-def children_of(parent: int) -> list[int]:
-    """List the children of a process; by a look at all of them where the kernel keeps no lists (proc(5))."""
-    try:
-        with open(f"/proc/{parent}/task/{parent}/children") as file:
-            children = [int(pid) for pid in file.read().split()]
-        threads = os.listdir(f"/proc/{parent}/task")
-    except OSError:
-        if os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children"):
-            return []  # it has ended
-        pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-        return [pid for pid in pids if state_and_parent(pid)[1] == parent]
-    for thread in threads:
-        if int(thread) != parent:
-            with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{thread}/children") as file:
-                children += [int(pid) for pid in file.read().split()]
-    return children
-
-
-def state_and_parent(pid: int) -> tuple[str, int]:
-    """Return a process's state and parent; ("X", 0) once it is gone."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
-        fields = file.read().rsplit(")", 1)[1].split()
-        return fields[0], int(fields[1])
-    return "X", 0
-
-
-def place_of(pid: int) -> str:
-    """Say in which state a process is, and where in the kernel a thread of it cannot be ended."""
-    state, place, name = state_and_parent(pid)[0], "", ""
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/stat", errors="replace") as file:
-                about = file.read()
-            name = name or about[about.index("(") + 1 : about.rindex(")")]
-            if about[about.rindex(")") :].split()[1] == "D" and not place:
-                with open(f"/proc/{pid}/task/{thread}/wchan") as file:
-                    state, place = "D (uninterruptible sleep)", f" in {file.read()}"
-    return f"pid {pid} ({name}) in state {state}{place}"
-
-
-def oom_kills() -> int:
-    """Return how many processes the kernel has killed for memory since boot (proc(5), vmstat)."""
-    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
-        for line in file:
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
-
-
-def identity(pid: int) -> dict[str, object]:
-    """Return boot id, pid and start time of a process (see supervisor.process.Identity)."""
-    with open(f"/proc/{pid}/stat", errors="replace") as file:  # a process's name may be any bytes
-        start = int(file.read().rsplit(")", 1)[1].split()[19])
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return {"boot": file.read().strip(), "pid": pid, "start": start}
-
-
-def write_outcome(folder: str, outcome: dict[str, object]) -> None:
-    """Write outcome.json durably, trying again for as long as the disk refuses."""
-    while True:
-        try:
-            write_json(os.path.join(folder, "outcome.json"), outcome, durably=True)
-            return
-        except OSError:
-            if not os.path.isdir(folder):
-                return  # the job's state was removed under us: nobody will ask
-            time.sleep(OUTCOME_RETRY_S)
-
-
-def write_json(path: str, value: dict[str, object], durably: bool = False) -> None:
-    """Replace a JSON file atomically."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        data = (json.dumps(value) + "\n").encode()
-        while data:
-            data = data[os.write(fd, data) :]
-        if durably:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(temporary, path)
-    if durably:
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-            os.fstat(folder)  # as in storage.durable: on an xfs that has shut down fsync returns 0
-        finally:
-            os.close(folder)
 
 
 if __name__ == "__main__":

@@ -215,6 +215,15 @@ class Spares:
         """
         return self._waiting.get(job.name) if job.checkpoint is not None or memory is not None else None
 
+    def has(self, name: str, pid: int) -> bool:
+        """Tell whether a process is one of the job's spare that waits.
+
+        Its shim is our child, not reaped yet, so that nobody else has its pid; all that it has started stays
+        below it.
+        """
+        spare = self._waiting.get(name)
+        return spare is not None and process.descends(pid, spare.pid)
+
     def heed(self, job: Job) -> None:
         """Drop the spare of a job that will not be started again soon."""
         wanted = job.state in {State.BACKOFF, State.QUEUED, State.RUNNING} or job.hung

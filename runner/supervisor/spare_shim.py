@@ -72,19 +72,21 @@ class Waiting:
         with theirs:
             theirs.set_inheritable(True)
             launch["env"][SPARE] = str(theirs.fileno())
-            self.worker: int = shim.start_process(launch["argv"], launch, folder, libc, (), lambda: None)
+            self.worker: int = shim.birth.start_process(
+                launch["argv"], launch, folder, libc, (), lambda: None
+            )
         self.tell(ready=False)
 
     def tell(self, ready: bool) -> None:
         """Write down who we are, and whether the worker is ready."""
         about = {
             "version": 1,
-            "shim": shim.identity(os.getpid()),
-            "worker": shim.identity(self.worker),
+            "shim": shim.lineage.identity(os.getpid()),
+            "worker": shim.lineage.identity(self.worker),
             "ready": ready,
         }
         with contextlib.suppress(OSError):
-            shim.write_json(os.path.join(self.folder, "shim.json"), about)
+            shim.jsonfile.write_json(os.path.join(self.folder, "shim.json"), about)
 
     def wait(self) -> str:
         """Wait until an attempt is handed over; return its folder. Ends the process where none is."""
@@ -162,7 +164,7 @@ class Waiting:
         with contextlib.suppress(ProcessLookupError):  # it alone: the keeper is our child by now
             os.kill(self.worker, signal.SIGKILL)
         os.waitpid(self.worker, 0)
-        self.worker = shim.start_process(argv, launch, folder, libc, handed, confine)
+        self.worker = shim.birth.start_process(argv, launch, folder, libc, handed, confine)
         return self.worker
 
     def answers(self, orders: bytes, fds: list[int]) -> bool:
@@ -182,7 +184,7 @@ class Waiting:
 
     def clear(self) -> None:
         """Kill the worker and all that it has started."""
-        while left := [*shim.descendants()]:
+        while left := [*shim.lineage.descendants()]:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

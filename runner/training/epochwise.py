@@ -212,7 +212,7 @@ class EpochFit:
         """Put everything back: the epoch after the snapshot's is about to begin."""
         worker = self._worker
         lost = self._put_back(saved)
-        worker.vigil.slow_down(variables.optimizers_of(self.model))
+        worker.vigil.slow_down(variables.optimizers_of(self.model), saved)
         self.model.reset_metrics()
         worker.metrics.restore(saved.state)
         worker.saved = self._saved = None
@@ -290,7 +290,7 @@ class EpochFit:
         )
 
     def _take(self, epoch: int) -> Snapshot:
-        state = {**self._fixed, **self._worker.metrics.state()}
+        state = {**self._fixed, **self._worker.state()}
         snapshot = self._camera.take(
             step=self._worker.step, epoch=epoch, callbacks=self._callbacks, logs=None, state=state
         )

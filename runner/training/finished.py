@@ -104,10 +104,10 @@ def put_aside_from(worker: Worker, number: int, base_step: int, reason: str) -> 
     for later in count(number):
         if not path_of(worker, later).exists():
             break
-        set_aside(paths, path_of(worker, later), reason, report)
+        set_aside(paths, path_of(worker, later), reason, report, rejected=True)
     for step, path in paths.list_checkpoints():
         if step > base_step:
-            set_aside(paths, path, reason, report)
+            set_aside(paths, path, reason, report, rejected=True)
     worker.start_over()
 
 
@@ -156,6 +156,7 @@ def restore(worker: Worker, model: Any, number: int, snapshot: Snapshot, argumen
 def go_on_from(worker: Worker, number: int, snapshot: Snapshot) -> None:
     """Count on from the end of fit `number`; where what comes next begins anew, what was told of it goes."""
     worker.step = snapshot.step
+    worker.vigil.recognize(snapshot)
     if worker.saved is None or worker.saved.state["fit"] <= number:
         worker.saved = None
         worker.metrics.restore(snapshot.state)

@@ -328,7 +328,7 @@ class Fit:
             "cursor": cursor.describe(self.iterator, self.position, self.validation, self.epoch, self.done),
             "traces": self._traces.state(),
             "validation_flaw": self._flaw,
-            **self.worker.metrics.state(),
+            **self.worker.state(),
         }
 
     # -- resuming -------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ class Fit:
         if done == 0 and not place["fresh"]:
             self._steps_seen = self.iterator._steps_seen = int(place["steps_seen"])
         self._restore(left)
-        self.worker.vigil.slow_down(optimizers_of(self.model))
+        self.worker.vigil.slow_down(optimizers_of(self.model), saved)
         capture.restore_chance(saved, self.worker.entropy, host=not replayed)
         self.logs = self.end_logs = capture.decode_logs(saved)
         self.worker.step = saved.step

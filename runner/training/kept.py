@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from runner.errors import StorageError
+from runner.storage import durable
 from runner.storage.checkpoint import Snapshot
 from runner.storage.slots import Kind, Slots, size_of
 from runner.training.aside import Aside
@@ -222,7 +223,11 @@ class KeptSaver(Saver):
         slot = self._shelf.slot_of(snapshot)
         if slot is None:
             return super().write(path, snapshot)
-        asked = {"write": slot.index, "number": slot.committed, "path": str(path), "created": now_text()}
+        # The next best model has this one's name: a keeper that hangs, and goes on when it was done without,
+        # must not put this one in its place.
+        shared = path.parent != self._paths.checkpoints
+        target = durable.temporary_name(path) if shared else path
+        asked = {"write": slot.index, "number": slot.committed, "path": str(target), "created": now_text()}
         answer = self._shelf.ask(asked, slot.size)
         if answer is None:
             return super().write(path, snapshot)
@@ -230,4 +235,6 @@ class KeptSaver(Saver):
             if answer["errno"] is not None:
                 raise OSError(answer["errno"], answer["error"])
             raise StorageError(answer["error"])
+        if shared:
+            durable.move(target, path)
         return int(answer["size_bytes"]), float(answer["cpu_s"])

@@ -252,7 +252,7 @@ class Attached(Run):
                 "fit": part.number,
                 "base_step": part.base,
                 "cursor": cursor,
-                **self._worker.metrics.state(),
+                **self._worker.state(),
             },
             start=None if cursor["whole"] else part.start,
             ahead=ahead,
@@ -350,7 +350,7 @@ class Attached(Run):
         """Put back all but the data; the loop goes on from here."""
         here = self._worker
         self._own.restore_rest(point)
-        here.vigil.slow_down(self._own.optimizers)
+        here.vigil.slow_down(self._own.optimizers, point)
         part.base, part.done = int(point.state["base_step"]), int(point.state["cursor"]["done"])
         part.point, self.step, here.step = None, point.step, point.step
         if not part.silent:

@@ -119,6 +119,7 @@ class Saver:
             StorageError: the only ones left cannot be read from the disk (which is no reason to train anew).
         """
         unread: OSError | None = None
+        self._verified, self._resumed_step = None, 0
         for step, path in reversed(self._paths.list_checkpoints()):
             try:
                 snapshot = _read(path, step)

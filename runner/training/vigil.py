@@ -35,16 +35,26 @@ class Vigil:
         self._worker = worker
         self._pid = os.getpid()
         self._slowed = False
-        self.rejected = False  #: a checkpoint was put aside because of what it holds
 
     def step_back(self) -> None:
-        """Leave what was saved last, where the supervisor has found that it leads nowhere."""
-        worker, retreat = self._worker, self._worker.launch.retreat
-        if retreat is not None and retreat.before is not None:
-            from runner.training.retreat import step_back
+        """Leave what was saved last, where the supervisor has found that it leads nowhere.
 
-            if step_back(worker.launch.paths, retreat, worker.facts.append):
-                worker.saver.outdate()
+        What is damaged does not count: the saver puts it aside for that. Nor is anything left twice: not what
+        was saved, or kept in memory only, by an attempt that had gone back already.
+
+        Raises:
+            StorageError: there are checkpoints, and none can be read.
+        """
+        worker, retreat = self._worker, self._worker.launch.retreat
+        if retreat is None or retreat.before is None:
+            return
+        from runner.training.retreat import step_back
+
+        found = worker.saver.latest()
+        if found is None or found[1].step < retreat.before or retreat.is_behind(found[1].state):
+            return
+        if step_back(worker.launch.paths, retreat, found[1], worker.facts.append):
+            worker.saver.outdate()
 
     def newest(self) -> tuple[Path | None, Snapshot] | None:
         """Return the newest checkpoint, or what memory has; of finite numbers, where the job cares for that.
@@ -59,18 +69,29 @@ class Vigil:
 
             if not has_nan(found[1]):
                 break
-            self.rejected = True
             worker.saver.outdate()
             if found[0] is not None:
                 reason = f'it holds weights that are no numbers (limits.nan = "{launch.nan.value}")'
-                set_aside(launch.paths, found[0], reason, worker.facts.append)
+                set_aside(launch.paths, found[0], reason, worker.facts.append, rejected=True)
                 if found[0].exists():
                     raise StorageError(f"{found[0]}: {reason}, and cannot be put aside; repair the disk")
         return found
 
-    def slow_down(self, optimizers: Iterable[Any]) -> None:
-        """Lower the learning rates once in this attempt, where the supervisor wants that."""
+    def recognize(self, saved: Snapshot) -> None:
+        """Learn what training goes on from: after the retreat, its learning rates are lower already."""
         retreat = self._worker.launch.retreat
+        self._slowed = self._slowed or (retreat is not None and retreat.is_behind(saved.state))
+
+    def slow_down(self, optimizers: Iterable[Any], saved: Snapshot | None = None) -> None:
+        """Lower the learning rates once, where the supervisor wants that.
+
+        Args:
+            optimizers: of what is about to be trained.
+            saved: what they were just restored from.
+        """
+        retreat = self._worker.launch.retreat
+        if saved is not None:
+            self.recognize(saved)
         if retreat is not None and retreat.learning_rate != 1.0 and not self._slowed:
             from runner.training.retreat import slow_down
 

@@ -239,13 +239,7 @@ class Worker:
         paths, mirror = self.launch.paths, self.launch.checkpoint.mirror
         were_there = mirror is not None and bool(paths.list_checkpoints())
         found = self.vigil.newest()
-        if (
-            found is None
-            and were_there
-            and not self.vigil.rejected
-            and mirror
-            and mirrored.must_fetch(paths, mirror, self.launch.job)
-        ):
+        if found is None and were_there and mirror and mirrored.must_fetch(paths, mirror, self.launch.job):
             self.say("runner: no checkpoint here is good: its mirror is looked at before anything is trained")
             leave()
         if found is None and not self.launch.paths.fit(0).exists():
@@ -292,6 +286,11 @@ class Worker:
         with contextlib.suppress(OSError, StorageError):
             self.saver.save_now(snapshot)
 
+    def state(self) -> dict[str, Any]:
+        """Return what the state of each snapshot says of this attempt."""
+        retreat = self.launch.retreat
+        return self.metrics.state() | (retreat.mark if retreat is not None else {})
+
     def classify(self, fit: int, kind: Kind, reason: str) -> None:
         """Say how exactly a fit, or a loop of the script's own, can be resumed."""
         self.facts("classified", fit=fit, exact=kind is not Kind.NOT_EXACT, kind=kind, reason=reason)
@@ -310,7 +309,7 @@ class Worker:
         path = self.launch.paths.checkpoint(saved.step)
         on_disk = self.saver.verified_step == saved.step
         retreat = self.launch.retreat
-        if retreat is not None and retreat.learning_rate != 1.0:
+        if retreat is not None and retreat.learning_rate != 1.0 and not retreat.is_behind(saved.state):
             reasons = [*reasons, retreat.reason]
         self.facts(
             "resumed",

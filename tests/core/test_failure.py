@@ -56,6 +56,7 @@ def test_the_third_try_of_the_same_failure_begins_further_back() -> None:
     assert life.job.retreat == Retreat(
         before=30,
         reason="the same failure followed twice (ValueError: no such class (train.py:7 in step))",
+        attempt=2,
     )
     assert [event["before"] for event in life.published if event["event"] == "retreat"] == [30]
 
@@ -175,9 +176,9 @@ def test_it_is_rolled_back_so_many_times_each_time_further() -> None:
     life = fail(careful(Nan.ROLLBACK), NAN, saved(10), saved(30))
     assert life.job.state is State.RUNNING
     slower = "loss is nan at step 40: rolled back, learning rates times 0.5"
-    assert life.job.retreat == Retreat(None, 0.5, slower)
+    assert life.job.retreat == Retreat(None, 0.5, slower, attempt=1)
     fail(life, NAN, resumed(30))
-    assert life.job.retreat == Retreat(30, 0.5, slower), "nothing good came of that"
+    assert life.job.retreat == Retreat(30, 0.5, slower, attempt=2), "nothing good came of that"
     assert life.job.charged == 0
     fail(life, NAN, resumed(10))
     assert life.job.state is State.FAILED

@@ -19,7 +19,7 @@ import pytest
 from runner.storage import blocks, checkpoint, durable
 from runner.storage import memory as memory_file
 from runner.storage.checkpoint import Snapshot
-from runner.storage.slots import Kind, Slot, Slots
+from runner.storage.slots import Kind, Slot, Slots, size_of
 from tests.storage.faults import ROOT
 from tests.storage.snapshots import assert_same, every_kind, small
 
@@ -152,6 +152,33 @@ def test_a_slot_grows_with_what_it_is_to_hold_and_gives_its_former_memory_back(m
         np.testing.assert_array_equal(memory.snapshot(slot).arrays["a"], array)
     held = 512 * os.fstat(memory._fd).st_blocks
     assert held < 3 * 1.25 * 8_000_000 + 1_000_000
+
+
+def test_the_smallest_slot_that_is_lent_for_arrays_holds_them() -> None:
+    """Large ones begin with a page: what that takes must not be missing where a slot is used again."""
+    layout = [((1024 * 1024 + 64,), np.dtype(np.uint8))] * 24
+
+    def reused(former: int) -> bool:
+        """Make a slot for something else; fill it with the layout, where it is lent for that."""
+        fd = memory_file.create()
+        try:
+            memory = Slots(fd)
+            assert memory.lend(former)
+            capacity = memory.held_bytes()
+            assert memory.lend(size_of(layout))
+            again = memory.held_bytes() == capacity
+            arrays = {str(number): memory.room(*one) for number, one in enumerate(layout)}
+            memory.commit(Snapshot(1, 0, {}, arrays), Kind.SNAPSHOT)
+            return again
+        finally:
+            os.close(fd)
+
+    too_small, enough = size_of(layout) // 2, size_of(layout)
+    assert reused(enough)
+    assert not reused(too_small)
+    while enough - too_small > mmap.PAGESIZE:
+        middle = (too_small + enough) // 2
+        too_small, enough = (too_small, middle) if reused(middle) else (middle, enough)
 
 
 def test_what_does_not_fit_is_said_and_the_newest_stays(memory: Slots) -> None:

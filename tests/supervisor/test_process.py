@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -24,3 +26,20 @@ def test_a_process_is_found_at_whatever_moment(tmp_path: Path) -> None:
             child.kill()
     assert [look for look in looks if "=".join(mark).encode() not in look] == []
     assert process.carrying(mark) == []
+
+
+def test_who_has_come_of_a_process() -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; wait"], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        below = int(child.stdout.readline())
+        try:
+            assert process.descends(child.pid, child.pid)
+            assert process.descends(below, child.pid)
+            assert process.descends(below, os.getpid())
+            assert not process.descends(child.pid, below)
+            assert not process.descends(os.getpid(), child.pid)
+            assert not process.descends(1, child.pid)
+        finally:
+            child.kill()
+            os.kill(below, signal.SIGKILL)
+    assert not process.descends(child.pid, os.getpid()), "it is gone"

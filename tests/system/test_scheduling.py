@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runner.cli import facts, status
 from runner.core.job import Job, Outcome, State
+from runner.storage import records
 from runner.supervisor.gpus import FRESH_S
 from tests.system.conftest import Site, assert_events_in_order, wait_for
 
@@ -172,3 +175,38 @@ def test_a_gpu_that_is_not_well_is_not_given_out(site: Site, listed: Path) -> No
     watch(site, "last", 1)
     assert seen(site, "last") == "GPU-aa", "looked at before it is given out"
     finish(site, "last")
+
+
+@pytest.mark.parametrize("told", ["GPU-bb", "1", None])
+@pytest.mark.usefixtures("listed")
+def test_gpus_that_an_older_daemon_has_not_recorded_are_given_to_nobody_else(
+    told: str | None, site: Site
+) -> None:
+    daemon = site.start()
+    watch(site, "first", 1)
+    assert seen(site, "first") == "GPU-aa"
+    watch(site, "old", 1)
+    assert seen(site, "old") == "GPU-bb"
+    daemon.send_signal(signal.SIGKILL)
+    daemon.wait()
+    # As that would have left it.
+    paths = site.home.job("old")
+    job = records.load_job(paths.record)
+    assert job.current is not None
+    records.save_job(paths.record, job.with_attempt(replace(job.current, gpus=None)))
+    orders = records.load_json(paths.attempt(1).launch)
+    del orders["env"]["CUDA_VISIBLE_DEVICES"]
+    if told is not None:
+        orders["env"]["CUDA_VISIBLE_DEVICES"] = told
+    paths.attempt(1).launch.write_text(json.dumps(orders))
+    site.start()
+    watch(site, "next", 1)
+    waits(site, "next", "waits for a free slot")
+    assert site.job("old").current.gpus == (("GPU-aa", "GPU-bb") if told is None else ("GPU-bb",))
+    finish(site, "first")
+    if told is None:
+        watch(site, "none", 0)
+        seen(site, "none")  # all that came before has had its turn
+        assert site.job("next").attempt == 0, "it may use either"
+        finish(site, "old")
+    assert seen(site, "next") == "GPU-aa"

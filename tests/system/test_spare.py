@@ -32,6 +32,16 @@ while not os.path.exists("enough"):
     time.sleep(0.01)
 """
 )
+LEAVES_ONE = (
+    """
+import os, subprocess
+if os.environ["RUNNER_ATTEMPT"] == "1":
+    stray = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    with open("stray", "w") as out:
+        out.write(str(stray.pid))
+"""
+    + COUNTS
+)
 #: Chance from everywhere, unseeded: packages draw from it too, as they are imported. It waits to be let end.
 FITS = """
 import hashlib, os, random, sys, time
@@ -126,6 +136,21 @@ def test_a_spare_takes_over_and_is_renewed(site: Site) -> None:
     site.wait("count", State.CANCELLED)
     wait_for(lambda: site.living("count") == [], "all to be gone")
     assert_events_in_order(site.events("count"))
+
+
+def test_a_killed_shim_costs_no_spare(site: Site) -> None:
+    """All that is left of its attempt is killed; the spare, which has the job's marks too, is not of it."""
+    site.start()
+    submit(site, "count", script=LEAVES_ONE)
+    spare = waits(site, "count")
+    stray = int((site.home.folder("count") / "stray").read_text())
+    os.kill(site.identity("count", "shim").pid, signal.SIGKILL)
+    wait_for(lambda: len(starts(site, "count")) == 2, "count to be started again")
+    pid, attempt, _ = starts(site, "count")[1]
+    assert (pid, attempt) == (str(spare.pid), "2")
+    found = process.identify(stray)
+    assert found is None or not process.is_alive(found)
+    assert "spare-dropped" not in site.kinds("count")
 
 
 def test_what_a_spare_ends_with_is_what_an_undisturbed_run_ends_with(site: Site) -> None:

@@ -20,7 +20,12 @@ class Beside:
     """A keeper and what a worker is handed to it."""
 
     def __init__(
-        self, environ: Mapping[str, str], cwd: Path, *, limit: Callable[[], None] | None = None
+        self,
+        environ: Mapping[str, str],
+        cwd: Path,
+        *,
+        limit: Callable[[], None] | None = None,
+        program: Path = KEEPER,
     ) -> None:
         """Start it.
 
@@ -28,13 +33,14 @@ class Beside:
             environ: names the attempt.
             cwd: the job's folder.
             limit: is called in the new process.
+            program: the keeper's, or one that runs it.
         """
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.memory = memory.create()
         with mine:
             fds = (mine.fileno(), self.memory)
             self.process = subprocess.Popen(
-                [sys.executable, "-I", str(KEEPER)],
+                [sys.executable, "-I", str(program)],
                 env={**environ, VARIABLE: f"{fds[0]},{fds[1]}"},
                 cwd=cwd,
                 pass_fds=fds,

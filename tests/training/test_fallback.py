@@ -11,6 +11,7 @@ import pytest
 
 from tests.training.harness import Job
 from tests.training.nursery import Nursery
+from tests.training.test_retreat import FITS, SLOWER, rate
 
 #: Gives a Keras that is the installed one, but for the name of one place that the exact resume needs.
 STAND_IN = """
@@ -120,6 +121,13 @@ def test_control_without_it_a_fit_begins_with_its_first_epoch(tmp_path: Path, el
     without = job.run(env={"KILL": ""})
     assert without.code == 0, without.errors
     assert begun(job, "first") == [0, 1, 2, 3, 0, 1, 2, 3, 4]
+
+
+def test_a_training_that_is_slower_already_is_not_slowed_again(tmp_path: Path, elsewhere: Nursery) -> None:
+    job = Job(tmp_path, "train.py", text=FITS, nursery=elsewhere, retreat=SLOWER)
+    assert job.run(env={"TROUBLE": "within"}, every=("epochs", 1)).code == 1
+    assert rate(job.run(every=("epochs", 1))) == pytest.approx(0.005)
+    assert job.facts_of("resumed", 2)
 
 
 def test_a_model_that_cannot_be_built_beforehand_is_trained_from_its_beginning(

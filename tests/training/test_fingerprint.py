@@ -46,6 +46,7 @@ def test_a_fit_with_other_data_is_trained_again_and_what_follows_it(tmp_path: Pa
     assert [line["fit"] for line in job.metrics()] == [0, 0, 1, 1]
     aside = {fact["path"] for fact in job.facts_of("quarantined")}
     assert "checkpoints/fit-000.weights.h5" in aside
+    assert all("/rejected-" in fact["to"] for fact in job.facts_of("quarantined")), "mirrors follow"
 
 
 def test_a_fit_whose_data_stay_is_not_trained_again(tmp_path: Path, nursery: Nursery) -> None:

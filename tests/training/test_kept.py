@@ -45,11 +45,13 @@ from tests.training.test_saver import Clock
 class Bench:
     """A worker's side of an attempt, with a real keeper beside it."""
 
-    def __init__(self, root: Path, *, limit: Callable[[], None] | None = None, **spec: Any) -> None:
+    def __init__(
+        self, root: Path, *, limit: Callable[[], None] | None = None, program: Path = KEEPER, **spec: Any
+    ) -> None:
         self.job = Job(root, "train.py", text="")
         environ = self.job.environment(self.job.prepare())
         self.paths: JobPaths = self.job.paths
-        self.beside = Beside(environ, self.job.folder, limit=limit)
+        self.beside = Beside(environ, self.job.folder, limit=limit, program=program)
         self.told: list[dict[str, Any]] = []
         self.clock = Clock()
         self.facts = Facts(self.paths.attempt(1).facts)
@@ -545,6 +547,47 @@ def test_a_keeper_that_comes_back_writes_no_older_best_model_over_a_newer(
     bench.shelf._given_up.close()
     assert bench.beside.wait() == 0
     assert_same(checkpoint.read(path), newer)
+
+
+#: A keeper whose disk stands still with the file written and verified, before it gets its name.
+LATE = """
+import pathlib, runpy, time
+folder, rename = pathlib.Path({folder!r}), pathlib.Path.rename
+
+def late(path, target):
+    (folder / "there").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return rename(path, target)
+
+pathlib.Path.rename = late
+runpy.run_path({keeper!r}, run_name="__main__")
+"""
+
+
+def test_nor_where_its_disk_stood_still_at_the_last_moment(tmp_path: Path) -> None:
+    program = tmp_path / "late.py"
+    program.write_text(LATE.format(folder=str(tmp_path), keeper=str(KEEPER)))
+    bench = Bench(tmp_path, program=program)
+    best, path = large_best(bench, 10, 0.5)
+
+    def lose_patience() -> None:
+        while not (tmp_path / "there").exists():
+            time.sleep(0.01)
+        bench.shelf._deadline = 0.0
+
+    threading.Thread(target=lose_patience).start()
+    bench.saver.write(path, best)
+    bench.saver.best_written()
+    newer = best_of(20, 0.25)
+    bench.saver.write(path, newer)
+    (tmp_path / "go").touch()
+    assert bench.shelf._given_up is not None
+    bench.shelf._given_up.close()
+    assert bench.beside.wait() == 0
+    assert_same(checkpoint.read(path), newer)
+    BestKeeper(bench.paths, CheckpointSpec(), bench.report)
+    assert not [one for one in path.parent.iterdir() if one.name.startswith(".")], "what came late is swept"
 
 
 def test_a_best_model_that_no_disk_took_waits_on_in_the_next_attempt(bench: Bench) -> None:

@@ -105,6 +105,12 @@ def test_the_newest_good_one_is_found_again(bench: Bench) -> None:
     assert latest[0] == bench.paths.checkpoint(20)
     assert_same(latest[1], small(20))
     assert saver.verified_step == 20
+    bench.damage(20)
+    assert saver.latest() is not None
+    assert saver.verified_step == 10
+    bench.paths.checkpoint(10).unlink()
+    assert saver.latest() is None
+    assert saver.verified_step is None, "step 10 would be saved again"
 
 
 def test_a_bad_one_is_quarantined_with_its_reason_and_the_one_before_is_taken(bench: Bench) -> None:
