@@ -8,8 +8,8 @@ killed by SIGKILL every eight seconds until it ends:
   callback, after each epoch as it does by default, or every hundred steps.
 
 Goodput: what the undisturbed training takes from its first step to its last, in parts of what this one took;
-where it does not end within two and a half times that, in parts of the steps that it came to. Exact: the weights are,
-bit for bit, those of the undisturbed training.
+where it does not end within two and a half times that, in parts of the steps that it came to. Exact: the
+weights are, bit for bit, those of the undisturbed training.
 
 Usage: python benchmarks/bench_storm.py [--epochs N] [--every S] [ROW ...]
 """
