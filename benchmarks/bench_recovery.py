@@ -47,12 +47,17 @@ import keras
 from sklearn.datasets import load_digits
 
 keras.utils.set_random_seed(7)
-with open("page", "r+b") as file:
-    page = mmap.mmap(file.fileno(), 40)
-page[32:] = struct.pack("=d", begun_s)
+page = None
 
 
 class Note(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        # Not earlier: a spare may run the script up to here.
+        global page
+        with open("page", "r+b") as file:
+            page = mmap.mmap(file.fileno(), 40)
+        page[32:] = struct.pack("=d", begun_s)
+
     def on_train_batch_end(self, batch, logs=None):
         # All is in the page alone: what lies in callbacks, and what they reach, a resume puts back.
         _, pid, first_s, spent_s, begun_s = struct.unpack("=qqddd", page)

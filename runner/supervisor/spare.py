@@ -198,7 +198,8 @@ class Spares:
         if said.get("ready"):
             spare.ready = True
             log.info("%s: a spare is ready, %s modules are left to the script", spare.name, said.get("left"))
-            details = {key: said.get(key) for key in ("modules", "left", "until")}
+            told = ("modules", "left", "until", "hot", "reason")
+            details = {key: said[key] for key in told if key in said}
             self._note(spare.name, "spare-ready", **details, resident_bytes=spare.resident_bytes())
         else:
             reason = str(said.get("reason", "it has ended"))

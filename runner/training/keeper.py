@@ -3,7 +3,7 @@
 Run by the shim as `PYTHON -I keeper.py`, in the runner's own Python, with a socket to the worker and the
 memory that holds the snapshots (`storage.slots`). The worker asks, one JSON message each; the keeper does:
 
-- `{"digests": NAME}`: new files are digested so that the worker can check them. Answered with `{}`.
+- `{"digests": NAME}`: new files are digested so that the worker can check them. Not answered.
 - `{"note": INDEX}`: what was committed to the slot is digested. Not answered.
 - `{"write": INDEX, "number": N, "path": PATH, "created": TIME}`: what is in the slot, committed with that
   number, is written to the path. Answered with `{"size_bytes": N, "cpu_s": S}`, or
@@ -69,7 +69,7 @@ class Keeper:
     def _do(self, asked: dict[str, Any]) -> dict[str, Any] | None:
         if "digests" in asked:
             digests.prefer(asked["digests"])
-            return {}
+            return None
         if "note" in asked:
             slot = self._slots.all()[asked["note"]]
             if slot.whole and slot.digested != slot.committed:

@@ -22,6 +22,8 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,11 +31,15 @@ from runner.storage.layout import JobPaths
 from runner.training import imported, imports
 from runner.training.background import Background, shortage
 from runner.training.entropy import Entropy
+from runner.training.hot import Hot, hindrance
 from runner.training.imported import Imported
 from runner.training.launch import KEEPER
 
 #: In the environment: the descriptor of the socket to the shim.
 SPARE = "RUNNER_SPARE"
+#: The same: why this process, which has begun anew, is not to be hot.
+_COLD = "RUNNER_SPARE_COLD"
+_REASON_MAX = 500
 #: What must be free to begin, as nobody knows what is needed; and later, not to end.
 _FREE_BYTES = 2 << 30
 _LEAST_BYTES = 512 << 20
@@ -49,36 +55,52 @@ class ShortError(UnfitError):
     """Memory is short, now."""
 
 
-def stand_by() -> Imported | None:
-    """Wait to become the worker where this process was started to; None where it is the worker already.
+@dataclass(frozen=True)
+class Stood:
+    """What a process that waited brings with it."""
 
-    Returns what was imported meanwhile, with the entropy that packages have drawn from.
-    """
-    number = os.environ.pop(SPARE, None)
+    imported: Imported  #: with the entropy that packages have drawn from
+    hot: Hot | None  #: it has not been wanted yet, and runs the script meanwhile
+
+
+def stand_by() -> Stood | None:
+    """Wait to become the worker where this process was started to; None where it is the worker already."""
+    number, cold = os.environ.pop(SPARE, None), os.environ.pop(_COLD, "")
     if number is None:
         return None
     channel = socket.socket(fileno=int(number))
     channel.set_inheritable(False)
+    waiting = Waiting(channel, cold)
     try:
-        return _Waiting(channel).wait()
+        return waiting.wait()
     except UnfitError as reason:
-        _leave(channel, str(reason), again=isinstance(reason, ShortError))
+        waiting.leave(str(reason), again=isinstance(reason, ShortError))
 
 
-class _Waiting:
+class Waiting:
     """One process that waits."""
 
-    def __init__(self, channel: socket.socket):
+    def __init__(self, channel: socket.socket, cold: str):
+        """Begin.
+
+        Args:
+            channel: to the shim.
+            cold: why it must not be hot; "" where it may.
+        """
         self._channel = channel
         self._environ = dict(os.environ)
         self._plan = json.loads(JobPaths(Path(os.environ["RUNNER_STATE"])).spare.launch.read_bytes())
-        self._entropy = Entropy(int(self._plan["seed"]))
-        self._imported = Imported(self._entropy, self._environ)
+        self._cold = cold or (hindrance(self._plan["env"]) if self._plan["spare"] == "hot" else "")
+        self.entropy = Entropy(int(self._plan["seed"]))
+        self._imported = Imported(self.entropy, self._environ)
         self._background = Background()
         self._files: dict[str, int] = {}
+        self._left: list[str] = []
+        self._changed: dict[str, str] = {}  # in the environment, as the shim has told
+        self._handed: list[int] = []  # descriptors for the keeper's sake
 
-    def wait(self) -> Imported:
-        """Import, say so, and wait to be wanted; return what was imported.
+    def wait(self) -> Stood:
+        """Import; then say so, and wait to be wanted, or, where it is to be hot, leave that to the script.
 
         Raises:
             UnfitError: this process is of no use.
@@ -86,27 +108,57 @@ class _Waiting:
         self._demand(_FREE_BYTES)
         try:
             self._background.enter()
-            left = self._import_all()
-            self._background.work_again()
+            self._left = self._import_all()
         except OSError as error:
             raise UnfitError(str(error)) from error
+        if self._plan["spare"] == "hot" and not self._cold:
+            # Most attempts that take over have a checkpoint by then; else all is begun anew.
+            told = {name: str(self._plan["env"][name]) for name in ("RUNNER_ATTEMPT", "RUNNER_RESUME")}
+            hot = Hot(self, {**told, "RUNNER_RESUME": "1"})
+            hot.enter()
+            return Stood(self._imported, hot)
+        try:
+            self.take_over(*self.offer(hot=False, why=self._cold))
+        except OSError as error:
+            raise UnfitError(str(error)) from error
+        return Stood(self._imported, None)
+
+    @property
+    def plan_path(self) -> Path:
+        """What this process was started by: as the launch.json of the attempt that it may become."""
+        return JobPaths(Path(self._environ["RUNNER_STATE"])).spare.launch
+
+    def offer(self, *, hot: bool, why: str) -> tuple[dict[str, Any], list[int]]:
+        """Say that this process is ready, and wait to be wanted; return the orders, with descriptors.
+
+        Args:
+            hot: it has run the script up to its `fit`.
+            why: not, or not all of the step is ready; in words.
+
+        Raises:
+            OSError: the kernel forbids to be as other processes again.
+            UnfitError: memory is short, or the job's folder has modules that hide packages.
+        """
         self._files = imported.files()
+        self._background.work_again()
         self._find_shadows()
         ready = {
             "ready": True,
             "modules": len(self._files),
-            "left": len(left),
-            "until": left[0] if left else None,
+            "left": len(self._left),
+            "until": self._left[0] if self._left else None,
+            "hot": hot,
+            **({"reason": why} if why else {}),
         }
         self._channel.send(json.dumps(ready).encode())
-        return self._take_over(*self._orders())
+        return self._orders()
 
     def _import_all(self) -> list[str]:
         """Import what the job does; return what is left to the script, the first of which had to be."""
         wanted = json.loads(Path(self._plan["imported"]).read_bytes())
         sys.argv = [self._plan["entry"], *self._plan["args"]]
         sys.path[0] = str((Path.cwd() / self._plan["entry"]).resolve().parent)
-        self._entropy.install()
+        self.entropy.install()
         imports.install()
         imports.watch(self._note)
         changed = wanted["changed"]
@@ -165,35 +217,69 @@ class _Waiting:
                 os._exit(0)  # its shim has ended
             return json.loads(message), fds
 
-    def _take_over(self, orders: dict[str, Any], fds: list[int]) -> Imported:
-        """Become the worker: with the attempt's log, its environment and its memory for snapshots."""
-        log, *handed = fds
+    def take_over(
+        self,
+        orders: dict[str, Any],
+        fds: list[int],
+        check: Callable[[Mapping[str, str]], str] = lambda _: "",
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Become the worker: with the attempt's log, its environment and its memory for snapshots.
+
+        Args:
+            orders: the shim's.
+            fds: that came with them.
+            check: given the environment, says what else is not as it was; "" where all is.
+            settle: called when the log is there.
+        """
+        log, *self._handed = fds
         for number in (1, 2):
             os.dup2(log, number)
         os.close(log)
-        changed = dict(orders["environ"])
-        if handed:
-            changed[KEEPER] = ",".join(str(fd) for fd in handed)
+        settle()
+        self._changed = dict(orders["environ"])
         try:
             self._background.leave()
             self._find_shadows()
             if files := imported.have_changed(self._files):
                 raise UnfitError(f"{files[0]} has changed")
+            if reason := check(self._changed):
+                raise UnfitError(reason)
         except (UnfitError, OSError) as reason:
-            self._begin_anew(str(reason), changed, handed)
+            self._channel.send(b"{}")
+            self.begin_anew(str(reason))
         self._channel.send(b"{}")
         self._channel.close()
-        _set_environ(changed)
-        return self._imported
+        _set_environ(self._told())
 
-    def _begin_anew(self, reason: str, changed: dict[str, str], handed: list[int]) -> NoReturn:
+    def _told(self) -> dict[str, str]:
+        """Return what the worker's environment has beyond that of a process that waits."""
+        handed = {KEEPER: ",".join(str(fd) for fd in self._handed)} if self._handed else {}
+        return {**self._changed, **handed}
+
+    def begin_anew(self, reason: str) -> NoReturn:
         """Become the worker as one that was just started: by exec, which keeps pid, session and parent."""
         sys.stderr.write(f"runner: started anew, the spare could not be used: {reason}\n")
-        for fd in handed:
+        for fd in self._handed:
             os.set_inheritable(fd, True)
-        self._channel.send(b"{}")
+        self._exec(self._told())
+
+    def begin_as_warm(self, reason: str) -> NoReturn:
+        """Wait anew, by exec, as a process that only imports."""
+        self._channel.set_inheritable(True)
+        with contextlib.suppress(OSError):
+            self._background.leave()
+        self._exec({SPARE: str(self._channel.fileno()), _COLD: reason[:_REASON_MAX].replace("\0", "")})
+
+    def _exec(self, more: dict[str, str]) -> NoReturn:
         argv = [str(word) for word in self._plan["argv"]]
-        os.execvpe(argv[0], argv, {**self._environ, **changed})
+        os.execvpe(argv[0], argv, {**self._environ, **more})
+
+    def leave(self, reason: str, *, again: bool) -> NoReturn:
+        """End, and say why, and whether another one may do better."""
+        with contextlib.suppress(OSError):
+            self._channel.send(json.dumps({"ready": False, "reason": reason, "again": again}).encode())
+        os._exit(0)
 
 
 def _module(entry: os.DirEntry[str]) -> str:
@@ -222,10 +308,3 @@ def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
     return message, list(numbers)
-
-
-def _leave(channel: socket.socket, reason: str, *, again: bool) -> NoReturn:
-    """End, and say why, and whether another one may do better."""
-    with contextlib.suppress(OSError):
-        channel.send(json.dumps({"ready": False, "reason": reason, "again": again}).encode())
-    os._exit(0)
