@@ -73,7 +73,7 @@ MEMORY_MAGIC, MEMORY_SIZE = b"runner snapshots 1\n", 4096
 
 def main() -> None:
     """Run one attempt to its end."""
-    run(sys.argv[1], become_subreaper(), watch_signals(), start_process)
+    run(sys.argv[1], become_subreaper(), watch_signals(), start_process, start_process)
 
 
 def become_subreaper() -> ctypes.CDLL:
@@ -83,8 +83,10 @@ def become_subreaper() -> ctypes.CDLL:
     return libc
 
 
-def run(folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int]) -> None:
-    """Run the attempt of this folder to its end; `start` starts the worker, as `start_process` does."""
+def run(
+    folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int], beside: Callable[..., int]
+) -> None:
+    """Run the attempt of this folder to its end; `start` and `beside` start worker and keeper."""
     with open(os.path.join(folder, "launch.json"), "rb") as file:
         launch = json.load(file)
     if fcntl.fcntl(LOCK_FD, fcntl.F_GETFD) >= 0:
@@ -92,7 +94,7 @@ def run(folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int]) ->
     began = time.monotonic()
     group = attemptgroup.Group(launch.get("cgroup"))
     error = ""
-    keeper, handed = start_keeper(launch, folder, libc, inherited(launch))
+    keeper, handed = start_keeper(launch, folder, libc, inherited(launch), beside)
     attempt = Attempt(keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.watch(group, logcap.CappedLog(os.path.join(folder, "log"), launch.get("log_bytes"), libc))
     attempt.sees_gpus = launch["env"].get("CUDA_VISIBLE_DEVICES") != ""
@@ -416,7 +418,11 @@ def inherited(launch: dict[str, Any]) -> int:
 
 
 def start_keeper(
-    launch: dict[str, Any], folder: str, libc: ctypes.CDLL, memory: int = -1
+    launch: dict[str, Any],
+    folder: str,
+    libc: ctypes.CDLL,
+    memory: int = -1,
+    start: Callable[..., int] | None = None,
 ) -> tuple[int, tuple[int, ...]]:
     """Start the keeper, where there is to be one; return its pid, and what the worker is handed.
 
@@ -433,11 +439,17 @@ def start_keeper(
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with mine:
             handed = (mine.fileno(), memory)
-            pid = start_process(launch["keeper"], launch, folder, libc, handed, lambda: os.nice(KEEPER_NICE))
+            how = launch["keeper"], launch, folder, libc, handed, stand_back
+            pid = start(*how) if start is not None else start_process(*how)
     except OSError as failure:
         sys.stderr.write(f"shim: there is no keeper: {failure}\n")
         return 0, ()
     return pid, (other.detach(), memory)
+
+
+def stand_back() -> None:
+    """Be a keeper, which comes after the training."""
+    os.nice(KEEPER_NICE)
 
 
 def start_process(

@@ -69,11 +69,28 @@ class Waiting:
         with open(os.path.join(folder, "launch.json"), "rb") as file:
             launch = json.load(file)
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            theirs.set_inheritable(True)
-            launch["env"][SPARE] = str(theirs.fileno())
-            self.worker: int = shim.start_process(launch["argv"], launch, folder, libc, (), lambda: None)
+        self.launch = launch
+        self.worker: int = self.start_waiting(launch["argv"], theirs, lambda: None)
+        self.keeper = 0  # not started yet
+        self.to_keeper: socket.socket | None = None
         self.tell(ready=False)
+
+    def start_waiting(self, argv: list[str], channel: socket.socket, settle: Callable[[], None]) -> int:
+        """Start a process that waits at its end of a socket; return its pid."""
+        with channel:
+            channel.set_inheritable(True)
+            env = {**self.launch["env"], SPARE: str(channel.fileno())}
+            pid: int = shim.start_process(
+                argv, {**self.launch, "env": env}, self.folder, self.libc, (), settle
+            )
+        return pid
+
+    def start_keeper(self) -> None:
+        """Have a keeper ready, too: what it imports would take the worker's time."""
+        if self.launch.get("keeper") and not self.keeper:
+            self.to_keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with contextlib.suppress(OSError):
+                self.keeper = self.start_waiting(self.launch["keeper"], theirs, shim.stand_back)
 
     def tell(self, ready: bool) -> None:
         """Write down who we are, and whether the worker is ready."""
@@ -107,7 +124,10 @@ class Waiting:
             self.end()
         with contextlib.suppress(OSError):
             self.supervisor.send(message)
-        self.tell(ready=bool(json.loads(message).get("ready")))
+        ready = bool(json.loads(message).get("ready"))
+        if ready:
+            self.start_keeper()
+        self.tell(ready=ready)
 
     def heard(self) -> bytes:
         """Return the worker's message; nothing once it is gone."""
@@ -151,9 +171,9 @@ class Waiting:
         try:
             for number in (1, 2):
                 os.dup2(log, number)
+            self.copy_output(log)
             orders = {"environ": {name: launch["env"][name] for name in FOR_EACH}}
             if self.answers(json.dumps(orders).encode(), [log, *handed]):
-                self.copy_output(log)
                 return self.worker
         finally:
             os.close(log)
@@ -164,6 +184,31 @@ class Waiting:
         os.waitpid(self.worker, 0)
         self.worker = shim.start_process(argv, launch, folder, libc, handed, confine)
         return self.worker
+
+    def beside(
+        self,
+        argv: list[str],
+        launch: dict[str, Any],
+        folder: str,
+        libc: Any,
+        handed: tuple[int, ...],
+        settle: Callable[[], None],
+    ) -> int:
+        """Let the keeper that waits be the attempt's; return its pid, or that of another in its stead."""
+        channel, self.to_keeper = self.to_keeper, None
+        if channel is not None and self.keeper:
+            log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            orders = {"environ": {name: launch["env"][name] for name in FOR_EACH}}
+            try:
+                with channel:
+                    socket.send_fds(channel, [json.dumps(orders).encode()], [log, *handed])
+                return self.keeper
+            except OSError:
+                sys.stderr.write("shim: the keeper that waited has ended: another one is started\n")
+            finally:
+                os.close(log)
+        pid: int = shim.start_process(argv, launch, folder, libc, handed, settle)
+        return pid
 
     def answers(self, orders: bytes, fds: list[int]) -> bool:
         """Send the worker its orders, and tell whether it has taken them."""
@@ -203,7 +248,7 @@ def main() -> None:
     """Wait for an attempt, and run it to its end."""
     wake = shim.watch_signals()
     waiting = Waiting(sys.argv[1], wake, shim.become_subreaper())
-    shim.run(waiting.wait(), waiting.libc, wake, waiting.start)
+    shim.run(waiting.wait(), waiting.libc, wake, waiting.start, waiting.beside)
 
 
 if __name__ == "__main__":

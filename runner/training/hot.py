@@ -81,6 +81,7 @@ class Hot:
         self._environ = dict(environ)
         self._threads: set[int] = set()
         self._guard = Guard(self._refuse)
+        waiting.find_change = self._guard.changed
         self._outputs: tuple[int, int] = (-1, -1)  # as they were
         self._printed = -1
         self.waits = True  #: nobody has wanted this process yet
@@ -149,7 +150,7 @@ class Hot:
         orders = self._waiting.offer(hot=True, why=why)
         self.waits = False
         self._guard.leave()
-        self._waiting.take_over(*orders, check=lambda told: self._check(told), settle=self._show)
+        self._waiting.take_over(*orders, settle=self._show, told=self._environ)
         self._go_on(worker)
         os.environ.pop(launch.KEEPER, None)
         worker.find_saved()
@@ -169,13 +170,6 @@ class Hot:
         for fact in held:
             worker.facts.append(fact)
         worker.phase(phase)
-
-    def _check(self, told: Mapping[str, str]) -> str:
-        """Say what is not as the script has found it; "" where all is."""
-        if any(self._environ.get(name) != value for name, value in told.items()):
-            return "the script was told another attempt"
-        changed = self._guard.changed()
-        return f"{changed} has changed" if changed else ""
 
     def _show(self) -> None:
         """Put what the script has printed into the log, which is the output now."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import time
@@ -159,11 +160,32 @@ class Keeper:
 
 def main() -> None:
     """Serve one worker."""
+    stand_by()
     orders = launch.load()
     assert orders.keeper is not None
     channel, memory = orders.keeper
     Keeper(orders, socket.socket(fileno=channel), Slots(memory)).serve()
 
 
+def stand_by() -> None:
+    """Wait for the attempt, where this is a spare's keeper: log, socket and memory come with it."""
+    number = os.environ.pop(launch.SPARE, None)
+    if number is None:
+        return
+    with socket.socket(fileno=int(number)) as shim:
+        message, fds, _, _ = socket.recv_fds(shim, BYTES_MAX, 3)
+    if not message:
+        raise SystemExit(0)
+    log, *handed = fds
+    for output in (1, 2):
+        os.dup2(log, output)
+    os.close(log)
+    os.environ.update(json.loads(message)["environ"])
+    os.environ[launch.KEEPER] = ",".join(map(str, handed))
+
+
 if __name__ == "__main__":
     main()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # the next attempt waits for this end: nothing is to be torn down

@@ -16,6 +16,8 @@ from runner.storage.layout import AttemptPaths, JobPaths
 
 #: In the environment: the descriptors that the shim hands to the worker and to its keeper.
 KEEPER = "RUNNER_KEEPER"
+#: The same: the descriptor of the socket to the shim that waits, in a process that does.
+SPARE = "RUNNER_SPARE"
 
 
 @dataclass(frozen=True)

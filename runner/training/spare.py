@@ -19,9 +19,12 @@ import contextlib
 import importlib
 import importlib.machinery
 import json
+import math
 import os
+import select
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,17 +36,17 @@ from runner.training.background import Background, shortage
 from runner.training.entropy import Entropy
 from runner.training.hot import Hot, hindrance
 from runner.training.imported import Imported
-from runner.training.launch import KEEPER
+from runner.training.launch import KEEPER, SPARE
 
-#: In the environment: the descriptor of the socket to the shim.
-SPARE = "RUNNER_SPARE"
-#: The same: why this process, which has begun anew, is not to be hot.
+#: In the environment: why this process, which has begun anew, is not to be hot.
 _COLD = "RUNNER_SPARE_COLD"
 _REASON_MAX = 500
 #: What must be free to begin, as nobody knows what is needed; and later, not to end.
 _FREE_BYTES = 2 << 30
 _LEAST_BYTES = 512 << 20
 _LOOK_S = 2.0
+#: What was looked at when the worker died is not looked at again for so long.
+_LOOKED_S = 2.0
 _MESSAGE_BYTES = 65536
 
 
@@ -97,6 +100,9 @@ class Waiting:
         self._files: dict[str, int] = {}
         self._left: list[str] = []
         self._changed: dict[str, str] = {}  # in the environment, as the shim has told
+        self._looked_s = -math.inf  # when all was found to be as it was
+        #: returns the path of something that is not as the script has found it; "" where all is
+        self.find_change: Callable[[], str] = str
         self._handed: list[int] = []  # descriptors for the keeper's sake
 
     def wait(self) -> Stood:
@@ -117,10 +123,7 @@ class Waiting:
             hot = Hot(self, {**told, "RUNNER_RESUME": "1"})
             hot.enter()
             return Stood(self._imported, hot)
-        try:
-            self.take_over(*self.offer(hot=False, why=self._cold))
-        except OSError as error:
-            raise UnfitError(str(error)) from error
+        self.take_over(*self.offer(hot=False, why=self._cold))
         return Stood(self._imported, None)
 
     @property
@@ -135,23 +138,24 @@ class Waiting:
             hot: it has run the script up to its `fit`.
             why: not, or not all of the step is ready; in words.
 
-        Raises:
-            OSError: the kernel forbids to be as other processes again.
-            UnfitError: memory is short, or the job's folder has modules that hide packages.
+        Ends the process where it is of no use.
         """
-        self._files = imported.files()
-        self._background.work_again()
-        self._find_shadows()
-        ready = {
-            "ready": True,
-            "modules": len(self._files),
-            "left": len(self._left),
-            "until": self._left[0] if self._left else None,
-            "hot": hot,
-            **({"reason": why} if why else {}),
-        }
-        self._channel.send(json.dumps(ready).encode())
-        return self._orders()
+        try:
+            self._files = imported.files()
+            self._background.work_again()
+            self._find_shadows()
+            ready = {
+                "ready": True,
+                "modules": len(self._files),
+                "left": len(self._left),
+                "until": self._left[0] if self._left else None,
+                "hot": hot,
+                **({"reason": why} if why else {}),
+            }
+            self._channel.send(json.dumps(ready).encode())
+            return self._orders()
+        except (UnfitError, OSError) as reason:
+            self.leave(str(reason), again=isinstance(reason, ShortError))
 
     def _import_all(self) -> list[str]:
         """Import what the job does; return what is left to the script, the first of which had to be."""
@@ -196,9 +200,21 @@ class Waiting:
         Raises:
             UnfitError: there are some.
         """
-        there = {_module(entry) for entry in os.scandir(sys.path[0])}
-        if shadows := sorted(there & self._imported.asked - {""}):
+        folder = sys.path[0]
+        there = {_module(entry) for entry in os.scandir(folder)} & self._imported.asked - {""}
+        own = {name for name in there if _place(sys.modules.get(name)).startswith(f"{folder}/")}
+        if shadows := sorted(there - own):
             raise UnfitError(f"the job's folder has a {shadows[0]} of its own")
+
+    def _find_changes(self) -> None:
+        """Look whether all is as it was imported, and as the script has found it.
+
+        Raises:
+            UnfitError, OSError: it is not, or that cannot be known.
+        """
+        self._find_shadows()
+        if files := imported.have_changed(self._files) or [*filter(None, [self.find_change()])]:
+            raise UnfitError(f"{files[0]} has changed")
 
     def _demand(self, least_bytes: int) -> None:
         if short := shortage(least_bytes):
@@ -206,31 +222,48 @@ class Waiting:
 
     def _orders(self) -> tuple[dict[str, Any], list[int]]:
         """Wait for the shim's orders; return them, and the descriptors that came with them."""
-        self._channel.settimeout(_LOOK_S)
+        watched, training = select.poll(), self._watch_training()
+        watched.register(self._channel, select.POLLIN)
+        if training >= 0:
+            watched.register(training, select.POLLIN)
         while True:
-            try:
+            found = dict(watched.poll(1000 * _LOOK_S))
+            if self._channel.fileno() in found:
                 message, fds = _receive(self._channel)
-            except TimeoutError:
+                if not message:
+                    os._exit(0)  # its shim has ended
+                return json.loads(message), fds
+            if training in found:  # the orders will follow: what the attempt has left is written first
+                watched.unregister(training)
+                os.close(training)
+                with contextlib.suppress(UnfitError, OSError):
+                    self._find_changes()
+                    self._looked_s = time.monotonic()
+            else:
                 self._demand(_LEAST_BYTES)
-                continue
-            if not message:
-                os._exit(0)  # its shim has ended
-            return json.loads(message), fds
+
+    def _watch_training(self) -> int:
+        """Return a descriptor that tells of the end of the worker that trains; -1 where there is none."""
+        beside = JobPaths(self.plan_path.parent.parent).attempt(int(self._plan["attempt"]) - 1)
+        try:
+            return os.pidfd_open(int(json.loads(beside.shim.read_bytes())["worker"]["pid"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return -1
 
     def take_over(
         self,
         orders: dict[str, Any],
         fds: list[int],
-        check: Callable[[Mapping[str, str]], str] = lambda _: "",
         settle: Callable[[], None] = lambda: None,
+        told: Mapping[str, str] | None = None,
     ) -> None:
         """Become the worker: with the attempt's log, its environment and its memory for snapshots.
 
         Args:
             orders: the shim's.
             fds: that came with them.
-            check: given the environment, says what else is not as it was; "" where all is.
             settle: called when the log is there.
+            told: what the script has been told in its environment already.
         """
         log, *self._handed = fds
         for number in (1, 2):
@@ -240,11 +273,10 @@ class Waiting:
         self._changed = dict(orders["environ"])
         try:
             self._background.leave()
-            self._find_shadows()
-            if files := imported.have_changed(self._files):
-                raise UnfitError(f"{files[0]} has changed")
-            if reason := check(self._changed):
-                raise UnfitError(reason)
+            if time.monotonic() - self._looked_s > _LOOKED_S:
+                self._find_changes()
+            if told is not None and told != self._changed:
+                raise UnfitError("the script was told of another attempt")
         except (UnfitError, OSError) as reason:
             self._channel.send(b"{}")
             self.begin_anew(str(reason))
@@ -288,6 +320,11 @@ def _module(entry: os.DirEntry[str]) -> str:
         return entry.name
     ends = [suffix for suffix in importlib.machinery.all_suffixes() if entry.name.endswith(suffix)]
     return entry.name.partition(".")[0] if ends else ""
+
+
+def _place(module: Any) -> str:
+    """Return where a module is from; "" where nobody knows."""
+    return str(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), ""))
 
 
 def _set_environ(values: dict[str, Any]) -> None:
