@@ -2,6 +2,7 @@
 
 Run as `python -I -S spare_shim.py FOLDER` with a socket to the supervisor as descriptor 5; the folder holds
 a launch.json as an attempt's does. What its worker says is passed on: it is ready, or why it never will be.
+Once it is, a keeper waits, too.
 
 - One message from the supervisor, `{"folder": DIR}`, brings the job's lock and the memory for snapshots: from
   then on this is that attempt's shim and no other (`shim.run`). The lock travels in the message: whoever dies
@@ -98,6 +99,7 @@ class Waiting:
             "version": 1,
             "shim": shim.identity(os.getpid()),
             "worker": shim.identity(self.worker),
+            "keeper": shim.identity(self.keeper) if self.keeper else None,
             "ready": ready,
         }
         with contextlib.suppress(OSError):

@@ -173,9 +173,6 @@ class Hot:
 
     def _show(self) -> None:
         """Put what the script has printed into the log, which is the output now."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
         with contextlib.suppress(OSError):
             while chunk := os.read(self._printed, _OUTPUT_BYTES):
                 os.write(1, chunk)

@@ -93,7 +93,7 @@ class Waiting:
         self._channel = channel
         self._environ = dict(os.environ)
         self._plan = json.loads(JobPaths(Path(os.environ["RUNNER_STATE"])).spare.launch.read_bytes())
-        self._cold = cold or (hindrance(self._plan["env"]) if self._plan["spare"] == "hot" else "")
+        self._cold = cold or (hindrance(self._environ) if self._plan["spare"] == "hot" else "")
         self.entropy = Entropy(int(self._plan["seed"]))
         self._imported = Imported(self.entropy, self._environ)
         self._background = Background()

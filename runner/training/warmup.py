@@ -143,7 +143,9 @@ def _hindrance(model: Any, arguments: Mapping[str, Any]) -> str:
         return "it is distributed"
     if type(model).make_train_function is not TensorFlowTrainer.make_train_function:
         return "its training function is not Keras's"
-    return "it runs eagerly" if not model.compiled or model.run_eagerly else ""
+    if not model.compiled:
+        return "it is not compiled"
+    return "it runs eagerly" if model.run_eagerly else ""
 
 
 def _kind(operation: Any) -> str:

@@ -58,6 +58,7 @@ def submit(
     staged = site.home.jobs / f".{name}.tmp"
     staged.mkdir()
     (staged / "train.py").write_text(script)
+    (staged / "own.py").write_text("value = 1\n")
     (staged / "python").symlink_to(sys.executable)
     shutil.copy(COUNTER, staged)
     restart = f'[restart]\nspare = "{spare}"\n'
