@@ -3,12 +3,13 @@
 A Keras script notes each step in a shared page. Once it has trained for a while it is killed, many times:
 
 - plain: no supervisor; from the start of its process to its first step, with nothing to resume;
-- runner: `spare = "none"`, and `spare = "warm"`, each kill with a spare that is ready;
+- runner: `spare = "none"`, `"warm"` and `"hot"`, each kill with a spare that is ready;
 - supervisord, systemd (RestartSec=0) and torchrun, where they are there: the script then keeps itself by
   Keras's BackupAndRestore, after each epoch.
 
 Beside the seconds: processor time that the new process has spent from the script's first line to that step,
-which other load on the machine does not change much. What has taken over has imported before.
+which other load on the machine does not change much. What has taken over has imported before; a hot one has
+spent most of that before, too.
 
 Usage: python benchmarks/bench_recovery.py [--quick] [--rounds N] [--supervisord PATH] [--torchrun PATH]
 """
@@ -47,12 +48,17 @@ import keras
 from sklearn.datasets import load_digits
 
 keras.utils.set_random_seed(7)
-with open("page", "r+b") as file:
-    page = mmap.mmap(file.fileno(), 40)
-page[32:] = struct.pack("=d", begun_s)
+page = None
 
 
 class Note(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        # Not earlier: a spare may run the script up to here.
+        global page
+        with open("page", "r+b") as file:
+            page = mmap.mmap(file.fileno(), 40)
+        page[32:] = struct.pack("=d", begun_s)
+
     def on_train_batch_end(self, batch, logs=None):
         # All is in the page alone: what lies in callbacks, and what they reach, a resume puts back.
         _, pid, first_s, spent_s, begun_s = struct.unpack("=qqddd", page)
@@ -218,6 +224,7 @@ def main() -> None:
             "plain process, first start": lambda: plain(root, rounds),
             "runner, no spare": lambda: runner(root, rounds, "none"),
             "runner, warm spare": lambda: runner(root, rounds, "warm"),
+            "runner, hot spare": lambda: runner(root, rounds, "hot"),
         }
         if options.supervisord:
             ways["supervisord"] = lambda: supervisord(root, rounds, options.supervisord)
@@ -225,6 +232,7 @@ def main() -> None:
             ways["systemd, RestartSec=0"] = lambda: systemd(root, rounds)
         if options.torchrun:
             ways["torchrun"] = lambda: torchrun(root, rounds, options.torchrun)
+        print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors")
         print(f"SIGKILL to the next completed step, {rounds} rounds (seconds); then processor seconds")
         print(f"{'':28}{'median':>9}{'min':>9}{'max':>9}{'script':>9}", flush=True)
         for name, measure in ways.items():

@@ -119,8 +119,8 @@ BAD = [
     ("[checkpoint]\nkeep = 0", "job.toml:2: checkpoint.keep must be a whole number from 1 to 10000, not 0"),
     ("[checkpoint]\nkeep = -1", "job.toml:2: checkpoint.keep must be a whole number from 1 to 10000, not -1"),
     ("[restart]\nbudget = -1", "job.toml:2: restart.budget must be a whole number"),
-    ('[restart]\nspare = "hot"', 'job.toml:2: restart.spare must be "none" or "warm", not "hot"'),
-    ("[restart]\nspare = true", 'job.toml:2: restart.spare must be "none" or "warm", not true'),
+    ('[restart]\nspare = "cold"', 'job.toml:2: restart.spare must be "none", "warm" or "hot", not "cold"'),
+    ("[restart]\nspare = true", 'job.toml:2: restart.spare must be "none", "warm" or "hot", not true'),
     (
         'command = ["/bin/sh"]\n[restart]\nspare = "warm"',
         "job.toml:3: restart.spare is for a Python script; name it as entry, not in command",

@@ -61,6 +61,7 @@ class Spare(StrEnum):
 
     NONE = "none"
     WARM = "warm"  #: a process that has imported what the job imports
+    HOT = "hot"  #: one that has run the script up to its `fit`, and has executed the training step
 
 
 @dataclass(frozen=True)

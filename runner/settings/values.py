@@ -248,7 +248,7 @@ def loss_max(value: Any, _folder: Path) -> float | None:
 def spare(value: Any, _folder: Path) -> Spare:
     """Take what waits to take over."""
     if value not in list(Spare) or not isinstance(value, str):
-        raise fail('"none" or "warm"', value)
+        raise fail('"none", "warm" or "hot"', value)
     return Spare(value)
 
 

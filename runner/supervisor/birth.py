@@ -78,7 +78,11 @@ def inherited(launch: dict[str, Any]) -> int:
 
 
 def start_keeper(
-    launch: dict[str, Any], folder: str, libc: ctypes.CDLL, memory: int = -1
+    launch: dict[str, Any],
+    folder: str,
+    libc: ctypes.CDLL,
+    memory: int = -1,
+    start: Callable[..., int] | None = None,
 ) -> tuple[int, tuple[int, ...]]:
     """Start the keeper, where there is to be one; return its pid, and what the worker is handed.
 
@@ -95,11 +99,17 @@ def start_keeper(
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with mine:
             handed = (mine.fileno(), memory)
-            pid = start_process(launch["keeper"], launch, folder, libc, handed, lambda: os.nice(KEEPER_NICE))
+            how = launch["keeper"], launch, folder, libc, handed, stand_back
+            pid = start(*how) if start is not None else start_process(*how)
     except OSError as failure:
         sys.stderr.write(f"shim: there is no keeper: {failure}\n")
         return 0, ()
     return pid, (other.detach(), memory)
+
+
+def stand_back() -> None:
+    """Be a keeper, which comes after the training."""
+    os.nice(KEEPER_NICE)
 
 
 def start_process(

@@ -63,7 +63,7 @@ KEEPER_BYTES_PER_S = 10e6
 
 def main() -> None:
     """Run one attempt to its end."""
-    run(sys.argv[1], become_subreaper(), watch_signals(), birth.start_process)
+    run(sys.argv[1], become_subreaper(), watch_signals(), *[birth.start_process] * 2)
 
 
 def become_subreaper() -> ctypes.CDLL:
@@ -73,8 +73,10 @@ def become_subreaper() -> ctypes.CDLL:
     return libc
 
 
-def run(folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int]) -> None:
-    """Run the attempt of this folder to its end; `start` starts the worker, as `start_process` does."""
+def run(
+    folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int], beside: Callable[..., int]
+) -> None:
+    """Run the attempt of this folder to its end; `start` and `beside` start worker and keeper."""
     with open(os.path.join(folder, "launch.json"), "rb") as file:
         launch = json.load(file)
     if fcntl.fcntl(LOCK_FD, fcntl.F_GETFD) >= 0:
@@ -82,7 +84,7 @@ def run(folder: str, libc: ctypes.CDLL, wake: int, start: Callable[..., int]) ->
     began = time.monotonic()
     group = attemptgroup.Group(launch.get("cgroup"))
     error = ""
-    keeper, handed = birth.start_keeper(launch, folder, libc, birth.inherited(launch))
+    keeper, handed = birth.start_keeper(launch, folder, libc, birth.inherited(launch), beside)
     attempt = Attempt(keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.watch(group, logcap.CappedLog(os.path.join(folder, "log"), launch.get("log_bytes"), libc))
     attempt.sees_gpus = launch["env"].get("CUDA_VISIBLE_DEVICES") != ""

@@ -1,5 +1,7 @@
 """Spares: beside an attempt that trains, a shim with a worker that has imported already (`[restart] spare`).
 
+A hot one has run the script as well, up to its `fit` (`training.hot`); from here both look the same.
+
 One for each job, for its next attempt: renewed when it was used, dropped when the job needs it no longer,
 when it does not match what the attempt would be started with, and when memory becomes short. A spare that
 fails in any way costs nothing: the attempt is started as without one. It ends with this supervisor.
@@ -91,12 +93,12 @@ class Spare:
         return _is_readable(self.pidfd, 0.0) or process.is_stopped(self.pid)
 
     def resident_bytes(self) -> int:
-        """Return how much memory its worker has."""
-        found = process.Identity.parse(_load(self.folder.shim).get("worker"))
-        try:
-            pages = int(Path(f"/proc/{found.pid}/statm").read_text().split()[1]) if found else 0
-        except (OSError, ValueError, IndexError):
-            return 0
+        """Return how much memory its worker and its keeper have."""
+        about = _load(self.folder.shim)
+        pages = 0
+        for found in map(process.Identity.parse, (about.get("worker"), about.get("keeper"))):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                pages += int(Path(f"/proc/{found.pid}/statm").read_text().split()[1]) if found else 0
         return pages * os.sysconf("SC_PAGESIZE")
 
 
@@ -198,7 +200,8 @@ class Spares:
         if said.get("ready"):
             spare.ready = True
             log.info("%s: a spare is ready, %s modules are left to the script", spare.name, said.get("left"))
-            details = {key: said.get(key) for key in ("modules", "left", "until")}
+            told = ("modules", "left", "until", "hot", "reason")
+            details = {key: said[key] for key in told if key in said}
             self._note(spare.name, "spare-ready", **details, resident_bytes=spare.resident_bytes())
         else:
             reason = str(said.get("reason", "it has ended"))

@@ -2,6 +2,7 @@
 
 Run as `python -I -S spare_shim.py FOLDER` with a socket to the supervisor as descriptor 5; the folder holds
 a launch.json as an attempt's does. What its worker says is passed on: it is ready, or why it never will be.
+Once it is, a keeper waits, too.
 
 - One message from the supervisor, `{"folder": DIR}`, brings the job's lock and the memory for snapshots: from
   then on this is that attempt's shim and no other (`shim.run`). The lock travels in the message: whoever dies
@@ -69,13 +70,28 @@ class Waiting:
         with open(os.path.join(folder, "launch.json"), "rb") as file:
             launch = json.load(file)
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            theirs.set_inheritable(True)
-            launch["env"][SPARE] = str(theirs.fileno())
-            self.worker: int = shim.birth.start_process(
-                launch["argv"], launch, folder, libc, (), lambda: None
-            )
+        self.launch = launch
+        self.worker: int = self.start_waiting(launch["argv"], theirs, lambda: None)
+        self.keeper = 0  # not started yet
+        self.to_keeper: socket.socket | None = None
         self.tell(ready=False)
+
+    def start_waiting(self, argv: list[str], channel: socket.socket, settle: Callable[[], None]) -> int:
+        """Start a process that waits at its end of a socket; return its pid."""
+        with channel:
+            channel.set_inheritable(True)
+            env = {**self.launch["env"], SPARE: str(channel.fileno())}
+            pid: int = shim.birth.start_process(
+                argv, {**self.launch, "env": env}, self.folder, self.libc, (), settle
+            )
+        return pid
+
+    def start_keeper(self) -> None:
+        """Have a keeper ready, too: what it imports would take the worker's time."""
+        if self.launch.get("keeper") and not self.keeper:
+            self.to_keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with contextlib.suppress(OSError):
+                self.keeper = self.start_waiting(self.launch["keeper"], theirs, shim.birth.stand_back)
 
     def tell(self, ready: bool) -> None:
         """Write down who we are, and whether the worker is ready."""
@@ -83,6 +99,7 @@ class Waiting:
             "version": 1,
             "shim": shim.lineage.identity(os.getpid()),
             "worker": shim.lineage.identity(self.worker),
+            "keeper": shim.lineage.identity(self.keeper) if self.keeper else None,
             "ready": ready,
         }
         with contextlib.suppress(OSError):
@@ -109,7 +126,10 @@ class Waiting:
             self.end()
         with contextlib.suppress(OSError):
             self.supervisor.send(message)
-        self.tell(ready=bool(json.loads(message).get("ready")))
+        ready = bool(json.loads(message).get("ready"))
+        if ready:
+            self.start_keeper()
+        self.tell(ready=ready)
 
     def heard(self) -> bytes:
         """Return the worker's message; nothing once it is gone."""
@@ -153,9 +173,9 @@ class Waiting:
         try:
             for number in (1, 2):
                 os.dup2(log, number)
+            self.copy_output(log)
             orders = {"environ": {name: launch["env"][name] for name in FOR_EACH}}
             if self.answers(json.dumps(orders).encode(), [log, *handed]):
-                self.copy_output(log)
                 return self.worker
         finally:
             os.close(log)
@@ -166,6 +186,31 @@ class Waiting:
         os.waitpid(self.worker, 0)
         self.worker = shim.birth.start_process(argv, launch, folder, libc, handed, confine)
         return self.worker
+
+    def beside(
+        self,
+        argv: list[str],
+        launch: dict[str, Any],
+        folder: str,
+        libc: Any,
+        handed: tuple[int, ...],
+        settle: Callable[[], None],
+    ) -> int:
+        """Let the keeper that waits be the attempt's; return its pid, or that of another in its stead."""
+        channel, self.to_keeper = self.to_keeper, None
+        if channel is not None and self.keeper:
+            log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            orders = {"environ": {name: launch["env"][name] for name in FOR_EACH}}
+            try:
+                with channel:
+                    socket.send_fds(channel, [json.dumps(orders).encode()], [log, *handed])
+                return self.keeper
+            except OSError:
+                sys.stderr.write("shim: the keeper that waited has ended: another one is started\n")
+            finally:
+                os.close(log)
+        pid: int = shim.birth.start_process(argv, launch, folder, libc, handed, settle)
+        return pid
 
     def answers(self, orders: bytes, fds: list[int]) -> bool:
         """Send the worker its orders, and tell whether it has taken them."""
@@ -205,7 +250,7 @@ def main() -> None:
     """Wait for an attempt, and run it to its end."""
     wake = shim.watch_signals()
     waiting = Waiting(sys.argv[1], wake, shim.become_subreaper())
-    shim.run(waiting.wait(), waiting.libc, wake, waiting.start)
+    shim.run(waiting.wait(), waiting.libc, wake, waiting.start, waiting.beside)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ def attach(
         from runner.training.rehearsal import RehearsedRun
 
         kind = RehearsedRun
+    if here.hot is not None:
+        here.hot.stand_by(here)
     here.attached = True
     if not here.searched:
         here.find_saved()

@@ -40,14 +40,19 @@ def main() -> NoReturn:
     from runner.training import imports, instrument, launch, spare, steady, worker
 
     steady.steady_output()
-    imported = spare.stand_by()
-    orders = launch.load()
+    stood = spare.stand_by()
+    hot = stood.hot if stood is not None else None
+    orders = launch.load() if hot is None else hot.orders()
     os.environ.pop(launch.KEEPER, None)
     os.chdir(orders.cwd)
     imports.install()
-    instrument.arrange(worker.start(orders, imported=imported))
+    here = worker.start(orders, imported=stood.imported if stood is not None else None, hot=hot)
+    instrument.arrange(here)
     assert orders.entry is not None
-    run_script(orders.entry, orders.args)
+    if hot is None:
+        run_script(orders.entry, orders.args)
+    else:
+        hot.run(lambda: run_script(str(orders.entry), orders.args))
     raise SystemExit(0)
 
 

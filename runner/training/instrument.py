@@ -47,7 +47,12 @@ def _on_keras(worker: Worker, keras: ModuleType) -> None:
     if why and worker.launch.rehearse:
         _leave_alone(worker, f"{why}: a fit is resumed at the beginning of an epoch only")
         return
-    worker.find_saved()
+    if worker.hot is not None and worker.hot.waits:
+        if why:
+            worker.hot.give_up(why)
+        worker.prepare_to_settle()
+    else:
+        worker.find_saved()
     if not why and fallback.has_begun(worker):
         why = "the job was begun with a Keras that resumes at the beginning of an epoch only"
     if why:
@@ -83,6 +88,7 @@ def _patch_iterators(worker: Worker) -> None:
         if fit is None or fit.iterator_in_the_making:
             # A generator is asked for its first batches in here, and may itself have a model predict.
             original(self, *args, **kwargs)
+            _show_to_warmup(worker, self)
             return
         fit.iterator_in_the_making = True
         try:
@@ -112,6 +118,11 @@ def _patch_iterators(worker: Worker) -> None:
     _wrap(TFEpochIterator, "__init__", init)
     _wrap(TFEpochIterator, "_get_iterator", get_iterator)
     _wrap(EpochIterator, "_enumerate_iterator", enumerate_iterator)
+
+
+def _show_to_warmup(worker: Worker, iterator: Any) -> None:
+    if worker.hot is not None:
+        worker.hot.warmup.saw(iterator)
 
 
 def _patch_arrays(worker: Worker) -> None:
@@ -218,6 +229,8 @@ def _patch_callbacks(worker: Worker) -> None:
 
 def _begin_training(worker: Worker, original: Callable[..., None], self: Any, logs: Any = None) -> None:
     fit = worker.fit
+    if worker.hot is not None:
+        worker.hot.warmup.leave()
     if fit is None or fit.listeners is not None or self._model is not fit.model:
         return original(self, logs)
     switched = fit.before_train_begin(self)
@@ -239,6 +252,9 @@ def _patch_fit(worker: Worker) -> None:
     def fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         if worker.fit is not None or worker.looping:
             return original(self, *args, **kwargs)  # a fit inside a fit or a loop belongs to the outer's step
+        if worker.hot is not None:
+            bound = _arguments(signature, self, *args, **kwargs)
+            worker.hot.stand_by(worker, functools.partial(worker.hot.warmup.run, original, self, bound))
         number = worker.fits
         worker.fits += 1
         done = finished.load(worker, number)

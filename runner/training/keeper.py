@@ -3,7 +3,7 @@
 Run by the shim as `PYTHON -I keeper.py`, in the runner's own Python, with a socket to the worker and the
 memory that holds the snapshots (`storage.slots`). The worker asks, one JSON message each; the keeper does:
 
-- `{"digests": NAME}`: new files are digested so that the worker can check them. Answered with `{}`.
+- `{"digests": NAME}`: new files are digested so that the worker can check them. Not answered.
 - `{"note": INDEX}`: what was committed to the slot is digested. Not answered.
 - `{"write": INDEX, "number": N, "path": PATH, "created": TIME}`: what is in the slot, committed with that
   number, is written to the path. Answered with `{"size_bytes": N, "cpu_s": S}`, or
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import time
@@ -69,7 +70,7 @@ class Keeper:
     def _do(self, asked: dict[str, Any]) -> dict[str, Any] | None:
         if "digests" in asked:
             digests.prefer(asked["digests"])
-            return {}
+            return None
         if "note" in asked:
             slot = self._slots.all()[asked["note"]]
             if slot.whole and slot.digested != slot.committed:
@@ -159,11 +160,32 @@ class Keeper:
 
 def main() -> None:
     """Serve one worker."""
+    stand_by()
     orders = launch.load()
     assert orders.keeper is not None
     channel, memory = orders.keeper
     Keeper(orders, socket.socket(fileno=channel), Slots(memory)).serve()
 
 
+def stand_by() -> None:
+    """Wait for the attempt, where this is a spare's keeper: log, socket and memory come with it."""
+    number = os.environ.pop(launch.SPARE, None)
+    if number is None:
+        return
+    with socket.socket(fileno=int(number)) as shim:
+        message, fds, _, _ = socket.recv_fds(shim, BYTES_MAX, 3)
+    if not message:
+        raise SystemExit(0)
+    log, *handed = fds
+    for output in (1, 2):
+        os.dup2(log, output)
+    os.close(log)
+    os.environ.update(json.loads(message)["environ"])
+    os.environ[launch.KEEPER] = ",".join(map(str, handed))
+
+
 if __name__ == "__main__":
     main()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # the next attempt waits for this end: nothing is to be torn down

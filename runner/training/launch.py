@@ -16,6 +16,8 @@ from runner.storage.layout import AttemptPaths, JobPaths
 
 #: In the environment: the descriptors that the shim hands to the worker and to its keeper.
 KEEPER = "RUNNER_KEEPER"
+#: The same: the descriptor of the socket to the shim that waits, in a process that does.
+SPARE = "RUNNER_SPARE"
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,18 @@ def load(environ: Mapping[str, str] = os.environ) -> Launch:
         KeyError: this process was not started by the runner, or a key is missing.
         OSError, ValueError: the file cannot be read.
     """
-    paths = JobPaths(Path(environ["RUNNER_STATE"]))
-    number = int(environ["RUNNER_ATTEMPT"])
-    value = json.loads(paths.attempt(number).launch.read_bytes())
+    return read(
+        JobPaths(Path(environ["RUNNER_STATE"])).attempt(int(environ["RUNNER_ATTEMPT"])).launch, environ
+    )
+
+
+def read(path: Path, environ: Mapping[str, str]) -> Launch:
+    """Read orders from a file; raises as `load`."""
+    value = json.loads(path.read_bytes())
     return Launch(
         job=str(value["job"]),
-        attempt=number,
-        paths=paths,
+        attempt=int(environ["RUNNER_ATTEMPT"]),
+        paths=JobPaths(Path(environ["RUNNER_STATE"])),
         cwd=Path(value["cwd"]),
         entry=value["entry"],
         args=tuple(value["args"]),

@@ -55,6 +55,8 @@ def install(worker: Worker, wrap: Callable[[type, str, Callable[..., Any]], None
 def _begin(worker: Worker) -> None:
     if worker.progress.values["phase"] == "own":
         return
+    if worker.hot is not None and worker.hot.waits:
+        worker.hot.give_up("the script trains in a loop of its own")
     worker.phase("own", tell=True)
     worker.progress.write()
     if worker.own_loops_told:

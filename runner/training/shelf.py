@@ -69,7 +69,7 @@ class Shelf:
         self._best: Snapshot | None = None  # a best model that is in neither the memory nor on the disk
         self._size = 0  # of the largest contents so far
         self._told = False  # that something could not be kept
-        self.ask({"digests": digests.preferred()})
+        self._send({"digests": digests.preferred()})  # not waited for: the keeper may be starting still
 
     # -- the memory -----------------------------------------------------------------------------------------
 

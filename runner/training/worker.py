@@ -26,6 +26,7 @@ from runner.storage import mirrored
 from runner.training import imports
 from runner.training.allowance import Allowance
 from runner.training.entropy import Entropy
+from runner.training.hot import Held, Hot, Unseen
 from runner.training.imported import Imported
 from runner.training.launch import Launch
 from runner.training.report import Facts, MetricsLog, Progress, now_text
@@ -51,10 +52,12 @@ _FITS_TOLD = 20
 class Worker:
     """The attempt's shared parts."""
 
-    def __init__(self, launch: Launch, imported: Imported | None = None):
+    def __init__(self, launch: Launch, imported: Imported | None = None, hot: Hot | None = None):
         self.launch = launch
-        self.facts = Facts(launch.attempt_paths.facts)
-        self.progress = Progress(launch.paths.progress, launch.attempt)
+        self.hot = hot  #: this process may never become a worker, until its script calls `fit`
+        facts, progress = (Facts, Progress) if hot is None else (Held, Unseen)
+        self.facts: Facts = facts(launch.attempt_paths.facts)
+        self.progress: Progress = progress(launch.paths.progress, launch.attempt)
         self.metrics = MetricsLog(launch.paths.metrics)
         self.stop = Stop(launch.grace_s)
         self.stop.tick = self._tick
@@ -119,18 +122,23 @@ class Worker:
     def install(self, *, seed: bool = True) -> None:
         """Take over signals and chance; nothing here imports NumPy or Keras."""
         self.stop.install()
-        # Kept open for the life of the process: faulthandler writes to its descriptor from a signal handler.
-        self._stacks = self.launch.attempt_paths.stacks.open("a")
-        faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True, chain=False)
         self.seeded = seed
         if seed and not self._was_spare:
             self.entropy.install()
-        self.facts("phase", phase="import")
-        if self._was_spare:
-            self.facts("spare-took-over")
-        elif self.launch.spare:
+        if self.launch.spare and not self._was_spare:
             self.imported = Imported(self.entropy, dict(os.environ))
             imports.watch(self.imported.note)
+        if self.hot is None:
+            self.begin()
+
+    def begin(self) -> None:
+        """Say that the attempt begins."""
+        # Kept open for the life of the process: faulthandler writes to its descriptor from a signal handler.
+        self._stacks = self.launch.attempt_paths.stacks.open("a")
+        faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True, chain=False)
+        self.facts("phase", phase="import")
+        if self._was_spare:
+            self.facts("spare-took-over", hot=self.hot is not None)
         self.progress.set()
         self.progress.write_if_due()
 
@@ -144,10 +152,7 @@ class Worker:
     def _make_saver(self) -> Saver:
         from runner.training.saver import Saver
 
-        if self._saver_made_in is None:
-            self._saver_made_in = os.getpid()
-            # Behind h5py's own import, hence before what that does as the process ends.
-            atexit.register(self._settle)
+        self.prepare_to_settle()
         launch = self.launch
         told, before, past = self._report, self.flush_best, launch.past
         arguments = launch.paths, launch.checkpoint, told, time.monotonic, before, past
@@ -157,6 +162,12 @@ class Worker:
 
             return KeptSaver(*arguments, shelf=shelf)
         return Saver(*arguments)
+
+    def prepare_to_settle(self) -> None:
+        """Settle as the process ends: behind h5py's own import, hence before what that does then."""
+        if self._saver_made_in is None:
+            self._saver_made_in = os.getpid()
+            atexit.register(self._settle)
 
     def _settle(self) -> None:
         """Write what waits, and let nothing be written while the interpreter takes itself apart.
@@ -367,15 +378,18 @@ def current() -> Worker | None:
     return _current
 
 
-def start(launch: Launch, *, seed: bool = True, imported: Imported | None = None) -> Worker:
+def start(
+    launch: Launch, *, seed: bool = True, imported: Imported | None = None, hot: Hot | None = None
+) -> Worker:
     """Make this process's worker and install it.
 
     Args:
         launch: its orders.
         seed: lets the job's seed stand in for entropy.
         imported: what it has imported already, where it was a spare.
+        hot: it is a spare still, and waits to be wanted where the script calls `fit`.
     """
     global _current
-    _current = Worker(launch, imported)
+    _current = Worker(launch, imported, hot)
     _current.install(seed=seed)
     return _current

@@ -1,0 +1,88 @@
+"""Hot spares: the script has run up to its fit, and the step is traced; nothing else has changed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from runner.core.job import State
+from tests.system.conftest import Site
+from tests.system.spares import FITS, WAIT_S, submit, waits
+
+EVERY = '[checkpoint]\nevery = "7 steps"\n'
+#: Has a module of its own, and says when the step is traced.
+TELLS = FITS.replace(
+    "draws = [",
+    """
+import own
+
+
+class Tells(keras.layers.Layer):
+    def call(self, inputs):
+        print("the step is traced", flush=True)
+        return inputs
+
+
+draws = [""",
+    1,
+).replace("keras.layers.Dense(3)", "keras.layers.Dense(3), Tells()")
+TWICE = TELLS.replace("history =", "model.fit(x, y, batch_size=8, epochs=2, verbose=0)\nhistory =")
+WRITES = FITS.replace("draws = [", 'open("started", "a").write("once\\n")\ndraws = [', 1)
+READS = FITS.replace("draws = [", 'open("own.py").read()\ndraws = [', 1)
+
+
+def told(site: Site, name: str, event: str) -> list[dict[str, Any]]:
+    """Return the events of a kind."""
+    return [one for one in site.events(name) if one["event"] == event]
+
+
+@pytest.mark.parametrize(("script", "fit"), [(TELLS, 0), (TWICE, 1)], ids=["first fit", "second fit"])
+def test_it_goes_on_with_a_step_that_is_traced(site: Site, script: str, fit: int) -> None:
+    site.start()
+    for name, spare in (("disturbed", "hot"), ("undisturbed", "none")):
+        submit(site, name, toml=EVERY, script=script, spare=spare)
+    (site.home.folder("undisturbed") / "enough").touch()
+    waiting = waits(site, "disturbed")
+    os.kill(site.identity("disturbed", "worker").pid, signal.SIGKILL)
+    (site.home.folder("disturbed") / "enough").touch()
+    jobs = {name: site.wait(name, State.SUCCEEDED, timeout_s=WAIT_S) for name in ("disturbed", "undisturbed")}
+    assert [job.attempt for job in jobs.values()] == [2, 1]
+    assert site.identity("disturbed", "worker", 2) == waiting
+    results = [(site.home.folder(name) / "result").read_text() for name in jobs]
+    assert results[0] == results[1]
+    ready = told(site, "disturbed", "spare-ready")[0]
+    assert ready["hot"]
+    assert "reason" not in ready, "the step was executed, too"
+    assert [event["hot"] for event in told(site, "disturbed", "spare-took-over")] == [True]
+    assert told(site, "disturbed", "resumed")[0]["exact"]
+    log = site.home.job("disturbed").attempt(2).log.read_text()
+    before, _, after = log.partition(f"runner: resumes of fit {fit}")
+    assert "level 3" in before, "what the script has printed comes first"
+    assert "the step is traced" in before
+    assert "the step is traced" not in after
+
+
+def test_what_is_not_as_the_script_has_found_it_makes_it_begin_anew(site: Site) -> None:
+    """What the script would write is not written beside; where what it reads has changed, it reads anew."""
+    site.start()
+    for name, script in (("writes", WRITES), ("reads", READS)):
+        submit(site, name, toml=EVERY, script=script, spare="hot")
+    spares = {name: waits(site, name) for name in ("writes", "reads")}
+    started = site.home.folder("writes") / "started"
+    assert started.read_text() == "once\n"
+    ready = {name: told(site, name, "spare-ready")[0] for name in spares}
+    assert [ready[name]["hot"] for name in spares] == [False, True]
+    assert "started to write" in ready["writes"]["reason"]
+    (site.home.folder("reads") / "own.py").touch()
+    for name in spares:
+        os.kill(site.identity(name, "worker").pid, signal.SIGKILL)
+        (site.home.folder(name) / "enough").touch()
+        site.wait(name, State.SUCCEEDED, timeout_s=WAIT_S)
+        assert site.identity(name, "worker", 2) == spares[name]
+    assert [event["hot"] for event in told(site, "writes", "spare-took-over")] == [False]
+    assert started.read_text() == "once\nonce\n"
+    assert told(site, "reads", "spare-took-over") == []
+    assert "own.py has changed" in site.home.job("reads").attempt(2).log.read_text()
