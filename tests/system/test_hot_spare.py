@@ -30,6 +30,25 @@ draws = [""",
     1,
 ).replace("keras.layers.Dense(3)", "keras.layers.Dense(3), Tells()")
 TWICE = TELLS.replace("history =", "model.fit(x, y, batch_size=8, epochs=2, verbose=0)\nhistory =")
+#: Its step runs Python code, which would notice.
+RUNS = TELLS.replace(
+    "        return inputs",
+    """
+        ran = tf.numpy_function(once_more, [inputs], "float32", stateful=False)
+        return inputs + 0 * tf.stop_gradient(tf.ensure_shape(ran, inputs.shape))""",
+).replace(
+    "class Tells",
+    """
+import tensorflow as tf
+
+
+def once_more(value):
+    print("Python code runs", flush=True)
+    return value
+
+
+class Tells""",
+)
 WRITES = FITS.replace("draws = [", 'open("started", "a").write("once\\n")\ndraws = [', 1)
 READS = FITS.replace("draws = [", 'open("own.py").read()\ndraws = [', 1)
 
@@ -63,6 +82,21 @@ def test_it_goes_on_with_a_step_that_is_traced(site: Site, script: str, fit: int
     assert "level 3" in before, "what the script has printed comes first"
     assert "the step is traced" in before
     assert "the step is traced" not in after
+
+
+def test_python_code_in_the_step_is_not_run_before(site: Site) -> None:
+    site.start()
+    submit(site, "runs", toml=EVERY, script=RUNS, spare="hot")
+    waits(site, "runs")
+    ready = told(site, "runs", "spare-ready")[0]
+    assert ready["hot"]
+    assert "traced only" in ready["reason"]
+    os.kill(site.identity("runs", "worker").pid, signal.SIGKILL)
+    (site.home.folder("runs") / "enough").touch()
+    site.wait("runs", State.SUCCEEDED, timeout_s=WAIT_S)
+    before, _, after = site.home.job("runs").attempt(2).log.read_text().partition("runner: resumes of fit 0")
+    assert ["the step is traced" in part for part in (before, after)] == [True, False]
+    assert ["Python code runs" in part for part in (before, after)] == [False, True]
 
 
 def test_what_is_not_as_the_script_has_found_it_makes_it_begin_anew(site: Site) -> None:
