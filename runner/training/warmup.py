@@ -17,7 +17,7 @@ import numpy as np
 
 from runner.training import capture, chance
 from runner.training.capture import Camera
-from runner.training.datasets import operations_of_step
+from runner.training.datasets import PYTHON_OPS, operations_of_step
 from runner.training.decode import Decoder
 from runner.training.entropy import Entropy
 from runner.training.held import Values
@@ -158,6 +158,8 @@ def _has_state(kind: str) -> bool:
     """Tell whether operations of that kind have a state that is neither a variable nor an iterator."""
     from tensorflow.python.framework import op_def_registry
 
+    if kind in PYTHON_OPS:
+        return True
     if kind in _PLAIN or kind.startswith(_PLAIN_STARTS):
         return False
     known = op_def_registry.get(kind)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runner.core.job import State
-from tests.system.conftest import Site
+from tests.system.conftest import Site, wait_for
 from tests.system.spares import FITS, WAIT_S, submit, waits
 
 EVERY = '[checkpoint]\nevery = "7 steps"\n'
@@ -30,6 +30,25 @@ draws = [""",
     1,
 ).replace("keras.layers.Dense(3)", "keras.layers.Dense(3), Tells()")
 TWICE = TELLS.replace("history =", "model.fit(x, y, batch_size=8, epochs=2, verbose=0)\nhistory =")
+#: Its step runs Python code, which would notice.
+RUNS = TELLS.replace(
+    "        return inputs",
+    """
+        ran = tf.numpy_function(once_more, [inputs], "float32", stateful=False)
+        return inputs + 0 * tf.stop_gradient(tf.ensure_shape(ran, inputs.shape))""",
+).replace(
+    "class Tells",
+    """
+import tensorflow as tf
+
+
+def once_more(value):
+    print("Python code runs", flush=True)
+    return value
+
+
+class Tells""",
+)
 WRITES = FITS.replace("draws = [", 'open("started", "a").write("once\\n")\ndraws = [', 1)
 READS = FITS.replace("draws = [", 'open("own.py").read()\ndraws = [', 1)
 
@@ -37,6 +56,11 @@ READS = FITS.replace("draws = [", 'open("own.py").read()\ndraws = [', 1)
 def told(site: Site, name: str, event: str) -> list[dict[str, Any]]:
     """Return the events of a kind."""
     return [one for one in site.events(name) if one["event"] == event]
+
+
+def ready_of(site: Site, name: str) -> dict[str, Any]:
+    """Return the event that tells of a spare that is ready; it comes a moment after that."""
+    return wait_for(lambda: told(site, name, "spare-ready"), f"the spare of {name} to be told")[0]
 
 
 @pytest.mark.parametrize(("script", "fit"), [(TELLS, 0), (TWICE, 1)], ids=["first fit", "second fit"])
@@ -53,7 +77,7 @@ def test_it_goes_on_with_a_step_that_is_traced(site: Site, script: str, fit: int
     assert site.identity("disturbed", "worker", 2) == waiting
     results = [(site.home.folder(name) / "result").read_text() for name in jobs]
     assert results[0] == results[1]
-    ready = told(site, "disturbed", "spare-ready")[0]
+    ready = ready_of(site, "disturbed")
     assert ready["hot"]
     assert "reason" not in ready, "the step was executed, too"
     assert [event["hot"] for event in told(site, "disturbed", "spare-took-over")] == [True]
@@ -65,6 +89,21 @@ def test_it_goes_on_with_a_step_that_is_traced(site: Site, script: str, fit: int
     assert "the step is traced" not in after
 
 
+def test_python_code_in_the_step_is_not_run_before(site: Site) -> None:
+    site.start()
+    submit(site, "runs", toml=EVERY, script=RUNS, spare="hot")
+    waits(site, "runs")
+    ready = ready_of(site, "runs")
+    assert ready["hot"]
+    assert "traced only" in ready["reason"]
+    os.kill(site.identity("runs", "worker").pid, signal.SIGKILL)
+    (site.home.folder("runs") / "enough").touch()
+    site.wait("runs", State.SUCCEEDED, timeout_s=WAIT_S)
+    before, _, after = site.home.job("runs").attempt(2).log.read_text().partition("runner: resumes of fit 0")
+    assert ["the step is traced" in part for part in (before, after)] == [True, False]
+    assert ["Python code runs" in part for part in (before, after)] == [False, True]
+
+
 def test_what_is_not_as_the_script_has_found_it_makes_it_begin_anew(site: Site) -> None:
     """What the script would write is not written beside; where what it reads has changed, it reads anew."""
     site.start()
@@ -73,7 +112,7 @@ def test_what_is_not_as_the_script_has_found_it_makes_it_begin_anew(site: Site) 
     spares = {name: waits(site, name) for name in ("writes", "reads")}
     started = site.home.folder("writes") / "started"
     assert started.read_text() == "once\n"
-    ready = {name: told(site, name, "spare-ready")[0] for name in spares}
+    ready = {name: ready_of(site, name) for name in spares}
     assert [ready[name]["hot"] for name in spares] == [False, True]
     assert "started to write" in ready["writes"]["reason"]
     (site.home.folder("reads") / "own.py").touch()
