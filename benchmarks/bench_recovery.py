@@ -52,16 +52,13 @@ page = None
 
 
 class Note(keras.callbacks.Callback):
-    def on_train_begin(self, logs=None):
-        # Not earlier: a spare may run the script up to here.
-        global page
-        with open("page", "r+b") as file:
-            page = mmap.mmap(file.fileno(), 40)
-        page[32:] = struct.pack("=d", begun_s)
-
     def on_train_batch_end(self, batch, logs=None):
+        global page
+        if page is None:  # not earlier: a spare may have run the script up to its fit
+            with open("page", "r+b") as file:
+                page = mmap.mmap(file.fileno(), 40)
         # All is in the page alone: what lies in callbacks, and what they reach, a resume puts back.
-        _, pid, first_s, spent_s, begun_s = struct.unpack("=qqddd", page)
+        _, pid, first_s, spent_s, _ = struct.unpack("=qqddd", page)
         if pid != os.getpid():
             first_s, spent_s = time.monotonic(), time.process_time() - begun_s
         page[:32] = struct.pack("=qqdd", int(self.model.optimizer.iterations), os.getpid(), first_s, spent_s)

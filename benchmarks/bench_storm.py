@@ -48,12 +48,11 @@ page = None
 
 
 class Note(keras.callbacks.Callback):
-    def on_train_begin(self, logs=None):
-        global page
-        with open("page", "r+b") as file:
-            page = mmap.mmap(file.fileno(), 24)
-
     def on_train_batch_end(self, batch, logs=None):
+        global page
+        if page is None:  # not earlier: a spare may have run the script up to its fit
+            with open("page", "r+b") as file:
+                page = mmap.mmap(file.fileno(), 24)
         time.sleep(0.01)
         _, first_s, _ = struct.unpack("=qdd", page)
         now_s = time.monotonic()

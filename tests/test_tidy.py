@@ -62,6 +62,7 @@ GUESTS = {
     "runner/training/fallback.py",
     "runner/training/fitlog.py",
     "runner/training/fitting.py",
+    "runner/training/hot.py",
     "runner/training/saver.py",
     "runner/training/sharing.py",
     "runner/training/spare.py",

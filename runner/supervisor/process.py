@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: How long a process is waited for that is in the midst of execve(2), and between two looks at it.
+#: How long processes are waited for that are in the midst of execve(2), and between two looks at one.
 _EXECVE_S, _SHORTLY_S = 1.0, 0.0005
 
 
@@ -119,7 +119,8 @@ def carrying(mark: tuple[str, str]) -> list[int]:
     """
     wanted = f"{mark[0]}={mark[1]}".encode()
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if pid != os.getpid() and wanted in _environment(pid)]
+    until_s = time.monotonic() + _EXECVE_S
+    return [pid for pid in pids if pid != os.getpid() and wanted in _environment(pid, until_s)]
 
 
 def descends(pid: int, ancestor: int) -> bool:
@@ -133,13 +134,12 @@ def descends(pid: int, ancestor: int) -> bool:
     return at == ancestor
 
 
-def _environment(pid: int) -> list[bytes]:
+def _environment(pid: int, until_s: float) -> list[bytes]:
     """Return what a process was started with; of one that is just becoming a program, what it comes to.
 
     In the midst of execve(2) a process has memory and no environment yet, to the reader of proc(5): who is
     passed over then is a stray that nobody ends.
     """
-    until_s = time.monotonic() + _EXECVE_S
     with contextlib.suppress(OSError):
         while True:
             text = Path(f"/proc/{pid}/environ").read_bytes()

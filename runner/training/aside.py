@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
-
-_LOOK_S = 1.0
 
 
 class Aside:
@@ -25,6 +24,7 @@ class Aside:
         self._idle = threading.Event()
         self._idle.set()
         self._thread: threading.Thread | None = None
+        self._owner = os.getpid()
 
     @property
     def busy(self) -> bool:
@@ -47,9 +47,8 @@ class Aside:
 
     def settle(self) -> None:
         """Wait until it has done what it was given; in a forked process, where it is not, not at all."""
-        while not self._idle.wait(_LOOK_S):
-            if self._thread is None or not self._thread.is_alive():
-                return
+        if os.getpid() == self._owner:
+            self._idle.wait()
 
     def _work(self) -> None:
         while True:

@@ -83,8 +83,7 @@ class Camera:
             state: what else belongs to it: JSON.
             values: those of the variables; where they are held, it is whole only after `develop`.
         """
-        held = values is Values.HELD
-        film = self._film if held and self._film is not None else self._loaded()
+        film = (self._film if values is Values.HELD else None) or self._loaded()
         arrays = dict(zip(film.names, self._values(film.reader, values), strict=True))
         encoder = Encoder(arrays, "state", _KerasKinds(film.keys, arrays).node)
         listening, self.missed = listeners.capture(
@@ -130,7 +129,8 @@ class Camera:
 
     def known_size(self) -> int | None:
         """Return how many bytes the variables had when they were looked at last; None before that."""
-        return self._film.reader.size if self._film is not None else None
+        film = self._film  # another thread may drop it
+        return film.reader.size if film is not None else None
 
     def size(self) -> int:
         """Return how many bytes the variables have."""
@@ -158,10 +158,10 @@ class Camera:
 
     def _loaded(self) -> _Film:
         """Return the film for the variables that there are now."""
-        tracked = self._collect()
-        if self._film is None or not self._film.fits(tracked):
-            self._film = _Film(tracked)
-        return self._film
+        tracked, film = self._collect(), self._film
+        if film is None or not film.fits(tracked):
+            film = self._film = _Film(tracked)
+        return film
 
     def _keras_layout(self, film: _Film, arrays: dict[str, np.ndarray]) -> Any:
         """Return links and attributes; walked once as long as the variables stay the same ones."""

@@ -7,13 +7,14 @@ only grow where `refuse` has been called before: the kernel allows none to (RLIM
 What the script reads, lists or asks about is noted as it is then: `changed` tells what is different now.
 
 Limits: code in C that makes, empties, removes or renames a file by itself is not noticed, but for h5py's and
-TensorFlow's own; nor is what such code reads.
+TensorFlow's own; nor is what such code reads, nor that time passes between what the script does and its fit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import resource
 import signal
@@ -92,6 +93,9 @@ class Guard:
 
     def enter(self) -> None:
         """Refuse and note from now on; in the main thread."""
+        for module in ("_posixsubprocess", "_posixshmem"):  # to be stood before, they must be there
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
         self._on = True
         sys.addaudithook(self._hook)
         signal.signal(signal.SIGXFSZ, self._on_growth)

@@ -135,8 +135,6 @@ class Hot:
         """
         if not self.waits:
             return
-        from runner.training import fallback  # it needs NumPy, which the script imports
-
         worker.restoring, why = True, None  # what is trained now is nobody's own loop
         try:
             why = warm_up()
@@ -151,21 +149,26 @@ class Hot:
         self.waits = False
         self._guard.leave()
         self._waiting.take_over(*orders, settle=self._show, told=self._environ)
-        self._go_on(worker)
-        os.environ.pop(launch.KEEPER, None)
-        worker.find_saved()
-        if worker.saved is None and not worker.launch.paths.fit(0).exists():
-            self._waiting.begin_anew("there is nothing to resume")
-        if fallback.has_begun(worker):
-            self._waiting.begin_anew("the job is resumed at the beginning of an epoch only")
+        try:
+            self._go_on(worker)
+        except Exception as error:  # noqa: BLE001 - here it would be the script's to catch, which is in its fit
+            self._waiting.begin_anew(repr(error))
 
     def _go_on(self, worker: Worker) -> None:
         """Be the worker of the attempt, and tell what was held back."""
+        from runner.training import fallback  # it needs NumPy, which the script imports
+
         held = worker.facts.facts if isinstance(worker.facts, Held) else []
         orders, phase = launch.load(), worker.progress.values["phase"]
         worker.launch = orders
         worker.facts = Facts(orders.attempt_paths.facts)
         worker.progress = Progress(orders.paths.progress, orders.attempt)
+        worker.find_saved()
+        if worker.saved is None and not worker.launch.paths.fit(0).exists():
+            self._waiting.begin_anew("there is nothing to resume")
+        if fallback.has_begun(worker):
+            self._waiting.begin_anew("the job is resumed at the beginning of an epoch only")
+        os.environ.pop(launch.KEEPER, None)
         worker.begin()
         for fact in held:
             worker.facts.append(fact)

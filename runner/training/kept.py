@@ -54,6 +54,7 @@ class KeptSaver(Saver):
         self._shelf = shelf
         self._aside = Aside("snapshots", self._not_developed)
         self._may_hold = True
+        self._held_due = False  # what another thread copies is for the disk as well
         self._again = False  # what was held for the disk turned out to be of no use
         self._lent: Slots | None = None  # a slot is open for the snapshot or best model that is being taken
         self._disk_due = False
@@ -82,14 +83,18 @@ class KeptSaver(Saver):
 
     def due(self, step: int, steps_per_epoch: int | None, epoch_ended: bool) -> bool:
         """Tell whether to take a snapshot, for the memory or for the disk as well."""
-        if self._aside.busy:  # never two at once
-            if not epoch_ended:
+        if self._aside.busy and self._held_due:
+            if self._auto and not epoch_ended:
                 return False
             self._aside.settle()
         if self._again:
-            self._again, self._disk_due = False, True
+            self._disk_due = True
             return True
         self._disk_due = super().due(step, steps_per_epoch, epoch_ended)
+        if self._aside.busy:  # never two at once
+            if not self._disk_due:
+                return False
+            self._aside.settle()
         if self._disk_due:
             # A moment later it costs no memory of the worker's own, untouched yet.
             self._disk_due = epoch_ended or not self._shelf.preparing
@@ -122,6 +127,7 @@ class KeptSaver(Saver):
 
     def hurry(self) -> None:
         """Do without the keeper soon, where it hangs; see `Saver`."""
+        self._aside.settle()
         self._shelf.hurry(leaving=True)
 
     def left_best(self) -> Snapshot | None:
@@ -145,13 +151,19 @@ class KeptSaver(Saver):
 
     def submit(self, snapshot: Snapshot, stall_s: float, develop: Develop | None = None) -> None:
         """Keep a snapshot in memory; have it written where that is due."""
-        self._snapshot_step = snapshot.step
-        due = self._disk_due
+        self._snapshot_step, due = snapshot.step, self._disk_due
+        self._aside.settle()
+        self._again = False
         if develop is None:
-            self._aside.settle()
             self._keep(snapshot, stall_s, due)
-        else:
-            self._aside.begin(functools.partial(self._develop, snapshot, stall_s, due, develop))
+            return
+        self._held_due = due
+        task = functools.partial(self._develop, snapshot, stall_s, due, develop)
+        try:
+            self._aside.begin(task)
+        except RuntimeError as error:  # there is no thread to be had
+            self._not_developed(error)
+            task()
 
     def _develop(self, snapshot: Snapshot, stall_s: float, due: bool, develop: Develop) -> None:
         """Be the other thread: copy what is held."""

@@ -22,6 +22,7 @@ import json
 import math
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -41,6 +42,8 @@ from runner.training.launch import KEEPER, SPARE
 #: In the environment: why this process, which has begun anew, is not to be hot.
 _COLD = "RUNNER_SPARE_COLD"
 _REASON_MAX = 500
+#: What changes files without Python's knowing, and is looked after in its functions (`guard`).
+_UNGUARDED = frozenset({"keras", "tensorflow", "h5py"})
 #: What must be free to begin, as nobody knows what is needed; and later, not to end.
 _FREE_BYTES = 2 << 30
 _LEAST_BYTES = 512 << 20
@@ -92,6 +95,8 @@ class Waiting:
         """
         self._channel = channel
         self._environ = dict(os.environ)
+        self._mask = os.umask(0)
+        os.umask(self._mask)
         self._plan = json.loads(JobPaths(Path(os.environ["RUNNER_STATE"])).spare.launch.read_bytes())
         self._cold = cold or (hindrance(self._environ) if self._plan["spare"] == "hot" else "")
         self.entropy = Entropy(int(self._plan["seed"]))
@@ -117,6 +122,8 @@ class Waiting:
             self._left = self._import_all()
         except OSError as error:
             raise UnfitError(str(error)) from error
+        if self._plan["spare"] == "hot" and not self._cold and not _UNGUARDED.isdisjoint(self._left):
+            self._cold = "the script imports what can be guarded only once it is there"
         if self._plan["spare"] == "hot" and not self._cold:
             # Most attempts that take over have a checkpoint by then; else all is begun anew.
             told = {name: str(self._plan["env"][name]) for name in ("RUNNER_ATTEMPT", "RUNNER_RESUME")}
@@ -304,8 +311,15 @@ class Waiting:
         self._exec({SPARE: str(self._channel.fileno()), _COLD: reason[:_REASON_MAX].replace("\0", "")})
 
     def _exec(self, more: dict[str, str]) -> NoReturn:
-        argv = [str(word) for word in self._plan["argv"]]
-        os.execvpe(argv[0], argv, {**self._environ, **more})
+        """Become a new process, in which nothing is left of what the script may have set for this one."""
+        try:
+            os.chdir(self._plan["cwd"])
+            os.umask(self._mask)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            argv = [str(word) for word in self._plan["argv"]]
+            os.execvpe(argv[0], argv, {**self._environ, **more})
+        finally:
+            os._exit(1)  # it must not go on in the script
 
     def leave(self, reason: str, *, again: bool) -> NoReturn:
         """End, and say why, and whether another one may do better."""

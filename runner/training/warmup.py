@@ -10,12 +10,12 @@ that runs Python code. Not even traced is one whose data Python code makes: Kera
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from runner.training import capture, chance
+from runner.training import capture, chance, reach
 from runner.training.capture import Camera
 from runner.training.datasets import PYTHON_OPS, operations_of_step
 from runner.training.decode import Decoder
@@ -36,6 +36,10 @@ _PLAIN = frozenset(
         *("RngReadAndSkip", "StatefulUniform", "StatefulUniformFullInt", "StatefulStandardNormalV2"),
         *("StatefulTruncatedNormal", "OptionalFromValue", "OptionalGetValue", "OptionalNone"),
     }
+)
+#: What callbacks do before the first step is traced, which may be in what is traced.
+_BEFORE = frozenset(
+    {"set_model", "set_params", "on_train_begin", "on_epoch_begin", "on_train_batch_begin", "on_batch_begin"}
 )
 _PLAIN_STARTS = ("ResourceApply", "ResourceSparseApply", "ResourceScatter")
 
@@ -84,7 +88,10 @@ class Warmup:
             pass
         finally:
             self._now = False
-        why = self._try(model)
+        try:
+            why = self._try(model)
+        finally:
+            self._iterator = None  # it has a copy of the data
         chance.restore(Decoder(trace[1]), trace[0], self._entropy)
         return why
 
@@ -99,6 +106,8 @@ class Warmup:
         if any(chance.used_since(before, self._entropy)):
             raise RuntimeError("it draws chance while it is traced")
         held = list(traced.graph.variables)
+        if not _handles(traced.captured_inputs, tf.resource) <= {id(one.handle) for one in held}:
+            return "its step has state that is no variable, and is traced only"
         own = sorted({one for one in map(_kind, operations_of_step(step)) if _has_state(one)})
         if own:
             return f"its step has {own[0]}, and is traced only"
@@ -140,6 +149,9 @@ def _hindrance(model: Any, arguments: Mapping[str, Any]) -> str:
     plain = np.ndarray | tf.Tensor | tf.data.Dataset
     if not all(isinstance(one, plain) for one in tf.nest.flatten(data)):
         return "its data are made by Python code"
+    callbacks = arguments.get("callbacks") or []
+    if any(map(_acts_first, tf.nest.flatten(getattr(callbacks, "callbacks", callbacks)))):
+        return "a callback of the script's acts before its first step"
     if getattr(model, "_distribute_strategy", None) is not None:
         return "it is distributed"
     if type(model).make_train_function is not TensorFlowTrainer.make_train_function:
@@ -147,6 +159,18 @@ def _hindrance(model: Any, arguments: Mapping[str, Any]) -> str:
     if not model.compiled:
         return "it is not compiled"
     return "it runs eagerly" if model.run_eagerly else ""
+
+
+def _handles(captured: Iterable[Any], resource: Any) -> set[int]:
+    """Return the resources that a function has captured."""
+    return {id(one) for one in captured if one.dtype == resource}
+
+
+def _acts_first(callback: Any) -> bool:
+    """Tell whether code that is not Keras's runs in a callback before the step would be traced."""
+    given = {name for name, value in vars(callback).items() if callable(value) and name in _BEFORE}
+    kinds = [kind for kind in type(callback).__mro__ if not reach.is_of_keras(kind) and kind is not object]
+    return bool(given) or any(_BEFORE & vars(kind).keys() for kind in kinds)
 
 
 def _kind(operation: Any) -> str:

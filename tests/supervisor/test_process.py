@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ def test_a_process_is_found_at_whatever_moment(tmp_path: Path) -> None:
     mark = ("RUNNER_STATE", str(tmp_path))
     with subprocess.Popen([script], env=dict([mark])) as child:
         try:
-            looks = [process._environment(child.pid) for _ in range(LOOKS)]
+            looks = [process._environment(child.pid, math.inf) for _ in range(LOOKS)]
             assert process.carrying(mark) == [child.pid]
         finally:
             child.kill()

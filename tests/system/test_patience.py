@@ -108,7 +108,7 @@ def submit_training(site: Site) -> None:
     staged.mkdir()
     (staged / "train.py").write_text(SLEEP + TRAINING)
     (staged / "job.toml").write_text(
-        f'args = ["{STEP_S}"]\n[limits]\nhang = "{LIMIT_S + 1:g}s"\n[resources]\ncpus = 0.1\n'
+        f'args = ["{STEP_S}"]\n[limits]\nhang = "{LIMIT_S + 15:g}s"\n[resources]\ncpus = 0.1\n'
         '[env]\nCUDA_VISIBLE_DEVICES = ""\n'
     )
     (staged / ".submitted.json").write_text('{"version": 1, "source": null}')

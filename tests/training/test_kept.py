@@ -22,7 +22,7 @@ import pytest
 
 import runner
 from runner.core.best import Best
-from runner.core.spec import CheckpointSpec, Mode
+from runner.core.spec import CadenceUnit, CheckpointSpec, Every, Mode
 from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
@@ -886,6 +886,7 @@ def test_a_held_snapshot_that_is_of_no_use_is_taken_again_at_once(bench: Bench) 
     keep_held(bench, small(8), lambda _: False, due=True)
     bench.saver._aside.settle()
     assert bench.saver.due(9, None, False), "the disk was to have it"
+    assert bench.saver.due(9, None, False), "for as long as none was taken: this may be no safe point"
     save(bench, small(9))
     assert bench.steps() == [9]
 
@@ -896,6 +897,38 @@ def test_where_holding_fails_snapshots_are_copied_from_then_on(bench: Bench) -> 
     assert bench.saver.due(8, None, False)
     assert not bench.saver.holds(1)
     assert "ZeroDivisionError" in bench.told[-1]["message"]
+
+
+def test_without_a_thread_what_is_held_is_copied_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        keep_held(bench, small(7), lambda _: True, due=False)
+    assert [slot.step for slot in bench.slots().newest(Kind.SNAPSHOT)] == [7]
+    assert not bench.saver.holds(1)
+
+
+def test_checkpoints_that_are_due_by_steps_do_not_slip(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, every=Every(CadenceUnit.STEPS, 5))
+    assert not bench.saver.due(1, None, False)
+    go = threading.Event()
+    keep_held(bench, small(4), lambda _: go.wait(30), due=False)
+    threading.Timer(0.05, go.set).start()
+    assert bench.saver.due(5, None, False)
+    assert not bench.saver._aside.busy
+    bench.beside.process.kill()
+
+
+def test_who_leaves_waits_for_what_is_being_copied(bench: Bench) -> None:
+    go = threading.Event()
+    keep_held(bench, small(7), lambda _: go.wait(30), due=False)
+    threading.Timer(0.05, go.set).start()
+    bench.saver.hurry()
+    assert [slot.step for slot in bench.slots().newest(Kind.SNAPSHOT)] == [7]
 
 
 def test_nothing_that_is_held_is_forgotten_by_who_comes_after_it(bench: Bench) -> None:
