@@ -61,6 +61,7 @@ class KeptSaver(Saver):
         self._snapshot_at = 0.0  # before that none is taken
         self._snapshot_step = 0
         self._paid_until = -math.inf  # the training time up to then has paid for the snapshots so far
+        self._spent = 0.0, 0.0  # on the last one: training waited, another thread worked
         self._looked_s = 0.0  # what looking has taken since the last one
 
     def latest(self) -> tuple[Path | None, Snapshot] | None:
@@ -190,16 +191,17 @@ class KeptSaver(Saver):
         taken_s = beside_s()
         if not taken_s:
             stall_s += self._clock() - began
-        self._pay(began, stall_s + taken_s)
+        self._pay(began, stall_s, taken_s)
         if due:
             super().submit(snapshot, stall_s)
 
-    def _pay(self, began: float, spent_s: float) -> None:
-        """Find out when the next snapshot may be taken, after one that took so long."""
-        # The first finds out what stays the same, and says nothing of the next.
-        spent_s = 0.0 if self._paid_until == -math.inf else self._looked_s + spent_s
-        share = SHORT_SHARE if spent_s <= SHORT_S else SHARE
-        paid_until = max(self._paid_until, began - FREE_S / SHARE) + spent_s / share
+    def _pay(self, began: float, stall_s: float, beside_s: float) -> None:
+        """Find out when the next snapshot may be taken, after one that took so long, here and elsewhere."""
+        # One slow moment says nothing of the next: the first finds out what stays, any may be disturbed.
+        spent = self._looked_s + stall_s, beside_s
+        (stall_s, beside_s), self._spent = map(min, spent, self._spent), spent
+        share = SHORT_SHARE if stall_s <= SHORT_S else SHARE
+        paid_until = max(self._paid_until, began - FREE_S / SHARE) + (stall_s + beside_s) / share
         self._paid_until = min(paid_until, began + INTERVAL_S_MAX)
         self._looked_s = 0.0
         self._snapshot_at = max(began + INTERVAL_S_MIN, self._paid_until)
