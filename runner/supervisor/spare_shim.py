@@ -56,6 +56,11 @@ def load_shim() -> Any:
 shim: Any = load_shim()
 
 
+def open_log(folder: str) -> int:
+    """Open the log of an attempt, to be handed to a process; return the descriptor."""
+    return os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+
 class Waiting:
     """The worker that waits, and who waits for it."""
 
@@ -167,9 +172,7 @@ class Waiting:
         confine: Callable[[], None],
     ) -> int:
         """Let the worker go on as the attempt's; return its pid, or that of another in its stead."""
-        log = os.open(
-            os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
-        )
+        log = open_log(folder)
         try:
             for number in (1, 2):
                 os.dup2(log, number)
@@ -199,7 +202,7 @@ class Waiting:
         """Let the keeper that waits be the attempt's; return its pid, or that of another in its stead."""
         channel, self.to_keeper = self.to_keeper, None
         if channel is not None and self.keeper:
-            log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            log = open_log(folder)
             orders = {"environ": {name: launch["env"][name] for name in FOR_EACH}}
             try:
                 with channel:

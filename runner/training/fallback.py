@@ -11,7 +11,7 @@ import functools
 import inspect
 from typing import Any
 
-from runner.training import doubts, finished
+from runner.training import doubts, finished, raised
 from runner.training.epochwise import KIND, EpochFit, Script, refuse
 from runner.training.worker import Worker
 
@@ -50,7 +50,8 @@ def arrange(worker: Worker, keras: Any, why: str) -> None:
         script.fitting = True
         try:
             running = _look_at(script, self, number, signature, *args, **kwargs)
-            return running.run(original) if running is not None else original(self, *args, **kwargs)
+            with raised.noticed(worker):
+                return running.run(original) if running is not None else original(self, *args, **kwargs)
         finally:
             script.fitting = False
 

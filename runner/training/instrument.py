@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from runner.training import imports, ownloops, places
+from runner.training import imports, ownloops, places, raised
 from runner.training.worker import Worker
 
 
@@ -252,13 +252,12 @@ def _patch_fit(worker: Worker) -> None:
     def fit(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         if worker.fit is not None or worker.looping:
             return original(self, *args, **kwargs)  # a fit inside a fit or a loop belongs to the outer's step
+        arguments = _arguments(signature, self, *args, **kwargs)
         if worker.hot is not None:
-            bound = _arguments(signature, self, *args, **kwargs)
-            worker.hot.stand_by(worker, functools.partial(worker.hot.warmup.run, original, self, bound))
+            worker.hot.stand_by(worker, functools.partial(worker.hot.warmup.run, original, self, arguments))
         number = worker.fits
         worker.fits += 1
         done = finished.load(worker, number)
-        arguments = _arguments(signature, self, *args, **kwargs)
         if done is not None and finished.still_holds(worker, number, done, arguments):
             worker.restoring = True
             try:
@@ -273,8 +272,9 @@ def _patch_fit(worker: Worker) -> None:
         running = kind(worker, self, number, saved if mine else None, arguments)
         worker.fit = running
         try:
-            history = original(self, *args, **kwargs)
-            running.finish()
+            with raised.noticed(worker):
+                history = original(self, *args, **kwargs)
+                running.finish()
         finally:
             worker.fit = None
             running.close()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.training.worker import Worker
 
 #: Phases before training: what fails there fails as the script starts.
 _STARTING = {"import", "build", "trace"}
@@ -28,6 +33,20 @@ def describe(error: BaseException, folder: Path, phase: str, step: int) -> dict[
         "step": step,
         "started": phase not in _STARTING,
     }
+
+
+@contextlib.contextmanager
+def noticed(worker: Worker) -> Iterator[None]:
+    """Notice an exception that leaves the block, a fit: if the script catches it, what follows is its own.
+
+    That may take as long as it likes; no step is waited for.
+    """
+    try:
+        yield
+    except BaseException:
+        if worker.progress.values["phase"] not in _STARTING:
+            worker.phase("after")
+        raise
 
 
 def _where(error: BaseException, folder: Path) -> list[str]:

@@ -107,6 +107,7 @@ def submit_training(site: Site) -> None:
     staged = site.home.jobs / ".trains.tmp"
     staged.mkdir()
     (staged / "train.py").write_text(SLEEP + TRAINING)
+    # Keras itself takes seconds to end, on a busy machine, and that counts: a limit of the user's own is one.
     (staged / "job.toml").write_text(
         f'args = ["{STEP_S}"]\n[limits]\nhang = "{LIMIT_S + 15:g}s"\n[resources]\ncpus = 0.1\n'
         '[env]\nCUDA_VISIBLE_DEVICES = ""\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ if os.environ.get("TROUBLE") == "exit":
     sys.exit(9)
 history = model.fit(x, x[:, :1], batch_size=10, epochs=3, verbose=0, callbacks=[Trouble()])
 print("RESULT", float(model.optimizer.learning_rate), history.history["loss"], flush=True)
+"""
+#: Around a script that raises.
+CAUGHT = """
+except ValueError:
+    from runner.training import worker
+    print("RESULT", worker.current().progress.values["phase"], flush=True)
 """
 RETREAT = {"before": None, "learning_rate": 1.0, "reason": "the same failure followed twice"}
 
@@ -76,6 +83,16 @@ def test_the_same_failure_is_left_behind_from_an_older_checkpoint(tmp_path: Path
     assert aside["reason"] == RETREAT["reason"]
     checkpoint.verify(rough.paths.dir / aside["to"])
     assert result(third) == result(calm)
+
+
+def test_what_a_script_does_after_it_has_caught_an_exception_is_its_own(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    """No step is waited for then, which would be called a hang."""
+    caught = f"try:\n{textwrap.indent(SCRIPT, '    ')}\n{CAUGHT}"
+    here = Job(tmp_path, "train.py", text=caught, nursery=nursery)
+    ended = here.run(env={"TROUBLE": "bug"}, every=("steps", 3))
+    assert result(ended) == "RESULT after"
 
 
 def test_where_nothing_is_older_the_newest_is_kept(tmp_path: Path, nursery: Nursery) -> None:
