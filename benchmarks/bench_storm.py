@@ -7,9 +7,9 @@ killed by SIGKILL every eight seconds until it ends:
 - restart + BackupAndRestore: a loop that starts the script again at once, which keeps itself by Keras's
   callback, after each epoch as it does by default, or every hundred steps.
 
-Goodput: what the undisturbed training takes from its first step to its last, in parts of what this one took;
-where it does not end within two and a half times that, in parts of the steps that it came to. Exact: the
-weights are, bit for bit, those of the undisturbed training.
+Goodput: what the undisturbed training takes from its first step to its last (the mean of one before and one
+after), in parts of what this one took; where it does not end within two and a half times that, in parts of
+the steps that it came to. Exact: the weights are, bit for bit, those of the undisturbed training.
 
 Usage: python benchmarks/bench_storm.py [--epochs N] [--every S] [ROW ...]
 """
@@ -115,8 +115,8 @@ class Storm:
         return kills
 
 
-def undisturbed(root: Path, epochs: int) -> Storm:
-    storm = Storm(root / "undisturbed")
+def undisturbed(folder: Path, epochs: int) -> Storm:
+    storm = Storm(folder)
     argv = [sys.executable, "train.py", str(epochs)]
     subprocess.run(argv, cwd=storm.folder, check=True, stderr=subprocess.DEVNULL)
     return storm
@@ -174,18 +174,21 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", choices=[[], *rows], help="all by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        plain = undisturbed(root, options.epochs)
-        whole_s, steps = plain.took_s(), plain.seen()[0]
-        print(f"undisturbed: {steps} steps in {whole_s:.1f} s, an epoch in {whole_s / options.epochs:.1f} s")
-        print(f"{'':16}{'goodput':>9}{'kills':>7}{'seconds':>9}  ended", flush=True)
-        for name in options.rows or rows:
-            storm, kills = rows[name](root, options.epochs, options.every, PATIENCE * whole_s)
-            took_s = storm.took_s() if storm.digest() else PATIENCE * whole_s
-            share = whole_s / took_s * storm.seen()[0] / steps
+        plain = undisturbed(Path(folder) / "undisturbed", options.epochs)
+        steps = plain.seen()[0]
+        print(f"undisturbed: {steps} steps, {options.epochs} epochs")
+        print(f"{'':16}{'goodput':>9}{'kills':>7}{'seconds':>9}{'undisturbed':>13}  ended", flush=True)
+        for place, name in enumerate(options.rows or rows):
+            root = Path(folder) / str(place)
+            until_s = PATIENCE * plain.took_s()
+            storm, kills = rows[name](root, options.epochs, options.every, until_s)
+            took_s = storm.took_s() if storm.digest() else until_s
             exact = "exact" if storm.digest() == plain.digest() else "not exact"
             ended = exact if storm.digest() else f"not: at step {storm.seen()[0]}"
-            print(f"{name:16}{share:9.2f}{kills:7}{took_s:9.1f}  {ended}", flush=True)
+            after = undisturbed(root / "undisturbed", options.epochs)
+            whole_s = (plain.took_s() + after.took_s()) / 2
+            plain, share = after, whole_s / took_s * storm.seen()[0] / steps
+            print(f"{name:16}{share:9.2f}{kills:7}{took_s:9.1f}{whole_s:13.1f}  {ended}", flush=True)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
             return replace(job, checkpoint=None) if gone else job
         case "best":
             return replace(job, best=_best(fact))
+        case "fit-finished" if "size_bytes" in fact:  # its end is kept
+            return replace(job, checkpoint_at=now)
         case kind:
             take_in = _OTHERS.get(str(kind))
             return take_in(job, fact) if take_in is not None else job

@@ -309,18 +309,20 @@ class EpochFit:
     def _lose(self) -> None:
         self._script.lost = self._script.lost or f"fit {self._number}, before it, is not kept"
 
-    def _save_finished(self, spend: Callable[[int], None]) -> None:
+    def _save_finished(self) -> int | None:
         worker = self._worker
         self._fixed["finished"] = {"params": {}}
         try:
             worker.saver.flush()
             path = finished.path_of(worker, self._number)
             path.parent.mkdir(parents=True, exist_ok=True)
-            spend(checkpoint.write(path, self._take(self._arguments["epochs"]), created=now_text()))
+            size = checkpoint.write(path, self._take(self._arguments["epochs"]), created=now_text())
             worker.saver.outdate()
         except (OSError, StorageError, ValueError) as error:
             self._lose()
             worker.facts("save-failed", path=finished.name(worker, self._number), reason=str(error))
+            return None
+        return size
 
     def _restore_finished(self) -> Any:
         """Return the History of a fit that is over, all being put back; None where it is to be trained."""

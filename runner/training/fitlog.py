@@ -120,22 +120,24 @@ class FitLog:
 
         worker.say(worker.fit_best.consider(epoch, worker.step, metrics, portrait, save_whole))
 
-    def finish(self, keep: Callable[[Callable[[int], None]], None] | None, *, needed: bool = False) -> None:
+    def finish(self, keep: Callable[[], int | None] | None, *, needed: bool = False) -> None:
         """Say that the fit is over.
 
         Args:
-            keep: saves the end, and tells the function that it is given how many bytes that took; None where
-                there is nothing to keep.
+            keep: saves the end; returns how many bytes that took, None where it could not. None where there
+                is nothing to keep.
             needed: later fits can be resumed only where this one's end is kept, whatever that takes.
         """
         worker = self._worker
         worker.phase("save")
+        size = None
         if needed or worker.ends.allowed(self._number):
             with worker.ends.spending() as spend:
                 worker.flush_best()
-                if keep is not None:
-                    keep(spend)
-        worker.facts("fit-finished", fit=self._number)
+                size = keep() if keep is not None else None
+                spend(size or 0)
+        kept = {"size_bytes": size} if size is not None else {}
+        worker.facts("fit-finished", fit=self._number, **kept)
         worker.progress.set(step=worker.step)
         worker.phase("after", tell=True)
         worker.progress.write()

@@ -496,12 +496,14 @@ class Fit:
         self.close()
         self._log.finish(self._save_finished if self._trained and not self._log.broken else None)
 
-    def _save_finished(self, spend: Callable[[int], None]) -> None:
+    def _save_finished(self) -> int | None:
         worker = self.worker
         self.done = 0
         try:
             worker.saver.flush()
-            spend(finished.save(worker, self.number, self.take(), self.iterator))
+            size = finished.save(worker, self.number, self.take(), self.iterator)
             worker.saver.outdate()
         except Exception as error:  # noqa: BLE001 - the fit is done; without this file it is done again
             worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))
+            return None
+        return size

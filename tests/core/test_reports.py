@@ -37,6 +37,13 @@ def test_a_checkpoint() -> None:
     assert job.durable_step == 100
 
 
+def test_the_end_of_a_fit_is_saved_work_where_it_is_kept() -> None:
+    later, kept = at(90).iso, {"event": "fit-finished", "fit": 0, "size_bytes": 10}
+    job = after(CHECKPOINT)
+    assert apply_facts(job, [kept], later).checkpoint_at == later
+    assert apply_facts(job, [{"event": "fit-finished", "fit": 0}], later).checkpoint_at == NOW
+
+
 def test_the_best() -> None:
     assert after(BEST).best == BestRef("best/b.h5", 80, 1, "val_loss", 0.25)
     assert after(BEST, {**BEST, "value": 2, "step": 3}).best == BestRef("best/b.h5", 3, 1, "val_loss", 2.0)
