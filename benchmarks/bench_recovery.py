@@ -7,17 +7,22 @@ A Keras script notes each step in a shared page. Once it has trained for a while
 - supervisord, systemd (RestartSec=0) and torchrun, where they are there: the script then keeps itself by
   Keras's BackupAndRestore, after each epoch.
 
+What does not train again within a minute is stuck: a kill in the midst of BackupAndRestore's writing leaves a
+backup that cannot be read. It is counted, the backup is removed as a person would, and it goes on.
+
 Beside the seconds: processor time that the new process has spent from the script's first line to that step,
 which other load on the machine does not change much. What has taken over has imported before; a hot one has
 spent most of that before, too.
 
-Usage: python benchmarks/bench_recovery.py [--quick] [--rounds N] [--supervisord PATH] [--torchrun PATH]
+Usage: python benchmarks/bench_recovery.py [--quick] [--rounds N] [--only ROW] [--supervisord PATH]
+    [--torchrun PATH]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import mmap
 import os
 import shutil
@@ -40,6 +45,7 @@ T = TypeVar("T")
 PAGE = struct.Struct("=qqddd")
 #: After its first step a process trains so long before it is killed: something is saved by then.
 TRAINS_S = 5.0
+STUCK_S = 60.0
 SCRIPT = """
 import time
 begun_s = time.process_time()
@@ -98,14 +104,14 @@ class Bench:
         with (folder / "page").open("r+b") as file:
             self._page = mmap.mmap(file.fileno(), PAGE.size)
 
-    def first_step(self, not_pid: int) -> tuple[int, float, float]:
+    def first_step(self, not_pid: int, timeout_s: float = 600.0) -> tuple[int, float, float]:
         """Wait for a step of another process; return its pid, when its first was, and what that took."""
 
         def found() -> tuple[int, float, float] | None:
             step, pid, first_s, spent_s, _ = PAGE.unpack(self._page[: PAGE.size])
             return (pid, first_s, spent_s) if step and pid != not_pid else None
 
-        return wait_for(found)
+        return wait_for(found, timeout_s)
 
     def kills(self, rounds: int, ready: Callable[[int], object] = bool) -> list[tuple[float, float]]:
         """Kill again and again; return seconds to the next step, and processor seconds of the script."""
@@ -116,8 +122,13 @@ class Bench:
             wait_for(lambda pid=pid: ready(pid))
             killed_s = time.monotonic()
             os.kill(pid, signal.SIGKILL)
-            pid, first_s, spent_s = self.first_step(pid)
-            took.append((first_s - killed_s, spent_s))
+            with contextlib.suppress(TimeoutError):
+                pid, first_s, spent_s = self.first_step(pid, STUCK_S)
+                took.append((first_s - killed_s, spent_s))
+                continue
+            took.append((math.inf, math.nan))
+            shutil.rmtree(self.folder / "backup", ignore_errors=True)
+            pid, _, _ = self.first_step(pid)
         return took
 
 
@@ -126,7 +137,7 @@ def wait_for(what: Callable[[], T | None], timeout_s: float = 600.0) -> T:
     deadline = time.monotonic() + timeout_s
     while not (found := what()):
         if time.monotonic() > deadline:
-            raise SystemExit("it never came")
+            raise TimeoutError("it never came")
         time.sleep(0.005)
     return found
 
@@ -211,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="three rounds of each")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only", action="append", metavar="ROW", help="rows that begin so")
     parser.add_argument("--supervisord", default=shutil.which("supervisord"))
     parser.add_argument("--torchrun", default=shutil.which("torchrun"))
     options = parser.parse_args()
@@ -231,12 +243,16 @@ def main() -> None:
             ways["torchrun"] = lambda: torchrun(root, rounds, options.torchrun)
         print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors")
         print(f"SIGKILL to the next completed step, {rounds} rounds (seconds); then processor seconds")
-        print(f"{'':28}{'median':>9}{'min':>9}{'max':>9}{'script':>9}", flush=True)
+        print(f"{'':28}{'median':>9}{'min':>9}{'max':>9}{'script':>9}{'stuck':>7}", flush=True)
         for name, measure in ways.items():
+            if options.only and not name.startswith(tuple(options.only)):
+                continue
             took = measure()
-            seconds, spent = [one for one, _ in took], statistics.median(one for _, one in took)
+            seconds = [one for one, _ in took]
+            spent = statistics.median([one for _, one in took if not math.isnan(one)] or [math.nan])
+            stuck = sum(map(math.isinf, seconds))
             line = f"{statistics.median(seconds):9.2f}{min(seconds):9.2f}{max(seconds):9.2f}{spent:9.2f}"
-            print(f"{name:28}{line}", flush=True)
+            print(f"{name:28}{line}{stuck:7}", flush=True)
 
 
 if __name__ == "__main__":

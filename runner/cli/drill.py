@@ -77,7 +77,7 @@ def command(
         raise UsageError(f"--home {home}: no such folder")
     load_spec(folder)
     chosen = _choose(kills, faults)
-    lab = Lab(folder, home, hangs="hang" in chosen, spoils="nan" in chosen)
+    lab = Lab(folder, home, hangs="hang" in chosen, spoils="nan" in chosen, clock="clock" in chosen)
     held = False
     try:
         lab.start()

@@ -33,6 +33,7 @@ _HANG_S_MAX = 60.0
 _FULL_S_MAX = 10.0
 _SPARE_BYTES = 256 * 1024
 _DIES_S_MAX = 20.0
+_DAY_S = 86_400
 _SLOW_S = 5.0
 _NO_KEEPER = "it has no keeper: it is a command"
 
@@ -210,6 +211,23 @@ def _stop(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     hit.note = "the attempt went on" if hit.held else "the attempt did not survive it"
 
 
+def _clock(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
+    if not lab.has_clock():
+        raise NotStruckError("it needs libfaketime; install Debian's package libfaketime")
+    struck = _announce(lab, hit, "the supervisor's clock is set a day forth, two days back, and right again")
+    try:
+        for offset_s in (_DAY_S, -_DAY_S):
+            lab.set_clock(offset_s)
+            _until(lab, lambda: facts.is_settled(lab.look(name)), _STOPPED_S)
+    finally:
+        lab.set_clock(0)
+    if job["step"]:
+        _trains_on(lab, name, hit, job, struck)
+    else:
+        hit.held = lab.look(name)["attempt"] == job["attempt"]
+        hit.note = "the attempt went on" if hit.held else "the attempt did not survive it"
+
+
 def _hang(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     """Let the worker's main thread wait forever, which only the lab's hook in a Python program can do."""
     limit_s = load_spec(lab.source).limits.hang_s
@@ -293,6 +311,7 @@ FAULTS: dict[str, Strike] = {
     "torn": _torn,
     "disk": _disk,
     "slow-disk": _slow,
+    "clock": _clock,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,9 @@ from runner.storage.layout import Home
 _SEED = 20_260_101
 _UP_S = 20.0
 _END_S = 15.0
+#: Where libfaketime is, as distributions and its own Makefile install it.
+_FAKETIME = ("lib/*/faketime", "lib64/faketime", "lib/faketime", "local/lib/*/faketime", "local/lib/faketime")
+_FAKETIME_FILE = "libfaketimeMT.so.1"
 #: The lab's limit for a job that has none of its own, where it shall be made to hang.
 HANG_S = 20.0
 #: Makes the main thread of a Python program in the lab wait forever; no program of ours uses it.
@@ -60,7 +64,13 @@ class Lab:
     """A temporary home with its own daemon."""
 
     def __init__(
-        self, source: Path, parent: Path | None = None, *, hangs: bool = False, spoils: bool = False
+        self,
+        source: Path,
+        parent: Path | None = None,
+        *,
+        hangs: bool = False,
+        spoils: bool = False,
+        clock: bool = False,
     ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="runner-drill-", dir=parent and parent.absolute()))
         self.home = Home(self.root / "home")
@@ -80,7 +90,33 @@ class Lab:
             _give(self.source / FILE, "limits", 'nan = "rollback"')
             if spec.limits.nan_learning_rate == LimitsSpec.nan_learning_rate:
                 _give(self.source / FILE, "limits", "nan_learning_rate = 1.0")
-        self._environ = _with_hook(self.root / "hook") if hangs or spoils else None
+        self._environ = dict(os.environ)
+        if hangs or spoils:
+            self._environ |= _hooked(self.root / "hook")
+        preload = _faketime() if clock else None
+        if preload is not None:
+            if "LD_PRELOAD" not in spec.env:  # the job has the true time
+                _give(
+                    self.source / FILE, "env", f"LD_PRELOAD = {json.dumps(os.environ.get('LD_PRELOAD', ''))}"
+                )
+            self.set_clock(0)
+            self._environ |= _clocked(self._clock, preload)
+
+    @property
+    def _clock(self) -> Path:
+        return self.root / "clock"
+
+    def set_clock(self, offset_s: int) -> None:
+        """Set the daemon's clock so many seconds off the true time; the monotonic one goes on."""
+        staged = self._clock.with_suffix(".tmp")
+        staged.write_text(f"{offset_s:+d}s\n")
+        staged.rename(self._clock)
+
+    def has_clock(self) -> bool:
+        """Tell whether the daemon has a clock of its own."""
+        with contextlib.suppress(OSError):
+            return _FAKETIME_FILE in Path(f"/proc/{self.daemon_pid}/maps").read_text()
+        return False
 
     @property
     def daemon_pid(self) -> int:
@@ -159,9 +195,22 @@ def _give(toml: Path, table: str, line: str) -> None:
     toml.write_text("\n".join(lines) + "\n")
 
 
-def _with_hook(folder: Path) -> dict[str, str]:
-    """Return an environment in which every Python program obeys `HANG_SIGNAL` and `NAN_SIGNAL`."""
+def _hooked(folder: Path) -> dict[str, str]:
+    """Return what makes every Python program obey `HANG_SIGNAL` and `NAN_SIGNAL`."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_HOOK)
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def _faketime() -> Path | None:
+    """Return where libfaketime is; None where it is not."""
+    return next(
+        (path for place in _FAKETIME for path in Path("/usr").glob(f"{place}/{_FAKETIME_FILE}")), None
+    )
+
+
+def _clocked(said: Path, preload: Path) -> dict[str, str]:
+    """Return what gives a program the clock that a file says, and leaves it what else counts time."""
+    alone = ("FAKETIME_NO_CACHE", "DONT_FAKE_MONOTONIC", "FAKETIME_DONT_FAKE_MONOTONIC", "NO_FAKE_STAT")
+    preloads = ":".join([str(preload), *filter(None, [os.environ.get("LD_PRELOAD")])])
+    return {"LD_PRELOAD": preloads, "FAKETIME_TIMESTAMP_FILE": str(said), **dict.fromkeys(alone, "1")}

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from runner.cli import drill as drilling
 from runner.cli import lab, sameness
 from runner.settings import load_spec
-from runner.storage import checkpoint
+from runner.storage import checkpoint, eventlog
 from runner.storage.layout import Home
 from tests.cli.conftest import ENVIRON, wait_for
 
@@ -110,6 +111,41 @@ def test_a_worker_that_really_hangs_is_found_out(tmp_path):
     assert (hit["held"], hit["note"]) == (True, "it was found out"), hit
     assert report["disturbed"]["restarts"] == 1
     assert done.returncode == 0, report
+
+
+needs_faketime = pytest.mark.skipif(lab._faketime() is None, reason="needs Debian's package libfaketime")
+
+
+@needs_faketime
+def test_a_clock_that_is_set_disturbs_no_job(runner, tmp_path):
+    folder = runner.folder("count", "600", "0.02")
+    done = drill(folder, "--faults", "clock", "--json", "--home", str(tmp_path))
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, report
+    (hit,) = report["faults"]
+    assert (hit["held"], hit["note"]) == (True, "training went on")
+    assert report["disturbed"]["restarts"] == 0
+
+
+@needs_faketime
+def test_only_the_supervisors_clock_is_set(runner, tmp_path):
+    folder = runner.folder("dates", command=["date", "-u", "+%Y-%m-%d"])
+    place = lab.Lab(folder, tmp_path, clock=True)
+    try:
+        place.start()
+        assert place.has_clock()
+        today = datetime.now(UTC)
+        for days, name in ((1, "forth"), (-1, "back"), (0, "right")):
+            place.set_clock(days * 86400)
+            place.submit(name)
+            wait_for(lambda name=name: place.look(name)["state"] == "succeeded", name)
+            (first, *_) = eventlog.read(place.home.job(name).events)
+            off = datetime.fromisoformat(first["time"]) - today
+            assert round(off / timedelta(days=1)) == days
+            told = place.home.job(name).attempt(1).log.read_text().strip()
+            assert told in {f"{one:%Y-%m-%d}" for one in (today, datetime.now(UTC))}
+    finally:
+        place.close(keep=False)
 
 
 def test_a_command_cannot_be_made_to_hang(runner, tmp_path):

@@ -30,6 +30,9 @@ def main() -> int:
         "--control", action="store_true", help="with a resume that forgets its place in the data"
     )
     parser.add_argument("--forked", action="store_true", help="start lives by forking: faster, less true")
+    parser.add_argument(
+        "--hot", action="store_true", help="under a supervisor, each kill with a hot spare there"
+    )
     parser.add_argument("--list", action="store_true", help="print the variants' names, and play nothing")
     asked = parser.parse_args()
     chosen = [one for one in variants() if not asked.only or one.name.startswith(tuple(asked.only))]
@@ -38,7 +41,7 @@ def main() -> int:
         return 0
     seed = secrets.randbelow(10**6) if asked.seed is None else asked.seed
     folder = Path(tempfile.mkdtemp(prefix="matrix-"))
-    rules = Rules(folder, seed, asked.kills, asked.control, asked.forked)
+    rules = Rules(folder, seed, asked.kills, asked.control, asked.forked, asked.hot)
     print(f"{len(chosen)} variants, {asked.kills} kills each, seed {seed}", flush=True)
     began = time.monotonic()
     verdicts = play_all(chosen, rules, asked.jobs)
@@ -70,6 +73,9 @@ def summary(verdicts: list[Verdict], took_s: float) -> str:
     kinds = Counter(one.kind for one in verdicts)
     moments = Counter(moment for one in verdicts for moment in one.deaths)
     told = ", ".join(f"{moment} {count}" for moment, count in sorted(moments.items()))
+    spares = Counter(spare for one in verdicts for spare in one.spares)
+    if spares:
+        told += f"; spares: {', '.join(f'{count} {kind}' for kind, count in spares.items())}"
     failed = sum(bool(one.faults) for one in verdicts)
     return (
         f"{len(verdicts)} variants: {', '.join(f'{count} {kind}' for kind, count in kinds.items())};"

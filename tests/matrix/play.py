@@ -10,28 +10,15 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.matrix.registry import FOLDER, Variant
+from tests.matrix.game import Game, HotGame
+from tests.matrix.registry import Variant
 from tests.training.harness import Attempt, Job
 from tests.training.nursery import Nursery
-
-_STAGE = Path(__file__).with_name("stage.py")
-#: Makes the resume forget where it was in the data; goes before the script.
-_FORGETFUL = """
-from pathlib import Path
-source = Path(BOOTSTRAP).read_text().replace('    main()\\n', '')
-__file__ = BOOTSTRAP
-exec(compile(source, BOOTSTRAP, 'exec'))
-from runner.training import position
-original = position.Position.go_to
-position.Position.go_to = lambda self, iterators, drawn, states: original(self, 1, 0, states)
-main()
-"""
 
 
 @dataclass
@@ -42,6 +29,7 @@ class Verdict:
     faults: list[str] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)  #: the moments at which it was killed
     resumed: list[int] = field(default_factory=list)  #: the steps that its fits went on from
+    spares: list[str] = field(default_factory=list)  #: what took over
     reason: str = ""  #: what it was classified as
 
     @property
@@ -54,7 +42,8 @@ class Verdict:
     def __str__(self) -> str:
         deaths = f"{len(self.deaths)} kills: {', '.join(self.deaths)}"
         steps = ", ".join(map(str, self.resumed)) or "no step"
-        line = f"{self.kind:9}  {self.variant.name:34} {deaths}; resumed at {steps}"
+        spares = f"; spares: {', '.join(self.spares)}" if self.spares else ""
+        line = f"{self.kind:9}  {self.variant.name:34} {deaths}; resumed at {steps}{spares}"
         return "\n".join(
             [f"{'FAILED' if self.faults else 'ok':6}  {line}", *(f"  {one}" for one in self.faults)]
         )
@@ -69,6 +58,7 @@ class Rules:
     kills: int = 3
     forgetful: bool = False  #: the negative control
     forked: bool = False  #: lives begin with TensorFlow imported already
+    hot: bool = False  #: lives but the first are prepared by hot spares
 
 
 def play(variants: list[Variant], rules: Rules, label: str) -> Iterator[Verdict]:
@@ -90,16 +80,16 @@ def play(variants: list[Variant], rules: Rules, label: str) -> Iterator[Verdict]
 def _play_once(variants: list[Variant], rules: Rules, label: str, nursery: Nursery | None) -> list[Verdict]:
     """Return verdicts up to the first variant at which the script fails."""
     chance = random.Random(f"{rules.seed}/{[one.name for one in variants]}")
-    calm = _Game(rules.folder / f"{label}-undisturbed", variants, rules, nursery)
+    calm = _game(f"{label}-undisturbed", variants, rules, nursery)
     lived = calm.live({}, every=("steps", 3))
     expected = _told(lived)
     plan = {name: _draw(one["moments"], rules, chance) for name, one in expected.items()}
-    game = _Game(rules.folder / f"{label}-killed", variants, rules, nursery)
+    game = _game(f"{label}-killed", variants, rules, nursery)
     found: dict[str, Any] = {}
     if lived.code == 0:
         lived = game.live(plan, every=("steps", chance.choice([1, 1, 2, 3])))
         found = _told(lived)
-    verdicts = []
+    verdicts, lives = [], 1
     for one in variants:
         verdict = Verdict(one)
         if one.name not in found:
@@ -108,6 +98,11 @@ def _play_once(variants: list[Variant], rules: Rules, label: str, nursery: Nurse
         verdict.deaths = [death["kind"] for death in plan[one.name]][: game.deaths_of(one)]
         verdict.faults += _differences(one, expected[one.name], found[one.name])
         _judge(verdict, game, _fits(found, one.name), rules)
+        if rules.hot:
+            after = range(lives + 1, lives + 1 + len(verdict.deaths))
+            lives += len(verdict.deaths)
+            verdict.spares = [game.spare_of(number) for number in after]
+            verdict.faults += ["no spare took over"] if "none" in verdict.spares else []
         verdicts.append(verdict)
     if not any(one.faults for one in verdicts):
         shutil.rmtree(calm.root)
@@ -115,50 +110,23 @@ def _play_once(variants: list[Variant], rules: Rules, label: str, nursery: Nurse
     return verdicts
 
 
-class _Game(Job):
-    """One job that trains several variants."""
-
-    def __init__(self, root: Path, variants: list[Variant], rules: Rules, nursery: Nursery | None):
-        self.root = root
-        self.words = [one.name for one in variants]
-        script = variants[0].script
-        super().__init__(root, script, text=(FOLDER / script).read_text(), nursery=nursery)
-        shutil.copy(_STAGE, self.folder)
-        if variants[0].seeded:
-            self.words.append("--seeded")
-        if rules.forgetful:
-            forgetful = root / "forgetful.py"
-            forgetful.write_text(_FORGETFUL.replace("BOOTSTRAP", repr(str(self.bootstrap))))
-            self.bootstrap = forgetful
-
-    def live(self, plan: dict[str, list[dict[str, Any]]], every: tuple[str, float]) -> Attempt:
-        """Live again and again, until a life ends by itself."""
-        (self.folder / "plan.json").write_text(json.dumps(plan))
-        for _ in range(sum(map(len, plan.values())) + 1):
-            attempt = self.run(*self.words, every=every)
-            if attempt.code != -signal.SIGKILL:
-                break
-        return attempt
-
-    def deaths_of(self, variant: Variant) -> int:
-        """Return how often it has died."""
-        path = self.folder / f"lived-{variant.name}"
-        return len(path.read_text()) if path.exists() else 0
-
-    def facts_by_fit(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the facts of all lives, each with the fit that it is of."""
-        for number in range(1, self.attempt + 1):
-            fit = -1
-            for fact in self.facts(number):
-                fit = fact.get("fit", fit)
-                yield fit, fact
+def _game(label: str, variants: list[Variant], rules: Rules, nursery: Nursery | None) -> Game:
+    """Make a job, of the kind that is asked for."""
+    game = (
+        HotGame(rules.folder / label, variants)
+        if rules.hot
+        else Game(rules.folder / label, variants, nursery)
+    )
+    if rules.forgetful:
+        game.forget()
+    return game
 
 
 def _draw(moments: list[str], rules: Rules, chance: random.Random) -> list[dict[str, Any]]:
     """Draw deaths in the order in which they come; one of them so late that there is something to resume."""
     late = [i for i, moment in enumerate(moments) if moment == "train" and 3 * i >= len(moments)]
     deaths = [{"kind": "train", "at": chance.choice(late), "dying_s": 0.1}]
-    kinds = ["train"] if rules.forgetful else sorted({*moments, "save", "after"})
+    kinds = ["train"] if rules.forgetful or rules.hot else sorted({*moments, "save", "after"})
     for kind in chance.choices(kinds, k=rules.kills - 1):
         # It dies at the beginning of the next fit, be it one that is resumed.
         stands_for = {"save": ("train",), "start": moments}.get(kind, (kind,))
@@ -193,7 +161,7 @@ def _differences(variant: Variant, expected: dict[str, Any], found: dict[str, An
         yield f"its moments differ: {' '.join(expected['moments'])} became {' '.join(found['moments'])}"
 
 
-def _judge(verdict: Verdict, game: _Game, fits: range, rules: Rules) -> None:
+def _judge(verdict: Verdict, game: Game, fits: range, rules: Rules) -> None:
     """Add what is wrong with how a variant was classified and reported."""
     facts = [(fact["event"], fact) for fit, fact in game.facts_by_fit() if fit in fits]
     reasons = [fact["reason"] for event, fact in facts if event == "classified" and not fact["exact"]]
