@@ -92,7 +92,7 @@ class HotGame(Game):
             f'entry = "{self.script}"\nargs = {json.dumps(words)}\n'
             f'[restart]\nspare = "{"hot" if plan else "none"}"\nbackoff = "10ms..20ms"\nbudget = 1000\n'
             f'[checkpoint]\nevery = "{every[1]:g} {every[0]}"\n'
-            "[resources]\ncpus = 0\nthreads = 1\n[seed]\nvalue = 1234\n"
+            "[resources]\ncpus = 1\n[seed]\nvalue = 1234\n"
             '[env]\nTF_CPP_MIN_LOG_LEVEL = "3"\nCUDA_VISIBLE_DEVICES = ""\n'
         )
         (self.folder / ".submitted.json").write_text('{"version": 1, "source": null}')
@@ -107,6 +107,7 @@ class HotGame(Game):
                 daemon.terminate()
         attempt = Attempt(self)
         self.attempt, attempt.code = settled.attempt, 0 if settled.state is State.SUCCEEDED else 1
+        assert settled.attempt, settled.reason
         attempt.output = self.paths.attempt(self.attempt).log.read_text()
         attempt.errors = f"{settled.reason}\n{attempt.output}"
         return attempt

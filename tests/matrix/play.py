@@ -101,7 +101,8 @@ def _play_once(variants: list[Variant], rules: Rules, label: str, nursery: Nurse
         if rules.hot:
             after = range(lives + 1, lives + 1 + len(verdict.deaths))
             lives += len(verdict.deaths)
-            verdict.spares = [game.spare_of(number) for number in after]
+            # Where nothing was saved yet, none is wanted.
+            verdict.spares = [game.spare_of(number) for number in after if game.facts_of("resumed", number)]
             verdict.faults += ["no spare took over"] if "none" in verdict.spares else []
         verdicts.append(verdict)
     if not any(one.faults for one in verdicts):

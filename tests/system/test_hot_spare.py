@@ -54,6 +54,37 @@ def once_more(value):
 
 class Tells""",
 )
+#: A loop of its own, by the API.
+LOOPS = """
+import os, time
+import numpy as np
+import keras, tensorflow as tf
+import runner
+
+x = np.random.default_rng().random((64, 8), "float32")
+model = keras.Sequential([keras.Input((8,)), keras.layers.Dropout(0.3), keras.layers.Dense(3)])
+optimizer = keras.optimizers.Adam()
+optimizer.build(model.trainable_variables)
+
+
+@tf.function
+def step_on(inputs):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(inputs, training=True) ** 2)
+    weights = model.trainable_variables
+    optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
+    return loss
+
+
+losses = []
+run = runner.attach(model=model, optimizer=optimizer)
+for step in run.steps(60):
+    while step == 30 and not os.path.exists("enough"):
+        time.sleep(0.01)
+    losses.append(float(step_on(x[step : step + 4])))
+with open("result", "w") as out:
+    out.write(repr([losses[-1], *(w.tolist() for w in model.get_weights())]))
+"""
 WRITES = FITS.replace("draws = [", 'open("started", "a").write("once\\n")\ndraws = [', 1)
 #: Its second attempt, started as without a spare, writes before its fit what the third one would read.
 PREPARES = FITS.replace(
@@ -178,3 +209,22 @@ def test_what_is_not_as_the_script_has_found_it_makes_it_begin_anew(site: Site) 
     assert started.read_text() == "once\nonce\n"
     assert told(site, "reads", "spare-took-over") == []
     assert "own.py has changed" in site.home.job("reads").attempt(2).log.read_text()
+
+
+def test_a_loop_of_its_own_goes_on(site: Site) -> None:
+    site.start()
+    for name, spare in (("disturbed", "hot"), ("undisturbed", "none")):
+        submit(site, name, toml=EVERY, script=LOOPS, spare=spare)
+    (site.home.folder("undisturbed") / "enough").touch()
+    waiting = waits(site, "disturbed")
+    os.kill(site.identity("disturbed", "worker").pid, signal.SIGKILL)
+    (site.home.folder("disturbed") / "enough").touch()
+    for name in ("disturbed", "undisturbed"):
+        site.wait(name, State.SUCCEEDED, timeout_s=WAIT_S)
+    assert site.identity("disturbed", "worker", 2) == waiting
+    assert [event["hot"] for event in told(site, "disturbed", "spare-took-over")] == [True]
+    resumed = told(site, "disturbed", "resumed")[0]
+    assert resumed["exact"]
+    assert resumed["step"] > 0
+    results = [(site.home.folder(name) / "result").read_text() for name in ("disturbed", "undisturbed")]
+    assert results[0] == results[1]

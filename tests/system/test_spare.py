@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
+
 from runner.core.job import State
 from runner.storage import lock
 from runner.supervisor import process
@@ -28,6 +30,21 @@ if os.environ["RUNNER_ATTEMPT"] == "1":
     stray = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     with open("stray", "w") as out:
         out.write(str(stray.pid))
+"""
+    + COUNTS
+)
+
+LIMIT_BYTES = 1 << 30 | 1 << 29
+#: Takes as much memory as a file says.
+GROWS = (
+    """
+import os, threading, time
+def grow():
+    global held
+    while not os.path.exists("grow"):
+        time.sleep(0.01)
+    held = b"x" * int(open("grow").read())
+threading.Thread(target=grow, daemon=True).start()
 """
     + COUNTS
 )
@@ -152,6 +169,22 @@ def test_a_spare_that_is_of_no_use_costs_nothing(site: Site) -> None:
         assert (pid == str(spares[name].pid)) == (name == "hidden"), name
     assert again["hidden"][2] == str(site.home.folder("hidden") / "numpy.py")
     assert not any(process.is_alive(spares[name]) for name in names if name != "hidden")
+
+
+def test_it_counts_as_memory_of_its_job_and_goes_first(site: Site) -> None:
+    site.start()
+    submit(site, "count", toml=f"[limits]\nmemory = {LIMIT_BYTES}\n", script=GROWS)
+    spare, worker = waits(site, "count"), site.identity("count", "worker")
+    alone, beside = (psutil.Process(one.pid).memory_info().rss for one in (worker, spare))
+    staged = site.home.folder("count") / ".grow"
+    staged.write_text(str(LIMIT_BYTES - alone - beside // 2))
+    staged.rename(staged.with_name("grow"))
+    wait_for(lambda: "spare-dropped" in site.kinds("count"), "it to be dropped")
+    dropped = next(event for event in site.events("count") if event["event"] == "spare-dropped")
+    assert dropped["reason"] == "both would be above limits.memory"
+    wait_for(lambda: not process.is_alive(spare), "it to end")
+    assert process.is_alive(worker)
+    assert site.job("count").state is State.RUNNING
 
 
 def test_none_outlives_its_job_or_its_supervisor(site: Site) -> None:
