@@ -20,7 +20,7 @@ from runner.core.spec import LimitsSpec, Nan
 from runner.errors import RunnerError
 from runner.settings import FILE, load_spec
 from runner.settings.text import key_lines
-from runner.storage import lock, requests
+from runner.storage import durable, lock, requests
 from runner.storage.layout import Home
 
 _SEED = 20_260_101
@@ -108,9 +108,7 @@ class Lab:
 
     def set_clock(self, offset_s: int) -> None:
         """Set the daemon's clock so many seconds off the true time; the monotonic one goes on."""
-        staged = self._clock.with_suffix(".tmp")
-        staged.write_text(f"{offset_s:+d}s\n")
-        staged.rename(self._clock)
+        durable.write(self._clock, f"{offset_s:+d}s\n".encode())
 
     def has_clock(self) -> bool:
         """Tell whether the daemon has a clock of its own."""

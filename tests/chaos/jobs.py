@@ -17,6 +17,15 @@ WORKER = Path(__file__).with_name("worker.py")
 TRAINING = Path(__file__).parents[1] / "system" / "storm" / "train.py"
 #: A short backoff; a budget that no campaign spends.
 ENDURING = '[restart]\nbudget = 1000000\nbackoff = "10ms..50ms"\n'
+#: With a package for a spare to import; it says at once that it trains.
+SPARED = """
+import runpy, sys
+import numpy
+from runner.training import worker
+worker.current().phase("train")
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 #: Several at once on any machine.
 SMALL = '[resources]\ncpus = 0.1\n[limits]\nhang = "10m"\n'
 
@@ -43,6 +52,7 @@ class Plan:
     deeds: tuple[str, ...] = ()  #: of worker.py; none: it trains with Keras
     toml: str = ENDURING
     through_shell: bool = False  #: the worker is a shell, its child does the deeds
+    spared: bool = False  #: the deeds are done by a script of Python, which may have a spare
     asks: str = ""  #: what people ask of it while it runs: verbs
 
     @property
@@ -55,7 +65,10 @@ class Plan:
         staged = home.jobs / f".{self.name}.tmp"
         staged.mkdir()
         toml = self.toml
-        if self.deeds:
+        if self.spared:
+            (staged / "train.py").write_text(SPARED)
+            toml = f"args = {json.dumps(self._words(ledgers))}\n{toml}{SMALL}"
+        elif self.deeds:
             toml = f"command = {json.dumps(self._command(ledgers))}\n{toml}{SMALL}"
         else:
             shutil.copy(TRAINING, staged / "train.py")
@@ -63,8 +76,11 @@ class Plan:
         (staged / ".submitted.json").write_text('{"version": 1, "source": null}')
         staged.rename(home.folder(self.name))
 
+    def _words(self, ledgers: Path) -> list[str]:
+        return [str(WORKER), str(ledgers / self.name), *self.deeds]
+
     def _command(self, ledgers: Path) -> list[str]:
-        command = [sys.executable, "-I", "-S", str(WORKER), str(ledgers / self.name), *self.deeds]
+        command = [sys.executable, "-I", "-S", *self._words(ledgers)]
         # With something after it, so that the shell stays.
         return ["/bin/sh", "-c", f"{shlex.join(command)}; exit $?"] if self.through_shell else command
 
@@ -90,15 +106,24 @@ def counting(name: str, target: int, pause_s: float, *more: str, shell: bool = F
     return Plan(name, counted(target), deeds, through_shell=shell, asks=asks)
 
 
+def spared(name: str, target: int, pause_s: float) -> Plan:
+    """Return a job that counts, and has a spare."""
+    return Plan(name, counted(target), (f"count:{target}:{pause_s}",), with_spare("warm"), spared=True)
+
+
+def with_spare(kind: str) -> str:
+    return f'{ENDURING}spare = "{kind}"\n'
+
+
 def failing(name: str, code: int, count: int, toml: str = ENDURING) -> Plan:
     """Return a job that fails for good with this code, when it has counted so far."""
     return Plan(name, failed(code), (f"count:{count}:0.01", f"exit:{code}"), toml)
 
 
-def training(name: str, epochs: int, pause_s: float, result: str | None) -> Plan:
+def training(name: str, epochs: int, pause_s: float, result: str | None, spare: str = "none") -> Plan:
     """Return a real training; `result` is what an undisturbed one has left."""
     toml = (
-        f'args = ["{epochs}", "{pause_s}"]\n{ENDURING}[seed]\nvalue = 7\n[checkpoint]\nevery = "1s"\n'
-        '[resources]\ncpus = 0.5\n[env]\nCUDA_VISIBLE_DEVICES = ""\n'
+        f'args = ["{epochs}", "{pause_s}"]\n{with_spare(spare)}[seed]\nvalue = 7\n'
+        '[checkpoint]\nevery = "1s"\n[resources]\ncpus = 0.5\n[env]\nCUDA_VISIBLE_DEVICES = ""\n'
     )
     return Plan(name, Ending(State.SUCCEEDED, 0, result=result), toml=toml)

@@ -165,6 +165,7 @@ def relayed(number: int, log: Events, paths: JobPaths) -> Iterator[str]:
     """Each fact is in the events once, in its place."""
     told = [(e["event"], e["step"]) for e in log if e["attempt"] == number and e["event"] in REPORTED]
     facts, _ = eventlog.read_from(paths.attempt(number).facts, 0, size_max=1 << 24)
+    facts = [fact for fact in facts if fact["event"] in REPORTED]
     if told != [(fact["event"], fact["step"]) for fact in facts]:
         yield f"attempt {number}: {len(facts)} facts were reported, {len(told)} are in the events: {told}"
 

@@ -1,8 +1,8 @@
 """Part 2: random faults over a stream of jobs; every job ends as it should, exactly.
 
-Workers, their children and keepers, shims and the supervisor are killed, stopped and continued, or told to
-end, at random moments, two at once now and then; the supervisor is started again as systemd does. When the
-faults are done, all jobs are let run to their ends, and the home is judged (`judge`).
+Workers, their children, keepers and spares, shims and the supervisor are killed, stopped and continued, or
+told to end, at random moments, two at once now and then; the supervisor is started again as systemd does.
+When the faults are done, all jobs are let run to their ends, and the home is judged (`judge`).
 
 A seed repeats what is drawn, not the moments at which real processes meet it.
 """
@@ -28,7 +28,7 @@ from runner.storage import records, requests
 from runner.storage.layout import Home
 from runner.supervisor import process
 from runner.supervisor.attempts import read_identity
-from tests.chaos.jobs import CANCELLED, ENDURING, Plan, counting, failing, training
+from tests.chaos.jobs import CANCELLED, ENDURING, Plan, counting, failing, spared, training
 from tests.chaos.judge import Struck, judge
 
 Fault: TypeAlias = tuple[str, signal.Signals]
@@ -40,8 +40,11 @@ FAULTS = {
     ("tree", KILL): 6,
     ("shim", KILL): 10, ("shim", STOP): 6, ("shim", TERM): 6,
     ("keeper", KILL): 8, ("keeper", STOP): 4, ("keeper", TERM): 4,
+    ("spare", KILL): 5, ("spare", STOP): 3, ("spare", TERM): 3, ("spare shim", KILL): 3,
     ("supervisor", KILL): 6, ("supervisor", STOP): 2, ("supervisor", TERM): 1, ("supervisor", HUP): 1,
 }  # fmt: skip
+#: What the processes of a spare are called in its folder.
+SPARES = {"spare": "worker", "spare shim": "shim"}
 #: One fault in so many comes together with another one, at the same job.
 TOGETHER = 5
 #: How a supervisor ends: told to, killed, by a signal before it has its handlers, or as there is one still.
@@ -190,10 +193,12 @@ class Campaign:
         if not jobs:
             return False
         job = self.chance.choice(jobs)
+        with_spare = [one for one in jobs if self.home.job(one.name).spare.shim.exists()]
         times = 2 if self.chance.randrange(TOGETHER) == 0 else 1
         faults = self.rules.faults_drawn
         drawn = self.chance.choices(list(faults), list(faults.values()), k=times)
-        return sum(self._do(who, number, job) for who, number in drawn) > 0
+        at = {who: self.chance.choice(with_spare or jobs) if who in SPARES else job for who, _ in drawn}
+        return sum(self._do(who, number, at[who]) for who, number in drawn) > 0
 
     def _do(self, who: str, number: signal.Signals, job: Job) -> bool:
         pidfd = self._find(who, job)
@@ -203,6 +208,9 @@ class Campaign:
             self.struck[job.name].shims.add(job.attempt)
         if who == "worker":
             self.struck[job.name].workers.add(job.attempt)
+        if who in SPARES:  # it may be the next attempt's by now
+            self.struck[job.name].shims |= {job.attempt, job.attempt + 1}
+            self.struck[job.name].workers |= {job.attempt, job.attempt + 1}
         if not send(pidfd, number):
             return False
         self.faults[f"{number.name} {who}"] += 1
@@ -226,6 +234,8 @@ class Campaign:
             )
             identity = process.identify(self.chance.choice(sorted(members))) if members else None
             self.struck[job.name].workers.add(job.attempt)
+        elif who in SPARES:
+            identity = read_identity(paths.spare, SPARES[who])
         else:
             identity = read_identity(paths.attempt(job.attempt), who)
         return process.open_pidfd(identity) if identity is not None else None
@@ -267,6 +277,7 @@ KINDS: list[Callable[[str, float], Plan]] = [
     lambda name, length: counting(name, int(300 * length), 0.01),
     lambda name, length: counting(name, int(200 * length), 0.02, "child"),
     lambda name, length: counting(name, int(200 * length), 0.02, shell=True),
+    lambda name, length: spared(name, int(400 * length), 0.02),
     lambda name, length: counting(name, int(100 * length), 0.03, asks="pause resume"),
     lambda name, length: counting(name, int(150 * length), 0.01, "flaky:2:4"),
     lambda name, length: failing(name, 78, int(100 * length)),
@@ -301,7 +312,10 @@ def strikes(folder: Path, rules: Rules) -> Campaign:
     if rules.trainings:
         (alone := folder / "alone").mkdir()
         result = undisturbed(alone, training("alone", EPOCHS, STEP_S, None))
-        plans = [training(f"training-{n}", EPOCHS, STEP_S, result) for n in range(rules.trainings)]
+        kinds = [("hot", "warm", "none")[n % 3] for n in range(rules.trainings)]
+        plans = [
+            training(f"training-{n}-{kind}", EPOCHS, STEP_S, result, kind) for n, kind in enumerate(kinds)
+        ]
     campaign = Campaign(folder, rules)
     campaign.run(stream(rules.chance, rules.length), plans)
     return campaign
