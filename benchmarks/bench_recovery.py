@@ -212,7 +212,7 @@ def systemd(root: Path, rounds: int) -> list[tuple[float, float]]:
 def torchrun(root: Path, rounds: int, program: str) -> list[tuple[float, float]]:
     """Let torchrun restart it."""
     bench = Bench(root / "torchrun")
-    argv = [program, "--standalone", f"--max-restarts={2 * rounds}", "--monitor-interval=0.1", "train.py"]
+    argv = [program, "--standalone", "--max-restarts=1000000", "--monitor-interval=0.1", "train.py"]
     with running(argv, cwd=bench.folder, env={**os.environ, "KEEP": "1"}):
         return bench.kills(rounds)
 

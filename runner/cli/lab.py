@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +27,8 @@ from runner.storage.layout import Home
 _SEED = 20_260_101
 _UP_S = 20.0
 _END_S = 15.0
-#: Where libfaketime is, as distributions and its own Makefile install it.
-_FAKETIME = ("lib/*/faketime", "lib64/faketime", "lib/faketime", "local/lib/*/faketime", "local/lib/faketime")
+#: Below /usr, where libfaketime is: as Debian, others, and its own Makefile install it.
+_FAKETIME = (f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64", "lib", "local/lib")
 _FAKETIME_FILE = "libfaketimeMT.so.1"
 #: The lab's limit for a job that has none of its own, where it shall be made to hang.
 HANG_S = 20.0
@@ -202,9 +203,8 @@ def _hooked(folder: Path) -> dict[str, str]:
 
 def _faketime() -> Path | None:
     """Return where libfaketime is; None where it is not."""
-    return next(
-        (path for place in _FAKETIME for path in Path("/usr").glob(f"{place}/{_FAKETIME_FILE}")), None
-    )
+    paths = (Path("/usr", place, "faketime", _FAKETIME_FILE) for place in _FAKETIME)
+    return next((path for path in paths if path.exists()), None)
 
 
 def _clocked(said: Path, preload: Path) -> dict[str, str]:

@@ -37,8 +37,7 @@ _PROGRAM = Path(__file__).resolve().with_name("spare_shim.py")
 _CHANNEL_FD = 5
 _RESERVED_FDS = (3, 4)  # for what is handed over
 _MESSAGE_BYTES = 65536
-#: A first attempt that has trained for so long gets a spare, a later one at once: what was killed may be soon
-#: again. Another spare where memory was short, or it was killed.
+#: An attempt that has trained for so long gets a spare; another one where memory was short, or it was killed.
 SETTLE_S = 1.0
 SHORT_S = 60.0
 KILLED_S = 600.0
@@ -146,27 +145,27 @@ class Spares:
         self.dismiss(job.name, why)
 
     def _is_due(self, job: Job) -> bool:
-        """Tell whether it is known what the attempt imports, and a first one has trained for a while."""
+        """Tell whether the attempt has told what it imports, and has then trained for a while."""
         when = self._not_before.get((job.name, job.attempt))
-        if when is None and self._imported(job) is not None:
-            when = time.monotonic() + (SETTLE_S if job.attempt == 1 else 0.0)
-            self._not_before = {key: when for key, when in self._not_before.items() if key[0] != job.name}
-            self._not_before[job.name, job.attempt] = when
-        return when is not None and time.monotonic() >= when
+        if when is not None:
+            return time.monotonic() >= when
+        if self._home.job(job.name).attempt(job.attempt).imported.exists():
+            before = [when for key, when in self._not_before.items() if key[0] == job.name and when < _NEVER]
+            self._forget_times(job.name)
+            # What was short, or killed, is not tried sooner because there is another attempt.
+            self._not_before[job.name, job.attempt] = max([time.monotonic() + SETTLE_S, *before])
+        return False
 
-    def _imported(self, job: Job) -> Path | None:
-        """Return what the attempt has imported, or the one before; None where neither has trained yet."""
-        paths = self._home.job(job.name)
-        told = (paths.attempt(number).imported for number in (job.attempt, job.attempt - 1))
-        return next((path for path in told if path.exists()), None)
+    def _forget_times(self, name: str) -> None:
+        """Forget when the job may have its next spare."""
+        self._not_before = {key: when for key, when in self._not_before.items() if key[0] != name}
 
     def _start(self, job: Job) -> None:
         self._not_before[job.name, job.attempt] = _NEVER
         paths = self._home.job(job.name)
         folder = paths.spare
         plan = launch.launch_plan(self._home, replace(job, attempt=job.attempt + 1))
-        plan["imported"] = str(self._imported(job))
-        plan["trains"] = str(paths.attempt(job.attempt).imported)
+        plan["imported"] = str(paths.attempt(job.attempt).imported)
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
@@ -255,7 +254,7 @@ class Spares:
     def forget(self, name: str) -> None:
         """Let nothing be left of a job that was removed."""
         self.dismiss(name, "")
-        self._not_before = {key: when for key, when in self._not_before.items() if key[0] != name}
+        self._forget_times(name)
 
     def dismiss(self, name: str, why: str) -> None:
         """Let the job's spare end, and record why where that tells anything."""

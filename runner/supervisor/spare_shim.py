@@ -72,6 +72,7 @@ class Waiting:
         for fd in (shim.LOCK_FD, MEMORY_FD, CHANNEL_FD):  # the first two are kept free for what comes
             os.set_inheritable(fd, False)
         self.pending: list[int] = []  # signals that came while a message did
+        self.log = open(os.path.join(folder, "log"), "rb")  # noqa: SIM115 - the next spare has another one
         with open(os.path.join(folder, "launch.json"), "rb") as file:
             launch = json.load(file)
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -158,8 +159,7 @@ class Waiting:
         for number in self.pending:
             os.kill(os.getpid(), number)  # once more, for who looks now
         folder: str = json.loads(message)["folder"]
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self.folder, "shim.json"))
+        self.withdraw()
         return folder
 
     def start(
@@ -227,8 +227,8 @@ class Waiting:
 
     def copy_output(self, log: int) -> None:
         """Put what the worker has printed while it waited into the attempt's log."""
-        with contextlib.suppress(OSError), open(os.path.join(self.folder, "log"), "rb") as file:
-            os.write(log, file.read(OUTPUT_BYTES))
+        with contextlib.suppress(OSError), self.log:
+            os.write(log, self.log.read(OUTPUT_BYTES))
 
     def clear(self) -> None:
         """Kill the worker and all that it has started."""
@@ -244,9 +244,17 @@ class Waiting:
     def end(self) -> None:
         """End: nobody wants us."""
         self.clear()
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self.folder, "shim.json"))
+        self.withdraw()
         os._exit(0)
+
+    def withdraw(self) -> None:
+        """Let nobody find us in the folder of spares, where another one may be by now."""
+        path = os.path.join(self.folder, "shim.json")
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            with open(path, "rb") as file:
+                about = json.load(file)
+            if about["shim"] == shim.lineage.identity(os.getpid()):
+                os.unlink(path)
 
 
 def main() -> None:

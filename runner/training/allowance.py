@@ -47,9 +47,8 @@ class Allowance:
             self._spent_s += time.monotonic() - began
 
     def _spend(self, size: int) -> None:
-        if size:
-            self._last_bytes = size
-            self._bytes = (self._bytes or 0) + size
+        self._last_bytes = size
+        self._bytes = (self._bytes or 0) + size
 
     def allowed(self, number: int) -> bool:
         """Tell whether the end of fit `number` is to be kept; once it is not, no later one is."""

@@ -135,7 +135,8 @@ class FitLog:
             with worker.ends.spending() as spend:
                 worker.flush_best()
                 size = keep() if keep is not None else None
-                spend(size or 0)
+                if size is not None:
+                    spend(size)
         kept = {"size_bytes": size} if size is not None else {}
         worker.facts("fit-finished", fit=self._number, **kept)
         worker.progress.set(step=worker.step)

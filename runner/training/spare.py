@@ -48,7 +48,6 @@ _UNGUARDED = frozenset({"keras", "tensorflow", "h5py"})
 _FREE_BYTES = 2 << 30
 _LEAST_BYTES = 512 << 20
 _LOOK_S = 2.0
-_SOON_S = 0.1
 #: What was looked at when the worker died is not looked at again for so long.
 _LOOKED_S = 2.0
 _MESSAGE_BYTES = 65536
@@ -126,7 +125,6 @@ class Waiting:
         if self._plan["spare"] == "hot" and not self._cold and not _UNGUARDED.isdisjoint(self._left):
             self._cold = "the script imports what can be guarded only once it is there"
         if self._plan["spare"] == "hot" and not self._cold:
-            self._await_training()
             # Most attempts that take over have a checkpoint by then; else all is begun anew.
             told = {name: str(self._plan["env"][name]) for name in ("RUNNER_ATTEMPT", "RUNNER_RESUME")}
             hot = Hot(self, {**told, "RUNNER_RESUME": "1"})
@@ -134,13 +132,6 @@ class Waiting:
             return Stood(self._imported, hot)
         self.take_over(*self.offer(hot=False, why=self._cold))
         return Stood(self._imported, None)
-
-    def _await_training(self) -> None:
-        """Wait until the attempt beside trains: its script may write before what this one would read."""
-        while not Path(self._plan["trains"]).exists():
-            if select.select([self._channel], [], [], _SOON_S)[0]:
-                os._exit(0)  # nothing is ordered before it is offered: its shim has ended
-            self._demand(_LEAST_BYTES)
 
     @property
     def plan_path(self) -> Path:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import time
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from runner.core.job import State
-from runner.supervisor import process
 from tests.system.conftest import Site, wait_for
-from tests.system.spares import FITS, WAIT_S, spare_of, submit, waits
+from tests.system.spares import FITS, WAIT_S, submit, waits
 
 EVERY = '[checkpoint]\nevery = "7 steps"\n'
 #: Has a module of its own, and says when the step is traced.
@@ -86,19 +81,6 @@ with open("result", "w") as out:
     out.write(repr([losses[-1], *(w.tolist() for w in model.get_weights())]))
 """
 WRITES = FITS.replace("draws = [", 'open("started", "a").write("once\\n")\ndraws = [', 1)
-#: Its second attempt, started as without a spare, writes before its fit what the third one would read.
-PREPARES = FITS.replace(
-    "draws = [",
-    """
-attempt = int(os.environ["RUNNER_ATTEMPT"])
-while attempt == 2 and not os.path.exists("go"):
-    time.sleep(0.01)
-if attempt == 2:
-    os.mkdir("prepared")
-assert attempt < 3 or os.path.exists("prepared")
-draws = [""",
-    1,
-)
 READS = FITS.replace("draws = [", 'open("own.py").read()\ndraws = [', 1)
 
 
@@ -110,41 +92,6 @@ def told(site: Site, name: str, event: str) -> list[dict[str, Any]]:
 def ready_of(site: Site, name: str) -> dict[str, Any]:
     """Return the event that tells of a spare that is ready; it comes a moment after that."""
     return wait_for(lambda: told(site, name, "spare-ready"), f"the spare of {name} to be told")[0]
-
-
-def is_idle(pid: int) -> bool:
-    """Tell whether a process does nothing for half a second."""
-    before = psutil.Process(pid).cpu_times()
-    time.sleep(0.5)
-    return psutil.Process(pid).cpu_times() == before
-
-
-def test_one_beside_a_start_imports_meanwhile_and_runs_the_script_only_when_that_trains(site: Site) -> None:
-    site.start()
-    submit(site, "prepares", toml=EVERY, script=PREPARES, spare="hot")
-    first = site.home.job("prepares").attempt(1)
-    wait_for(first.imported.exists, "the first attempt to train", WAIT_S)
-    wait_for(lambda: told(site, "prepares", "checkpoint"), "it to save", WAIT_S)
-    assert spare_of(site, "prepares") is None
-    os.kill(site.identity("prepares", "worker").pid, signal.SIGKILL)
-    wait_for(lambda: told(site, "prepares", "ended"), "that to be seen")
-
-    def imported() -> bool:
-        worker = process.Identity.parse(json.loads(folder.shim.read_bytes())["worker"])
-        return (
-            worker is not None
-            and "h5py" in Path(f"/proc/{worker.pid}/maps").read_text()
-            and is_idle(worker.pid)
-        )
-
-    folder = site.home.job("prepares").spare
-    wait_for(folder.shim.exists, "its shim", WAIT_S)
-    wait_for(imported, "the spare to import", WAIT_S)
-    assert spare_of(site, "prepares") is None, "it waits for the attempt to train"
-    (site.home.folder("prepares") / "go").touch()
-    assert ready_of(site, "prepares")["hot"]
-    (site.home.folder("prepares") / "enough").touch()
-    assert site.wait("prepares", State.SUCCEEDED, timeout_s=WAIT_S).attempt == 2
 
 
 @pytest.mark.parametrize(("script", "fit"), [(TELLS, 0), (TWICE, 1)], ids=["first fit", "second fit"])
