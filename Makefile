@@ -64,7 +64,7 @@ chaos: $(READY) ## kills of the supervisor at each system call, and 500 random f
 patience: $(READY) ## an hour of jobs with uneven steps, stopped for minutes, under a clock that steps: no hang is seen but a real one
 	@PATIENCE_MINUTES=60 $(BIN)/python -m pytest -s tests/system/test_patience.py
 
-matrix: $(READY) ## some 150 small trainings, each killed three times: what is called exact is so, to the bit
+matrix: $(READY) ## some 150 small trainings, each killed three times: what is called exact is so, to the bit (ARGS=--hot: with hot spares)
 	@$(BIN)/python -m tests.matrix $(ARGS)
 
 keras-tests: $(READY) ## Keras's own tests, with the instrumentation and without: the outcomes must be the same

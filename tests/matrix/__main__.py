@@ -35,6 +35,8 @@ def main() -> int:
     )
     parser.add_argument("--list", action="store_true", help="print the variants' names, and play nothing")
     asked = parser.parse_args()
+    if asked.hot and (asked.control or asked.forked):
+        parser.error("--hot goes with neither --control nor --forked: its lives are a supervisor's")
     chosen = [one for one in variants() if not asked.only or one.name.startswith(tuple(asked.only))]
     if asked.list:
         print(*(one.name for one in chosen), sep="\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.job import SETTLED, State
-from runner.storage import records
+from runner.core.job import Job as Record
+from runner.storage import eventlog, records
 from runner.storage.layout import Home
 from tests.matrix.registry import FOLDER, Variant
 from tests.system.conftest import wait_for
@@ -96,23 +98,40 @@ class HotGame(Game):
             '[env]\nTF_CPP_MIN_LOG_LEVEL = "3"\nCUDA_VISIBLE_DEVICES = ""\n'
         )
         (self.folder / ".submitted.json").write_text('{"version": 1, "source": null}')
-        argv = [sys.executable, "-m", "runner.supervisor", "--home", str(self.root)]
+        argv = [
+            sys.executable,
+            "-m",
+            "runner.supervisor",
+            "--home",
+            str(self.root),
+            "--follow",
+            str(os.getpid()),
+        ]
         with (
             (self.root / "daemon.log").open("wb") as log,
             subprocess.Popen(argv, stdout=log, stderr=log) as daemon,
         ):
             try:
-                settled = wait_for(self._settled, f"{self.root} to end", _LIVES_S)
+                ended = wait_for(
+                    lambda: self._settled() or daemon.poll() is not None, str(self.root), _LIVES_S
+                )
             finally:
                 daemon.terminate()
         attempt = Attempt(self)
-        self.attempt, attempt.code = settled.attempt, 0 if settled.state is State.SUCCEEDED else 1
-        assert settled.attempt, settled.reason
-        attempt.output = self.paths.attempt(self.attempt).log.read_text()
-        attempt.errors = f"{settled.reason}\n{attempt.output}"
+        attempt.code, attempt.errors = 1, (self.root / "daemon.log").read_text()
+        if not isinstance(ended, bool) and ended.attempt:
+            self.attempt, attempt.code = ended.attempt, 0 if ended.state is State.SUCCEEDED else 1
+            attempt.output = self.paths.attempt(self.attempt).log.read_text()
+            attempt.errors = f"{ended.reason}\n{attempt.output}"
         return attempt
 
-    def _settled(self) -> Any:
+    def wants_spare(self, number: int) -> bool:
+        """Tell whether something was saved when an attempt began; else there is nothing to hurry to."""
+        events = eventlog.read(self.paths.events)
+        begun = [one for one in events if isinstance(one, dict) and one["event"] == State.RUNNING.value]
+        return bool(begun[number - 1]["step"])
+
+    def _settled(self) -> Record | None:
         record = Home(self.root).job(self.folder.name).record
         job = records.load_job(record) if record.exists() else None
         return job if job is not None and job.state in SETTLED else None

@@ -98,13 +98,14 @@ def _play_once(variants: list[Variant], rules: Rules, label: str, nursery: Nurse
         verdict.deaths = [death["kind"] for death in plan[one.name]][: game.deaths_of(one)]
         verdict.faults += _differences(one, expected[one.name], found[one.name])
         _judge(verdict, game, _fits(found, one.name), rules)
-        if rules.hot:
+        if isinstance(game, HotGame):
             after = range(lives + 1, lives + 1 + len(verdict.deaths))
             lives += len(verdict.deaths)
-            # Where nothing was saved yet, none is wanted.
-            verdict.spares = [game.spare_of(number) for number in after if game.facts_of("resumed", number)]
-            verdict.faults += ["no spare took over"] if "none" in verdict.spares else []
+            verdict.spares = [game.spare_of(number) for number in after if game.wants_spare(number)]
+            verdict.faults += ["no hot spare took over"] if {*verdict.spares} - {"hot"} else []
         verdicts.append(verdict)
+    if isinstance(game, HotGame) and lives != game.attempt:
+        verdicts[-1].faults.append(f"{lives - 1} deaths, and {game.attempt} attempts")
     if not any(one.faults for one in verdicts):
         shutil.rmtree(calm.root)
         shutil.rmtree(game.root)
