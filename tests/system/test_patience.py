@@ -150,7 +150,7 @@ def members(site: Site, names: list[str]) -> list[int]:
     return shims + [pid for mark in marks for pid in process.carrying(mark)]
 
 
-@pytest.mark.timeout(240 + 75 * MINUTES)
+@pytest.mark.timeout(240 + 75 * MINUTES + LEARNED_S * LONG)
 def test_patience(site: Site, clock: Callable[[int], None]) -> None:
     seed = int(os.environ.get("PATIENCE_SEED", random.randrange(10**6)))
     sys.stdout.write(f"seed {seed}\n")
