@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from runner.core.best import SUFFIXES
 from runner.core.exactness import Kind
-from runner.core.job import ACTIVE, SETTLED, Attempt, Job, State, seconds_between
+from runner.core.job import ACTIVE, SETTLED, Attempt, Job, Moment, State, seconds_between
 from runner.core.ledger import causes
 from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage import disk, mirrored, records
@@ -264,22 +265,30 @@ def _goodput(record: dict[str, Any], state: State, attempts: list[dict[str, Any]
     """
     ledger = record.get("ledger") or {}
     parts = {f"{key}_s": float(ledger.get(f"{key}_s") or 0.0) for key in _PARTS}
-    part, since = _present(record, state, attempts)
-    parts[part] = max(0.0, parts[part] + seconds_between(since, datetime.now(UTC).isoformat()))
+    part, spent_s = _present(record, state, attempts)
+    parts[part] = max(0.0, parts[part] + spent_s)
     total = sum(parts.values()) - parts["waiting_s"]
     rounded = {key: round(value, 3) for key, value in parts.items()}
     return {**rounded, "ratio": round(parts["useful_s"] / total, 4) if total > 0 else 1.0}
 
 
-def _present(record: dict[str, Any], state: State, attempts: list[dict[str, Any]]) -> tuple[str, str | None]:
-    """Return what the present time will be booked as, and since when it goes on; None: as nothing."""
+def _present(record: dict[str, Any], state: State, attempts: list[dict[str, Any]]) -> tuple[str, float]:
+    """Return what the present time will be booked as, and how much of it there is, in seconds."""
     if state in ACTIVE:
-        return "useful_s", attempts[-1]["started_at"] if attempts else None
+        return "useful_s", _age_s(attempts[-1]) if attempts else 0.0
+    now = datetime.now(UTC).isoformat()
     if state is State.BACKOFF:
-        return "down_s", record.get("since")
-    queued = state is State.QUEUED
+        return "down_s", seconds_between(record.get("since"), now)
     since = record.get("since") or (None if attempts else record.get("submitted_at"))
-    return "waiting_s", since if queued else None
+    return "waiting_s", seconds_between(since, now) if state is State.QUEUED else 0.0
+
+
+def _age_s(attempt: dict[str, Any]) -> float:
+    from runner.supervisor.process import boot_id
+
+    moment = Moment(datetime.now(UTC).isoformat(), 0.0, time.monotonic(), boot_id())
+    boot, began_s = str(attempt.get("boot") or ""), float(attempt.get("began_s") or 0.0)
+    return Attempt(0, attempt["started_at"], boot=boot, began_s=began_s).age_s(moment)
 
 
 _PARTS = ("useful", "lost", "down", "checkpoint", "waiting")

@@ -86,6 +86,8 @@ class Ended:
 
     `exit_code` and `signal` are the worker's as the shim reaped it; both None when nobody saw the end.
     `asked` tells whether the shim had asked it to stop. `rebooted` tells that the machine went down.
+    `ran_s` is how long they ran, `ended_s` when they ended by the monotonic clock of its boot; None:
+    that is not known, and they ended now.
     """
 
     exit_code: int | None = None
@@ -94,6 +96,8 @@ class Ended:
     rebooted: bool = False
     reason: str = ""
     max_rss_bytes: int | None = None
+    ran_s: float | None = None
+    ended_s: float | None = None
     pace: Mapping[str, float] = field(default_factory=dict)  #: the longest pauses that were seen in it
     kind: Kind = field(default=Sight.ENDED, init=False)
 

@@ -73,10 +73,12 @@ DEATHS = frozenset({Outcome.FAILED, Outcome.CRASHED, Outcome.HUNG, Outcome.OUT_O
 
 @dataclass(frozen=True)
 class Moment:
-    """The outside facts that a decision may use: wall-clock time and one random number in [0, 1)."""
+    """The outside facts that a decision may use: the time by two clocks, and one random number in [0, 1)."""
 
     iso: str
     jitter: float = 0.0
+    clock_s: float = 0.0  #: the monotonic clock, which nobody sets; it means something within its boot alone
+    boot: str = ""  #: id of the machine's boot
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,24 @@ class Attempt:
     reason: str = ""
     max_rss_bytes: int | None = None
     failure: Failure | None = None  #: what ended it, where the worker told
+    boot: str = ""  #: id of the machine's boot that it was started in; "" in older records
+    began_s: float = 0.0  #: when it was started, by that boot's monotonic clock
+    resumed_s: float | None = None  #: so long after its start it had got back to `start_step`
+    saved_s: float | None = None  #: so long after its start something was saved last
+    ran_s: float | None = None  #: how long its processes ran; None: it has not ended, or an older record
+
+    def age_s(self, moment: Moment) -> float:
+        """Seconds since its start; by the wall clock after another boot, and of an older record."""
+        if self.boot and self.boot == moment.boot:
+            return max(0.0, moment.clock_s - self.began_s)
+        return seconds_between(self.started_at, moment.iso)
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that it ran, as `limits.wall` counts them; 0 while it has not ended."""
+        if self.ran_s is None and self.ended_at is not None:
+            return seconds_between(self.started_at, self.ended_at)
+        return self.ran_s or 0.0
 
 
 @dataclass(frozen=True)
@@ -134,7 +154,8 @@ class Ledger:
 
     useful_s: float = 0.0
     lost_s: float = 0.0  #: trained, and not saved before the attempt ended
-    down_s: float = 0.0  #: in backoff, and getting back to where training was
+    #: In backoff, getting back to where training was, and ended without anybody there to see it.
+    down_s: float = 0.0
     checkpoint_s: float = 0.0  #: training stood still for a checkpoint
     waiting_s: float = 0.0  #: in the queue
 

@@ -1,7 +1,8 @@
 """Where a job's time goes: seconds waited in the queue, down, useful and lost, and why it was restarted.
 
 Time is booked when it is over: that of an attempt at its end, that in the queue and in backoff when the job
-leaves them. A queue without a supervisor is a queue too: the record does not tell the two apart.
+leaves them. A queue without a supervisor is a queue too: the record does not tell the two apart. How long an
+attempt took is measured by the monotonic clock, and by its shim, which sees the end whoever else does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from runner.core.events import Ended
 from runner.core.job import Attempt, Job, Ledger, Moment, Outcome, State, seconds_between
 
 
@@ -55,16 +57,46 @@ def so_far(job: Job) -> dict[str, Any]:
     return {"waiting_s": round(job.ledger.waiting_s, 3), "restarts_by_cause": by_cause}
 
 
-def booked(job: Job, attempt: Attempt, outcome: Outcome, moment: Moment) -> tuple[Ledger, float]:
-    """Return the ledger with an attempt that ends now, and how much work it loses, in seconds."""
-    ledger = job.ledger
-    run_s = seconds_between(attempt.started_at, moment.iso)
-    if outcome is Outcome.SUCCEEDED:
-        return replace(ledger, useful_s=ledger.useful_s + run_s), 0.0
-    saved_at = job.checkpoint_at or ""
-    if attempt.start_step > 0 and attempt.resumed_at is None and saved_at < attempt.started_at:
+def booked(
+    job: Job, attempt: Attempt, event: Ended, outcome: Outcome, moment: Moment
+) -> tuple[Ledger, float, float]:
+    """Return the ledger with an attempt that has ended, how much work it loses, and how long it ran, in s.
+
+    What lies between its start and that of its processes, and between their end and now, is down time.
+    """
+    whole_s = attempt.age_s(moment)
+    end_s = _end_s(attempt, event, whole_s)
+    whole_s = max(whole_s, end_s)
+    ran_s = end_s if event.ran_s is None else min(event.ran_s, end_s)
+    resumed_s = _after_start_s(attempt, attempt.resumed_s, attempt.resumed_at)
+    saved_s = _after_start_s(attempt, attempt.saved_s, job.checkpoint_at)
+    early_s = resumed_s or 0.0  # in the ledger as down time already
+    if outcome is not Outcome.SUCCEEDED and attempt.start_step > 0 and resumed_s is None and saved_s is None:
         # It never got back to where the one before had saved: there was no work to lose.
-        return replace(ledger, down_s=ledger.down_s + run_s), 0.0
-    kept_at = max(attempt.started_at, attempt.resumed_at or "", saved_at)
-    lost_s = min(run_s, seconds_between(kept_at, moment.iso))
-    return replace(ledger, useful_s=ledger.useful_s + run_s - lost_s, lost_s=ledger.lost_s + lost_s), lost_s
+        trained_s = lost_s = 0.0
+    else:
+        from_s = min(end_s, max(early_s, end_s - ran_s))
+        trained_s = end_s - from_s
+        kept_s = end_s if outcome is Outcome.SUCCEEDED else max(from_s, saved_s or 0.0)
+        lost_s = max(0.0, end_s - kept_s)
+    ledger = replace(
+        job.ledger,
+        useful_s=job.ledger.useful_s + trained_s - lost_s + early_s,
+        lost_s=job.ledger.lost_s + lost_s,
+        down_s=job.ledger.down_s + whole_s - trained_s - early_s,
+    )
+    return ledger, lost_s, ran_s
+
+
+def _end_s(attempt: Attempt, event: Ended, whole_s: float) -> float:
+    """Return how long after the attempt's start its processes ended; it may have been found out far later."""
+    if event.ended_s is not None and attempt.boot:
+        return max(0.0, event.ended_s - attempt.began_s)
+    return whole_s if event.ran_s is None else min(whole_s, event.ran_s)
+
+
+def _after_start_s(attempt: Attempt, known_s: float | None, at: str | None) -> float | None:
+    """Return how long after the attempt's start something was; None: not in it. Older records have dates."""
+    if known_s is not None or attempt.boot or at is None or at < attempt.started_at:
+        return known_s
+    return seconds_between(attempt.started_at, at)

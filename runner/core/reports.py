@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.core.exactness import Kind, text
 from runner.core.failure import Failure
-from runner.core.job import BestRef, CheckpointRef, Classified, Job, seconds_between
+from runner.core.job import BestRef, CheckpointRef, Classified, Job, Moment
 
 #: The kinds of facts a worker reports; an event log names anything else a "note", so that no worker can
 #: write there that its job succeeded.
@@ -28,37 +28,38 @@ _REPLAY_S_MAX = 1e9
 _TEXT_MAX, _FRAMES_MAX = 300, 3
 
 
-def apply_facts(job: Job, facts: Iterable[Mapping[str, Any]], now: str) -> Job:
+def apply_facts(job: Job, facts: Iterable[Mapping[str, Any]], moment: Moment) -> Job:
     """Return the record with `facts` taken in; a fact of a kind or shape not known here changes nothing."""
     for fact in facts:
         try:
-            job = _apply(job, fact, now)
+            job = _apply(job, fact, moment)
         except (KeyError, TypeError, ValueError, OverflowError):
             continue
     return job
 
 
-def _apply(job: Job, fact: Mapping[str, Any], now: str) -> Job:
+def _apply(job: Job, fact: Mapping[str, Any], moment: Moment) -> Job:
     match fact.get("event"):
         case "checkpoint":
-            since_start_s = seconds_between(job.current.started_at, now) if job.current else 0.0
+            since_start_s = job.current.age_s(moment) if job.current else 0.0
             stall_s = min(max(0.0, float(fact.get("stall_s", 0.0))), since_start_s)
             ledger = job.ledger
             ledger = replace(
                 ledger, checkpoint_s=ledger.checkpoint_s + stall_s, useful_s=ledger.useful_s - stall_s
             )
-            return replace(job, checkpoint=_checkpoint(fact), checkpoint_at=now, ledger=ledger, retreat=None)
+            job = replace(job, checkpoint=_checkpoint(fact), ledger=ledger, retreat=None)
+            return _saved(job, moment)
         case "resumed":
             if fact["path"] is not None:  # else from memory: the disk has an older one
                 job = replace(job, checkpoint=_checkpoint(fact))
-            return _resumed(_replayed(job, fact), _count(fact["step"]), now)
+            return _resumed(_replayed(job, fact), _count(fact["step"]), moment)
         case "quarantined":
             gone = job.checkpoint is not None and job.checkpoint.path == fact["path"]
             return replace(job, checkpoint=None) if gone else job
         case "best":
             return replace(job, best=_best(fact))
         case "fit-finished" if "size_bytes" in fact:  # its end is kept
-            return replace(job, checkpoint_at=now)
+            return _saved(job, moment)
         case kind:
             take_in = _OTHERS.get(str(kind))
             return take_in(job, fact) if take_in is not None else job
@@ -91,14 +92,23 @@ def _missed(job: Job, fact: Mapping[str, Any]) -> Job:
     return replace(job, classified=replace(before, missed=(*before.missed, missed)[:_MISSED_MAX]))
 
 
-def _resumed(job: Job, step: int, now: str) -> Job:
+def _saved(job: Job, moment: Moment) -> Job:
+    """Take in that what was trained up to now is kept."""
+    attempt = job.current
+    if attempt is not None:
+        job = job.with_attempt(replace(attempt, saved_s=attempt.age_s(moment)))
+    return replace(job, checkpoint_at=moment.iso)
+
+
+def _resumed(job: Job, step: int, moment: Moment) -> Job:
     """Take in that the attempt trains again: what it took to get there was down time, not useful."""
     attempt = job.current
     if attempt is None or attempt.resumed_at:
         return job
-    down_s = seconds_between(attempt.started_at, now)
+    down_s = attempt.age_s(moment)
     ledger = replace(job.ledger, down_s=job.ledger.down_s + down_s, useful_s=job.ledger.useful_s - down_s)
-    return replace(job.with_attempt(replace(attempt, start_step=step, resumed_at=now)), ledger=ledger)
+    attempt = replace(attempt, start_step=step, resumed_at=moment.iso, resumed_s=down_s)
+    return replace(job.with_attempt(attempt), ledger=ledger)
 
 
 def _restored(job: Job, fact: Mapping[str, Any]) -> Job:

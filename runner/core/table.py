@@ -114,8 +114,9 @@ def _start(job: Job, moment: Moment, admitted: Admitted | None = None) -> Decisi
     previous = job.current
     gpus = admitted.gpus if admitted else previous.gpus if previous else None
     job = restarted(passed(job, moment.iso))
+    clock: dict[str, Any] = {"boot": moment.boot, "began_s": moment.clock_s}
     job = replace(
-        job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step, gpus=gpus)),
+        job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step, gpus=gpus, **clock)),
         attempt=number,
         goal=Goal.RUN,
         asked=None,
@@ -151,7 +152,7 @@ def _resume(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
 
 
 def _reported(job: Job, event: Reported, moment: Moment) -> Decision:
-    job = apply_facts(job, event.facts, moment.iso)
+    job = apply_facts(job, event.facts, moment)
     for fact in event.facts:
         kind = str(fact.get("event"))
         job = publish(job, moment, kind if kind in FACTS else "note", **fact)
@@ -192,7 +193,7 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
     attempt = job.current
     if attempt is None:
         return job
-    ledger, lost_s = booked(job, attempt, outcome, moment)
+    ledger, lost_s, ran_s = booked(job, attempt, event, outcome, moment)
     ended = replace(
         attempt,
         ended_at=moment.iso,
@@ -201,6 +202,7 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
         signal=event.signal,
         reason=event.reason or (job.reason if outcome is Outcome.PREEMPTED else ""),
         max_rss_bytes=event.max_rss_bytes,
+        ran_s=ran_s,
     )
     return publish(
         replace(job.with_attempt(ended).paced(event.pace), ledger=ledger),

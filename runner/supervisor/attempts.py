@@ -12,19 +12,18 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from runner.core.actions import Ask
 from runner.core.events import Ended, StartFailed
-from runner.core.job import ACTIVE, Job, Outcome
+from runner.core.job import ACTIVE, Job
 from runner.core.recovery import Found
 from runner.core.restart import EXIT_CONFIG, EXIT_RETRY
-from runner.errors import UnreadableRecordError
-from runner.storage import lock, memory, mirrored, records
+from runner.storage import lock, memory, mirrored
 from runner.storage.layout import AttemptPaths, Home
 from runner.supervisor import launch, mirrors, process
 from runner.supervisor.cgroups import Groups
+from runner.supervisor.ends import read, read_outcome, signs_s
 from runner.supervisor.loop import Loop
 from runner.supervisor.process import Identity
 from runner.supervisor.spare import Spares
@@ -129,7 +128,7 @@ class Attempts:
         """
         attempt = Live(job.name, job.attempt, self._files(job))
         self.live[job.name] = attempt
-        self._settle(attempt, unseen)
+        self._settle(attempt, replace(unseen, ran_s=signs_s(self._home.job(job.name), job)))
 
     def ask(self, name: str, ask: Ask) -> None:
         """Ask the attempt's shim; what comes before the shim can be reached is sent when it can."""
@@ -143,7 +142,7 @@ class Attempts:
         """Hold the memory for the attempt's snapshots, once its shim has told where it is."""
         if attempt.memory_held or attempt.shim is None:
             return
-        about = _read(attempt.paths.shim)
+        about = read(attempt.paths.shim)
         fd = open_memory(about, attempt.shim)
         attempt.memory_held = bool(about)  # it has told: there is none, or we have it
         if fd is not None:
@@ -152,7 +151,7 @@ class Attempts:
 
     def newly_stuck(self, attempt: Live) -> str:
         """Say what of an attempt was killed and does not die; "" where that is known already."""
-        said = str(_read(attempt.paths.stuck).get("text") or "") or attempt.stray
+        said = str(read(attempt.paths.stuck).get("text") or "") or attempt.stray
         if said == attempt.stuck:
             return ""
         attempt.stuck = said
@@ -308,7 +307,7 @@ def beside(home: Home, job: Job) -> Found:
 
 def read_identity(paths: AttemptPaths, who: str) -> Identity | None:
     """Read the identity of the attempt's `shim` or `worker`; None where it is not known."""
-    return Identity.parse(_read(paths.shim).get(who))
+    return Identity.parse(read(paths.shim).get(who))
 
 
 def open_memory(about: dict[str, Any], shim: Identity) -> int | None:
@@ -333,7 +332,7 @@ def open_memory(about: dict[str, Any], shim: Identity) -> int | None:
 
 def snapshots_bytes(paths: AttemptPaths) -> int:
     """Return how much memory the attempt's snapshots take, which its shim holds; 0 where there are none."""
-    about = _read(paths.shim)
+    about = read(paths.shim)
     shim = Identity.parse(about.get("shim"))
     fd = open_memory(about, shim) if shim is not None else None
     if fd is None:
@@ -342,42 +341,3 @@ def snapshots_bytes(paths: AttemptPaths) -> int:
         return os.fstat(fd).st_blocks * 512
     finally:
         os.close(fd)
-
-
-def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
-    """Read how the attempt ended, as its shim wrote it; None where nothing was written."""
-    value = _read(paths.outcome)
-    if not value:
-        return None
-    if value.get("error"):
-        return StartFailed(f"cannot start: {value['error']}")
-    code, number, usage = value.get("exit_code"), value.get("signal"), value.get("rusage")
-    peak = usage.get("max_rss_bytes") if isinstance(usage, dict) else None
-    return Ended(
-        exit_code=code if isinstance(code, int) else None,
-        signal=str(number) if number is not None else None,
-        asked=bool(value.get("asked")),
-        reason=Outcome.OUT_OF_MEMORY.value if value.get("kernel_oom") else "",
-        max_rss_bytes=peak if isinstance(peak, int) else None,
-    )
-
-
-def starved(paths: AttemptPaths) -> str | None:
-    """Say how much memory the attempt had when the kernel killed it for that; None where it did not."""
-    value = _read(paths.outcome)
-    if not value.get("kernel_oom"):
-        return None
-    peak, limit = value.get("memory_peak_bytes"), value.get("memory_limit_bytes")
-    text = "the kernel killed it for memory"
-    text += f" at its limit (limits.memory = {limit >> 20} MiB)" if isinstance(limit, int) else ""
-    return text + (f"; its peak was {peak >> 20} MiB" if isinstance(peak, int) else "")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return records.load_json(path)
-    except FileNotFoundError:
-        return {}
-    except UnreadableRecordError as error:
-        log.error("%s", error)
-        return {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from runner.core.table import publish
 from runner.errors import UnreadableRecordError
 from runner.storage import durable, eventlog, records
 from runner.storage.layout import Home, attempt_numbers
+from runner.supervisor import process
 from runner.supervisor.broom import Broom
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,8 @@ log = logging.getLogger(__name__)
 
 def moment() -> Moment:
     """Return the time and a random number, for a decision."""
-    return Moment(datetime.now(UTC).isoformat(timespec="milliseconds"), random.random())
+    iso = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return Moment(iso, random.random(), time.monotonic(), process.boot_id())
 
 
 class Book:

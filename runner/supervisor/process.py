@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Identity:
             return None
 
 
+@cache
 def boot_id() -> str:
     """Return the kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -42,6 +44,11 @@ def identify(pid: int) -> Identity | None:
     """Return the identity of the process that has `pid` now; None where there is none."""
     fields = _stat(pid)
     return Identity(boot_id(), pid, int(fields[19])) if fields else None
+
+
+def age_s(identity: Identity) -> float:
+    """Return how long ago the process of this boot was started; that the machine slept meanwhile counts."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - identity.start / os.sysconf("SC_CLK_TCK")
 
 
 def is_alive(identity: Identity) -> bool:

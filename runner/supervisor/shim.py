@@ -349,11 +349,10 @@ class Attempt:
         """Say how it ended, as outcome.json holds it."""
         code = number = None
         usage: dict[str, float] = {}
-        if self.status is not None:
-            if os.WIFSIGNALED(self.status):
-                number = os.WTERMSIG(self.status)
-            else:
-                code = os.WEXITSTATUS(self.status)
+        if self.status is not None and os.WIFSIGNALED(self.status):
+            number = os.WTERMSIG(self.status)
+        elif self.status is not None:
+            code = os.WEXITSTATUS(self.status)
         if self.usage is not None:
             usage = {
                 "user_s": self.usage.ru_utime,
@@ -373,6 +372,7 @@ class Attempt:
             "error": error,
             "duration_s": duration_s,
             "ended_at": time.time(),
+            "ended_s": time.monotonic(),
             "rusage": usage,
         }
 

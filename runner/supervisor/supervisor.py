@@ -23,9 +23,10 @@ from runner.storage import durable, eventlog, records
 from runner.storage.layout import Home
 from runner.supervisor import cgroups, folders, notify, process
 from runner.supervisor.arrivals import QUIET_S
-from runner.supervisor.attempts import Attempts, beside, starved
+from runner.supervisor.attempts import Attempts, beside
 from runner.supervisor.book import Book, moment
 from runner.supervisor.broom import OTHERS_S, Broom
+from runner.supervisor.ends import starved
 from runner.supervisor.holding import hold
 from runner.supervisor.intake import Inbox
 from runner.supervisor.loop import Loop, Soon, Timer

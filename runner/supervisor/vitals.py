@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 from runner.core.events import Limit, Sight
-from runner.core.job import Job, State, seconds_between
+from runner.core.job import Job, State
 from runner.storage.layout import Home
+from runner.supervisor import process
 from runner.supervisor.attempts import Attempts, Live, read_identity, snapshots_bytes
+from runner.supervisor.book import moment
 from runner.supervisor.watch import Watch
 
 #: How often an attempt's memory and wall time are looked at; its signs of life whenever `check` is called.
@@ -53,8 +55,8 @@ class Vitals:
             return None
         if attempt.wall_s < 0:
             asked_at = job.asked_at or ""
-            earlier = [a for a in job.attempts if a.ended_at and a.started_at >= asked_at]
-            attempt.wall_s = sum(seconds_between(a.started_at, a.ended_at or "") for a in earlier)
+            earlier = sum(a.spent_s for a in job.attempts if a.started_at >= asked_at)
+            attempt.wall_s = earlier + _ran_s(job, attempt)
         attempt.wall_s += min(since_s, _GAP_MAX_S)
         if attempt.wall_s <= allowed_s:
             return None
@@ -70,6 +72,17 @@ class Vitals:
         return Limit(
             Sight.MEMORY_OVER, f"uses {used >> 20} MiB of memory (limits.memory = {allowed >> 20} MiB)"
         )
+
+
+def _ran_s(job: Job, attempt: Live) -> float:
+    """Return how long the attempt has run, which another supervisor may have started.
+
+    Two bounds: a spare's shim is older than the attempt, and an attempt may have been begun long before it
+    could be started.
+    """
+    if attempt.shim is None or job.current is None:
+        return 0.0
+    return max(0.0, min(process.age_s(attempt.shim), job.current.age_s(moment())))
 
 
 def used_bytes(attempt: Live) -> int:

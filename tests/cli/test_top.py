@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from runner.cli.board import _TURNS, Board
 from runner.cli.top import metric, pause_s, summary, table
 from runner.storage import durable
 from runner.storage.layout import Home
+from runner.supervisor import process
 from tests.cli.conftest import ENVIRON, wait_for
 
 DATA = Path(__file__).parents[1] / "data"
@@ -103,6 +105,12 @@ def test_a_row_tells_what_is_known_and_a_column_of_nothing_is_left_out(home: Hom
         "WAITED": "1 min 15 s",
         "GOODPUT": "100 %",
     }
+
+
+def test_what_runs_is_timed_by_a_clock_that_nobody_sets(home: Home) -> None:
+    attempt = {"number": 3, "started_at": "2026-01-01T00:00:00+00:00", "boot": process.boot_id()}
+    put(home, "digits", "running", ledger={}, attempts=[{**attempt, "began_s": time.monotonic() - 100}])
+    assert 100 <= Board(home).look().jobs[0]["goodput"]["useful_s"] < 200
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,10 @@ from runner.core.table import Decision, decide
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def at(seconds: float, jitter: float = 0.0) -> Moment:
-    """The moment so many seconds after the job was submitted."""
-    return Moment((EPOCH + timedelta(seconds=seconds)).isoformat(timespec="milliseconds"), jitter)
+def at(seconds: float, jitter: float = 0.0, step_s: float = 0.0, boot: str = "boot") -> Moment:
+    """The moment so many seconds after the job was submitted, by a clock that was set by `step_s`."""
+    iso = (EPOCH + timedelta(seconds=seconds + step_s)).isoformat(timespec="milliseconds")
+    return Moment(iso, jitter, seconds, boot)
 
 
 def spec(**restart: Any) -> JobSpec:
@@ -55,13 +56,15 @@ class Life:
 
     job: Job = field(default_factory=queued)
     clock_s: float = 0.0
+    step_s: float = 0.0  #: by so much the wall clock was set
+    boot: str = "boot"
     actions: list[Action] = field(default_factory=list)
     published: list[dict[str, Any]] = field(default_factory=list)
 
     def on(self, event: AnyEvent, after_s: float = 1.0, jitter: float = 0.0) -> Decision:
         """Let the event happen."""
         self.clock_s += after_s
-        decision = decide(self.job, event, at(self.clock_s, jitter))
+        decision = decide(self.job, event, at(self.clock_s, jitter, self.step_s, self.boot))
         if decision.job is not self.job:
             self.published += decision.job.outbox
         self.actions += decision.actions

@@ -10,7 +10,7 @@ import pytest
 from runner.core import mirroring
 from runner.core.mirroring import Identity, refusal, work_of
 from runner.core.reports import apply_facts
-from tests.core.life import queued
+from tests.core.life import at, queued
 
 MIRROR = Identity("digits", "work", "owner", 7, 2)
 
@@ -62,10 +62,10 @@ def test_what_is_run_makes_a_job_its_own_and_how_does_not() -> None:
 def test_what_comes_from_a_mirror_is_taken_into_the_record() -> None:
     best = {"path": "best/b.h5", "step": 80, "epoch": 1, "metric": "loss", "value": 0.25}
     fact = {"event": "restored", "path": "checkpoints/c.h5", "step": 90, "epoch": 2, "seed": 11, "threads": 5}
-    job = apply_facts(queued(), [{**fact, "best": best}], "now")
+    job = apply_facts(queued(), [{**fact, "best": best}], at(0))
     assert (job.seed, job.threads, job.durable_step) == (11, 5, 90)
     assert job.best is not None
     assert job.best.step == 80
-    job = apply_facts(queued(), [{"event": "restored", "seed": 11, "threads": 5}], "now")
+    job = apply_facts(queued(), [{"event": "restored", "seed": 11, "threads": 5}], at(0))
     assert (job.seed, job.checkpoint) == (11, None)
-    assert apply_facts(queued(), [{**fact, "seed": "11"}], "now") == queued()
+    assert apply_facts(queued(), [{**fact, "seed": "11"}], at(0)) == queued()

@@ -18,7 +18,7 @@ from tests.core.life import ADMITTED, Life, at, in_state
 CHECKPOINT = {"event": "checkpoint", "path": "checkpoints/a.h5", "step": 100, "epoch": 1}
 BEST = {"event": "best", "path": "best/b.h5", "step": 80, "epoch": 1, "metric": "val_loss", "value": 0.25}
 RESUMED = {"event": "resumed", "path": "checkpoints/a.h5", "step": 90, "epoch": 0, "exact": True}
-NOW = at(60).iso
+NOW = at(60)
 
 
 def running() -> Job:
@@ -32,16 +32,16 @@ def after(*facts: dict[str, Any], job: Job | None = None) -> Job:
 def test_a_checkpoint() -> None:
     job = after({**CHECKPOINT, "stall_s": 0.25, "size_bytes": 10, "save_s": 1.0})
     assert job.checkpoint == CheckpointRef("checkpoints/a.h5", 100, 1)
-    assert job.checkpoint_at == NOW
+    assert job.checkpoint_at == NOW.iso
     assert (job.ledger.checkpoint_s, job.ledger.useful_s) == (0.25, -0.25)
     assert job.durable_step == 100
 
 
 def test_the_end_of_a_fit_is_saved_work_where_it_is_kept() -> None:
-    later, kept = at(90).iso, {"event": "fit-finished", "fit": 0, "size_bytes": 10}
+    later, kept = at(90), {"event": "fit-finished", "fit": 0, "size_bytes": 10}
     job = after(CHECKPOINT)
-    assert apply_facts(job, [kept], later).checkpoint_at == later
-    assert apply_facts(job, [{"event": "fit-finished", "fit": 0}], later).checkpoint_at == NOW
+    assert apply_facts(job, [kept], later).checkpoint_at == later.iso
+    assert apply_facts(job, [{"event": "fit-finished", "fit": 0}], later).checkpoint_at == NOW.iso
 
 
 def test_the_best() -> None:
@@ -54,7 +54,7 @@ def test_what_was_resumed_from_memory_is_not_called_saved() -> None:
     assert job.checkpoint == after(CHECKPOINT).checkpoint
     assert job.durable_step == 100
     assert job.current is not None
-    assert (job.current.start_step, job.current.resumed_at) == (105, NOW)
+    assert (job.current.start_step, job.current.resumed_at) == (105, NOW.iso)
 
 
 def test_where_it_resumed_is_what_counts_from_now_on() -> None:

@@ -305,7 +305,7 @@ def test_stop_after_the_hold_and_reasons_are_kept() -> None:
 def test_the_first_attempt() -> None:
     decision = decide(queued(), ADMITTED, at(5))
     assert decision.actions == (Start(1),)
-    assert decision.job.attempts == (Attempt(1, at(5).iso),)
+    assert decision.job.attempts == (Attempt(1, at(5).iso, boot="boot", began_s=5),)
     assert (decision.job.attempt, decision.job.restarts, decision.job.started_at) == (1, 0, at(5).iso)
 
 
@@ -315,7 +315,8 @@ def test_an_attempt_that_made_progress_is_followed_at_once_by_the_next() -> None
     assert decision.actions == (Start(2),)
     job = decision.job
     assert (job.state, job.attempt, job.restarts, job.charged, job.mark_step) == (State.RUNNING, 2, 1, 0, 100)
-    assert job.current == Attempt(2, at(life.clock_s).iso, start_step=100)
+    began = {"boot": "boot", "began_s": life.clock_s}
+    assert job.current == Attempt(2, at(life.clock_s).iso, start_step=100, **began)
     assert job.facts_read == 0
     assert [line["event"] for line in job.outbox] == ["ended", "running"]
 
@@ -434,6 +435,66 @@ def test_the_ledger_accounts_for_every_second() -> None:
     assert (ledger.useful_s, ledger.waiting_s) == (60 + 30 + 40 - 1.0, 10 + 3)
     assert sum(asdict(ledger).values()) == life.clock_s
     assert ledger.ratio == pytest.approx(129 / 170), "what waited for a slot is no worse for that"
+
+
+DAY_S = 86400.0
+
+
+@pytest.mark.parametrize(
+    ("end", "after_s", "parts"),
+    [  # useful, lost, down; it began at 10, and saved something 60 s later
+        (Ended(exit_code=0, ran_s=99, ended_s=110), DAY_S, (100 - 1, 0, DAY_S - 40 + 1)),
+        (Ended(signal="SIGKILL", ran_s=99, ended_s=110), DAY_S, (60 - 1, 40, DAY_S - 40 + 1)),
+        (Ended(exit_code=0, ran_s=99), DAY_S, (99, 0, DAY_S - 39)),
+        (Ended(ran_s=80.0), DAY_S, (60, 20, DAY_S - 20)),
+        (Ended(ran_s=20.0), DAY_S, (20, 0, DAY_S + 40)),
+        (Ended(ran_s=1e9), 40, (60, 40, 0)),
+        (KILLED, 40, (60, 40, 0)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("step_s", [0.0, DAY_S, -DAY_S])
+def test_an_end_is_booked_as_it_was_however_late_it_is_found(
+    end: Ended, after_s: float, parts: tuple[float, ...], step_s: float
+) -> None:
+    """A supervisor that was away for a day is no attempt of a day, and neither is a clock that was set."""
+    life = Life(queued(spec(budget=0)))
+    life.on(ADMITTED, 10)
+    life.on(saved(100), 60)
+    life.step_s = step_s
+    life.on(end, after_s)
+    ledger, first = life.job.ledger, life.job.attempts[0]
+    assert (ledger.useful_s, ledger.lost_s, ledger.down_s) == parts
+    assert sum(asdict(ledger).values()) == life.clock_s
+    assert first.spent_s == min(99.0 if end.ended_s else end.ran_s or 100.0, 60 + after_s)
+
+
+def test_the_time_that_the_machine_was_off_is_down_not_trained() -> None:
+    life = in_state(State.RUNNING)
+    life.on(saved(100), 60)
+    life.boot, life.step_s, life.clock_s = "next", 2 * DAY_S, 5.0  # its clocks began anew
+    life.on(Ended(rebooted=True, ran_s=70.0), 0)
+    ledger = life.job.ledger
+    assert (ledger.useful_s, ledger.lost_s, ledger.down_s) == (60, 10, 2 * DAY_S + 5 - 1 - 70)
+    assert life.job.attempts[0].spent_s == 70
+
+
+def test_what_is_told_after_a_late_return_cannot_make_more_useful_than_ran() -> None:
+    life = Life().all([ADMITTED, saved(100), KILLED])
+    before = life.job.ledger
+    life.on(Reported(({"event": "resumed", "path": "c", "step": 100, "epoch": 0},), 99), DAY_S)
+    life.on(Ended(exit_code=0, ran_s=50, ended_s=life.job.current.began_s + 50), 10)
+    ledger = life.job.ledger
+    assert (ledger.useful_s, ledger.down_s) == (before.useful_s, before.down_s + DAY_S + 10)
+
+
+def test_an_attempt_of_an_older_record_is_booked_by_its_dates() -> None:
+    life = in_state(State.RUNNING)
+    life.on(saved(100), 60)
+    life.job = replace(life.job, attempts=(Attempt(1, at(1).iso),))
+    life.on(KILLED, 40)
+    assert (life.job.ledger.useful_s, life.job.ledger.lost_s) == (60, 40)
+    assert Attempt(1, at(1).iso, ended_at=at(31).iso).spent_s == 30
 
 
 def test_a_held_job_is_neither_down_nor_waiting() -> None:

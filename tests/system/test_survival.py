@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import re
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from runner.core.job import Outcome, State
+from runner.core.job import Outcome, State, seconds_between
+from runner.storage import records
 from runner.supervisor import process
 from tests.system.conftest import COUNTER, Site, assert_events_in_order, wait_for
 
@@ -145,6 +148,33 @@ def test_sighup_starts_the_daemon_anew_under_the_same_pid(site: Site) -> None:
     assert daemon.poll() is None
     assert process.is_alive(worker)
     assert site.wait("count", State.SUCCEEDED).attempt == 1
+
+
+def test_the_wall_counts_what_ran_neither_the_clock_nor_the_supervisors_absence(site: Site) -> None:
+    """One attempt ends while no supervisor is there, another is adopted beyond its limit; a clock was set."""
+    once = "test -e done || { touch done; while test ! -e go; do sleep 0.02; done; exit 3; }"
+    site.submit("late", command=["sh", "-c", once], toml='[limits]\nwall = "1h"\n')
+    site.submit("long", "100000", "0.01", toml='[limits]\nwall = "4s"\n')
+    site.start()
+    shims = [site.identity(name, "shim") for name in ("late", "long")]
+    wait_for((site.home.folder("late") / "done").exists, "both to run")
+    kill_daemon(site)
+    (site.home.folder("late") / "go").touch()
+    wait_for(site.home.job("late").attempt(1).outcome.exists, "the end, seen by the shim alone")
+    for name in ("late", "long"):
+        job = site.job(name)
+        earlier = datetime.fromisoformat(job.current.started_at) - timedelta(days=1)
+        attempt = dataclasses.replace(job.current, started_at=earlier.isoformat(timespec="milliseconds"))
+        records.save_job(site.home.job(name).record, job.with_attempt(attempt))
+    wait_for(lambda: process.age_s(shims[1]) > 4.5, "the limit to be passed")
+    site.start()
+    late = site.wait("late", State.SUCCEEDED)
+    assert [attempt.outcome for attempt in late.attempts] == [Outcome.FAILED, Outcome.SUCCEEDED]
+    assert late.attempts[0].ran_s < 30
+    assert late.ledger.useful_s + late.ledger.lost_s < 60, "no day of training"
+    assert "limits.wall" in site.wait("long", State.FAILED).reason
+    dates = {event["event"]: event["time"] for event in site.events("long")}
+    assert seconds_between(dates["adopted"], dates["wall-over"]) < 3.5, "it had had its time before"
 
 
 def test_a_reboot_is_not_the_jobs_fault(site: Site) -> None:

@@ -1,0 +1,81 @@
+"""How an attempt ended, as far as its files tell: its shim wrote the outcome, or there are signs of life."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from runner.core.events import Ended, StartFailed
+from runner.core.job import Job, Outcome
+from runner.errors import UnreadableRecordError
+from runner.storage import records
+from runner.storage.layout import AttemptPaths, JobPaths
+
+log = logging.getLogger(__name__)
+
+#: No clock of a boot gets there.
+_SECONDS_MAX = 1e10
+
+
+def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
+    """Read how the attempt ended, as its shim wrote it; None where nothing was written."""
+    value = read(paths.outcome)
+    if not value:
+        return None
+    if value.get("error"):
+        return StartFailed(f"cannot start: {value['error']}")
+    code, number, usage = value.get("exit_code"), value.get("signal"), value.get("rusage")
+    peak = usage.get("max_rss_bytes") if isinstance(usage, dict) else None
+    return Ended(
+        exit_code=code if isinstance(code, int) else None,
+        signal=str(number) if number is not None else None,
+        asked=bool(value.get("asked")),
+        reason=Outcome.OUT_OF_MEMORY.value if value.get("kernel_oom") else "",
+        max_rss_bytes=peak if isinstance(peak, int) else None,
+        ran_s=_seconds(value.get("duration_s")),
+        ended_s=_seconds(value.get("ended_s")),
+    )
+
+
+def signs_s(paths: JobPaths, job: Job) -> float:
+    """Return how long after its start the attempt whose end nobody saw gave its last sign of life.
+
+    By what it wrote last, and so by the clock that it was started by.
+    """
+    attempt, started_s = paths.attempt(job.attempt), 0.0
+    if job.current is not None:
+        started_s = datetime.fromisoformat(job.current.started_at).timestamp()
+    last_s = started_s
+    for path in (paths.progress, attempt.facts, attempt.log, attempt.shim):
+        with contextlib.suppress(OSError):
+            last_s = max(last_s, path.stat().st_mtime)
+    return last_s - started_s
+
+
+def starved(paths: AttemptPaths) -> str | None:
+    """Say how much memory the attempt had when the kernel killed it for that; None where it did not."""
+    value = read(paths.outcome)
+    if not value.get("kernel_oom"):
+        return None
+    peak, limit = value.get("memory_peak_bytes"), value.get("memory_limit_bytes")
+    text = "the kernel killed it for memory"
+    text += f" at its limit (limits.memory = {limit >> 20} MiB)" if isinstance(limit, int) else ""
+    return text + (f"; its peak was {peak >> 20} MiB" if isinstance(peak, int) else "")
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if type(value) in {int, float} and 0 <= value < _SECONDS_MAX else None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what a shim wrote; nothing, where there is nothing that can be read."""
+    try:
+        return records.load_json(path)
+    except FileNotFoundError:
+        return {}
+    except UnreadableRecordError as error:
+        log.error("%s", error)
+        return {}
