@@ -206,6 +206,7 @@ class Job:
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
     mirror_read: int = 0  #: bytes of what the mirror's process reported that are relayed
     asked_at: str | None = None  #: when it was last asked to run again; waiting before that is nobody's loss
+    asked_attempt: int | None = None  #: its newest attempt then; None: it never was, or an older record
     source: str | None = None  #: the job and checkpoint this one started from, as NAME@STEP
     started_at: str | None = None
     finished_at: str | None = None
@@ -244,12 +245,18 @@ class Job:
     @property
     def failures(self) -> list[Failure | None]:
         """What ended each attempt since the job was last asked to run; None: nothing that counts."""
-        asked_at, uncounted = self.asked_at or "", self.spec.restart.retry_exit_codes
+        uncounted = self.spec.restart.retry_exit_codes
         return [
             a.failure if a.outcome is Outcome.FAILED and a.exit_code not in uncounted else None
-            for a in self.attempts
-            if a.started_at >= asked_at
+            for a in self.since_asked
         ]
+
+    @property
+    def since_asked(self) -> list[Attempt]:
+        """The attempts since the job was last asked to run."""
+        if self.asked_attempt is None:
+            return [a for a in self.attempts if a.started_at >= (self.asked_at or "")]
+        return [a for a in self.attempts if a.number > self.asked_attempt]
 
     def paced(self, pace: Mapping[str, float]) -> Job:
         """Return the record with what an attempt's pauses have taught."""

@@ -144,8 +144,13 @@ def _start_failed(job: Job, event: StartFailed, moment: Moment) -> Decision:
     return Decision(_enter(job, State.FAILED, moment, event.reason))
 
 
+def _asked_now(job: Job, moment: Moment) -> Job:
+    """Return the record as that of a job of which the attempts so far count no more."""
+    return replace(job, asked_at=moment.iso, asked_attempt=job.attempt)
+
+
 def _resume(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
-    return Decision(_enter(replace(job, asked_at=moment.iso), State.QUEUED, moment))
+    return Decision(_enter(_asked_now(job, moment), State.QUEUED, moment))
 
 
 # --- while it runs ----------------------------------------------------------------------------------------
@@ -270,7 +275,6 @@ def _retry(job: Job, event: Retry, moment: Moment) -> Decision:
         spec=event.spec,
         seed=job.seed if job.attempt else event.seed,
         threads=job.threads if job.attempt else event.threads,
-        asked_at=moment.iso,
         goal=Goal.RUN,
         charged=0,
         fruitless=0,
@@ -279,7 +283,7 @@ def _retry(job: Job, event: Retry, moment: Moment) -> Decision:
         backoff_s=0.0,
         finished_at=None,
     )
-    return Decision(_enter(job.unpaced(), State.QUEUED, moment))
+    return Decision(_enter(_asked_now(job.unpaced(), moment), State.QUEUED, moment))
 
 
 def _prioritize(job: Job, event: Prioritize, moment: Moment) -> Decision:

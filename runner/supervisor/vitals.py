@@ -54,8 +54,7 @@ class Vitals:
         if allowed_s is None:
             return None
         if attempt.wall_s < 0:
-            asked_at = job.asked_at or ""
-            earlier = sum(a.spent_s for a in job.attempts if a.started_at >= asked_at)
+            earlier = sum(a.spent_s for a in job.since_asked)
             attempt.wall_s = earlier + _ran_s(job, attempt)
         attempt.wall_s += min(since_s, _GAP_MAX_S)
         if attempt.wall_s <= allowed_s:

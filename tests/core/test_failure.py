@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runner.core.events import Admitted, Ended, Event, Reported, Retry, Sight
+from runner.core.events import Admitted, Ended, Event, Reported, Request, Retry, Sight
 from runner.core.failure import NOT_FINITE, Failure, Retreat
 from runner.core.job import State
 from runner.core.restart import EXIT_RETRY
@@ -142,6 +142,33 @@ def test_a_retry_begins_a_new_count() -> None:
     life.on(Retry(life.job.spec))
     assert life.job.retreat is None
     assert fail(life, LATE, resumed(10)).job.state is State.BACKOFF
+
+
+@pytest.mark.parametrize("step_s", [-86400.0, 0.0, 86400.0])
+def test_what_counts_since_a_retry_is_the_same_however_the_clock_is_set(step_s: float) -> None:
+    life = fail(twice_the_same(), LATE, resumed(10))
+    life.on(Retry(life.job.spec))
+    assert life.job.failures == []
+    life.step_s = step_s
+    for _ in range(3):
+        fail(life, LATE, resumed(10))
+    assert life.job.state is State.FAILED
+    assert "3 times at step 40" in life.job.reason
+    assert [attempt.number for attempt in life.job.since_asked] == [4, 5, 6]
+
+
+def test_an_older_record_has_the_date_alone() -> None:
+    job = fail(twice_the_same(), LATE, resumed(10)).job
+    older = replace(job, asked_attempt=None, asked_at=job.attempts[1].started_at)
+    assert [attempt.number for attempt in older.since_asked] == [2, 3]
+
+
+def test_rollbacks_are_bounded_under_a_clock_that_was_set_back() -> None:
+    life = fail(careful(Nan.ROLLBACK), NAN, saved(10), saved(30))
+    life.all([Event(Request.PAUSE), Ended(exit_code=75, asked=True), Event(Request.RESUME)])
+    life.step_s = -86400.0
+    fail(fail(life, NAN, resumed(30)), NAN, resumed(30))
+    assert fail(life, NAN, resumed(10)).job.state is State.FAILED
 
 
 def test_codes_that_are_to_be_tried_again_are_never_charged_nor_counted() -> None:
