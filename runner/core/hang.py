@@ -27,6 +27,8 @@ LOOK_S_MAX = 1.0
 FACTOR = 100.0
 #: ... but of long pauses no more than five times as long, and this much.
 _OF_LONG, _BEYOND_S = 5.0, 7200.0
+#: A shorter pause makes no learned limit longer than the shortest floor.
+_TEACHES_S = 3.0
 #: A heartbeat comes every second; after so many none does.
 _BEATS_S = 5.0
 #: Time spent waiting for a processor counts from so many limits on.
@@ -195,6 +197,18 @@ def merged(pace: Mapping[str, float], newer: Mapping[str, float]) -> dict[str, f
     """Return the longer pause of each phase; bounded, as there are only so many phases."""
     phases = sorted((pace.keys() | newer.keys()) & PACED)
     return {phase: max(pace.get(phase, 0.0), newer.get(phase, 0.0)) for phase in phases}
+
+
+def teaches(pace: Mapping[str, float], seen: Mapping[str, float]) -> bool:
+    """Tell whether pauses were seen that are worth keeping at once: a successor would know far shorter ones.
+
+    Each must be twice as long as any that is known, so that however long an attempt, there are few.
+    """
+    return any(
+        seen_s >= _TEACHES_S and seen_s >= 2 * pace.get(phase, 0.0)
+        for phase, seen_s in seen.items()
+        if phase in PACED
+    )
 
 
 def _is_learned(phase: str, limits: LimitsSpec) -> bool:

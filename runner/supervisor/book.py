@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -126,6 +126,13 @@ class Book:
         job = publish(replace(self.jobs[name], outbox=()), moment(), event, **details)
         if self.commit(job):
             self.log_events(job)
+
+    def learn(self, name: str, pace: Mapping[str, float]) -> None:
+        """Record what an attempt's pauses have taught so far; what the disk refuses is lost."""
+        job = self.jobs[name]
+        learnt = replace(job.paced(pace), outbox=())
+        if learnt.pace != job.pace:
+            self.commit(learnt)
 
     def relay(self, name: str, facts: list[dict[str, Any]], read: int) -> None:
         """Record what the job's mirror reported, once each; `read` is how far that was read."""

@@ -78,7 +78,7 @@ class Supervisor:
         self.attempts = Attempts(
             home, self.loop, self._attempt_ended, self.mirrors.must_fetch, self._caught_up, self.spares
         )
-        self.vitals = Vitals(home, self.attempts)
+        self.vitals = Vitals(home, self.attempts, self.book)
         self.draining = False
         self.exec_again = False
         self._waits: dict[str, Timer] = {}
@@ -110,6 +110,7 @@ class Supervisor:
             notify.notify("READY=1", self._status_line())
             log.info("supervising %s: %s", self.home.root, self._status_line())
             self.loop.run()
+            self.vitals.leave()
             self.spares.end()
             (self.mirrors.end if self.exec_again else self.mirrors.leave)()
         finally:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 
 from runner.core.events import Limit, Sight
+from runner.core.hang import teaches
 from runner.core.job import Job, State
 from runner.storage.layout import Home
 from runner.supervisor import process
 from runner.supervisor.attempts import Attempts, Live, read_identity, snapshots_bytes
-from runner.supervisor.book import moment
+from runner.supervisor.book import Book, moment
 from runner.supervisor.watch import Watch
 
 #: How often an attempt's memory and wall time are looked at; its signs of life whenever `check` is called.
@@ -21,9 +22,16 @@ _GAP_MAX_S = 10.0
 class Vitals:
     """Looks at each live attempt."""
 
-    def __init__(self, home: Home, attempts: Attempts) -> None:
+    def __init__(self, home: Home, attempts: Attempts, book: Book) -> None:
         self._home = home
         self._attempts = attempts
+        self._book = book
+
+    def leave(self) -> None:
+        """Leave what was learned of attempts that live on to whoever adopts them."""
+        for name, attempt in self._attempts.live.items():
+            if attempt.watch is not None and name in self._book.jobs:
+                self._book.learn(name, attempt.watch.pulse.pace)
 
     def check(self, job: Job) -> Limit | None:
         """Look at the job's attempt; return the limit it went over, if any."""
@@ -44,6 +52,8 @@ class Vitals:
             return None
         attempt.looked_at = now
         self._attempts.hold_memory(attempt)
+        if teaches(job.pace, attempt.watch.pulse.pace):
+            self._book.learn(job.name, attempt.watch.pulse.pace)  # a killed supervisor leaves nothing else
         limit = self._over_wall(job, attempt, since_s) or self._over_memory(job, attempt)
         if limit is None:
             self._attempts.spares.tend(job, lambda: used_bytes(attempt))

@@ -26,6 +26,7 @@ from runner.core.hang import (
     limit_s,
     merged,
     observe,
+    teaches,
 )
 from runner.core.spec import LimitsSpec
 from tests.core.life import ADMITTED, BACKOFF_OVER, KILLED, Life, retry
@@ -34,6 +35,26 @@ AUTO = LimitsSpec()
 FLOOR_S = PATIENCE["train"].floor_s
 #: Past that, for a learned limit's upper bound.
 HOURS_S = 2 * 3600.0
+
+
+@pytest.mark.parametrize(
+    ("known", "seen", "expected"),
+    [
+        ({}, {"train": 2.9}, False),
+        ({}, {"train": 3.0}, True),
+        ({"train": 3.0}, {"train": 5.9, "validate": 1.0}, False),
+        ({"train": 3.0}, {"train": 6.0}, True),
+        ({"train": 600.0}, {"train": 3.0, "validate": 40.0}, True),
+        ({"train": 600.0}, {"train": 900.0}, False),
+        ({}, {"of a script's own": 1e6}, False),
+        ({}, {}, False),
+    ],
+)
+def test_what_is_worth_keeping_at_once(
+    known: dict[str, float], seen: dict[str, float], expected: bool
+) -> None:
+    assert teaches(known, seen) is expected
+    assert not teaches(merged(known, seen), seen), "once"
 
 
 def seen(phase: str, idle_s: float, **fields: float) -> Pulse:

@@ -55,6 +55,31 @@ lock, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer
 lock(mutex), lock(mutex)
 """
 
+#: Steps; a short pause after some, a long one where asked for, and on until it is over.
+PAUSING = """
+import json, os, time
+state, step, slept = os.environ["RUNNER_STATE"], 0, False
+def tell():
+    with open(state + "/.staged", "w") as out:
+        json.dump({"version": 1, "attempt": 1, "pid": os.getpid(), "step": step, "phase": "train"}, out)
+    os.rename(state + "/.staged", state + "/progress.json")
+def note(name):
+    with open(name + ".staged", "w") as out:
+        out.write(f"{step:08d}")
+    os.rename(name + ".staged", name)
+while not os.path.exists("over"):
+    step += 1
+    tell()
+    note("step")
+    if step == 20:
+        time.sleep(1.0)
+        note("paused")
+    if os.path.exists("long") and not slept:
+        time.sleep(4.0)
+        slept = True
+    time.sleep(0.02)
+"""
+
 
 def submit_script(site: Site, name: str, text: str, toml: str) -> None:
     staged = site.home.jobs / f".{name}.tmp"
@@ -76,6 +101,34 @@ def test_steps_may_vary_and_what_follows_them_is_found_in_time(site: Site) -> No
     job = site.wait("varies", State.SUCCEEDED)
     assert [attempt.outcome for attempt in job.attempts] == [Outcome.HUNG, Outcome.SUCCEEDED]
     assert 0.5 < job.pace["train"] < LIMIT_S
+
+
+def test_what_was_learned_of_a_first_attempt_outlives_the_supervisor(site: Site) -> None:
+    daemon = site.start()
+    site.submit("pauses", command=[sys.executable, "-c", PAUSING])
+    folder = site.home.folder("pauses")
+
+    def pace_s() -> float:
+        return site.job("pauses").pace.get("train", 0.0)
+
+    def adopted() -> int:
+        return site.kinds("pauses").count("adopted")
+
+    wait_for((folder / "paused").exists, "a pause")
+    wait_for(lambda: int((folder / "step").read_text()) >= 70, "it to be seen")
+    assert pace_s() == 0.0, "nothing is written for a short one"
+    daemon.send_signal(signal.SIGHUP)
+    wait_for(adopted, "the daemon to start anew")
+    assert pace_s() > 0.5, "it was when the supervisor left"
+    (folder / "long").touch()
+    wait_for(lambda: pace_s() > 3.0, "a long pause to be recorded while the attempt runs")
+    daemon.kill()
+    daemon.wait()
+    site.start()
+    wait_for(lambda: adopted() == 2, "the adoption")
+    assert pace_s() > 3.0
+    (folder / "over").touch()
+    assert site.wait("pauses", State.SUCCEEDED).attempt == 1
 
 
 def test_a_tree_that_is_stopped_with_its_daemon_does_not_hang(site: Site) -> None:
