@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import os
 import time
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from runner.core.best import SUFFIXES
 from runner.core.exactness import Kind
-from runner.core.job import ACTIVE, SETTLED, Attempt, Job, Moment, State, seconds_between
-from runner.core.ledger import causes
+from runner.core.job import ACTIVE, SETTLED, Attempt, Job, Ledger, Moment, State, seconds_between
+from runner.core.ledger import causes, goodput
 from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage import disk, mirrored, records
 from runner.storage.layout import SUBMITTED_MARK, Home, JobPaths
@@ -264,12 +265,10 @@ def _goodput(record: dict[str, Any], state: State, attempts: list[dict[str, Any]
     The ratio is that of all time but the waiting: a job is no worse for the others that were before it.
     """
     ledger = record.get("ledger") or {}
-    parts = {f"{key}_s": float(ledger.get(f"{key}_s") or 0.0) for key in _PARTS}
+    parts = {key: float(ledger.get(key) or 0.0) for key in _PARTS}
     part, spent_s = _present(record, state, attempts)
     parts[part] = max(0.0, parts[part] + spent_s)
-    total = sum(parts.values()) - parts["waiting_s"]
-    rounded = {key: round(value, 3) for key, value in parts.items()}
-    return {**rounded, "ratio": round(parts["useful_s"] / total, 4) if total > 0 else 1.0}
+    return goodput(Ledger(**parts))
 
 
 def _present(record: dict[str, Any], state: State, attempts: list[dict[str, Any]]) -> tuple[str, float]:
@@ -291,7 +290,7 @@ def _age_s(attempt: dict[str, Any]) -> float:
     return Attempt(0, attempt["started_at"], boot=boot, began_s=began_s).age_s(moment)
 
 
-_PARTS = ("useful", "lost", "down", "checkpoint", "waiting")
+_PARTS = tuple(part.name for part in fields(Ledger))
 
 
 def _causes(record: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str, int]:

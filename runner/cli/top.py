@@ -33,6 +33,8 @@ _HEAD = (
     *("NAME", "STATE", "STEP", "EPOCH", "RATE", "METRIC"),
     *("SAVED", "RESTARTS", "MEMORY", "WAITED", "GOODPUT"),
 )
+#: Where time may have gone besides what was useful; waiting has a column of its own.
+_OTHERS = ("lost", "down", "checkpoint")
 #: What is shown of a job's metrics, where it has one of these and none is the best model's.
 _FAVOURITES = ("val_loss", "loss")
 
@@ -152,8 +154,16 @@ def _row(job: dict[str, Any]) -> tuple[str, ...]:
         status.by_cause(job),
         output.size(job["rss_bytes"]) if job["rss_bytes"] else "",
         output.duration(spent["waiting_s"]) if spent["waiting_s"] >= 1 else "",
-        f"{100 * spent['ratio']:.0f} %" if job["attempt"] else "",
+        shares(spent) if job["attempt"] else "",
     )
+
+
+def shares(spent: dict[str, float]) -> str:
+    """Write which share of the time was useful, and which others there were: 91 % (lost 6, down 3)."""
+    total_s = sum(spent[f"{part}_s"] for part in ("useful", *_OTHERS))
+    others = {part: round(100 * spent[f"{part}_s"] / total_s) if total_s > 0 else 0 for part in _OTHERS}
+    told = ", ".join(f"{part} {percent}" for part, percent in others.items() if percent)
+    return f"{100 * spent['ratio']:.0f} %" + (f" ({told})" if told else "")
 
 
 def _rate(steps_per_s: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from runner.core.events import Ended
@@ -55,6 +55,12 @@ def so_far(job: Job) -> dict[str, Any]:
     """Return what the event of an attempt's start tells of the job's time and restarts."""
     by_cause = {cause.value: count for cause, count in job.restarts_by_cause.items()}
     return {"waiting_s": round(job.ledger.waiting_s, 3), "restarts_by_cause": by_cause}
+
+
+def goodput(ledger: Ledger) -> dict[str, float]:
+    """Return where the time went, as it is told: each part in seconds, and the share that was useful."""
+    parts = {key: round(seconds, 3) for key, seconds in asdict(ledger).items()}
+    return {**parts, "ratio": round(ledger.ratio, 4)}
 
 
 def booked(

@@ -27,7 +27,7 @@ from runner.core.events import (
     StartFailed,
 )
 from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Moment, Outcome, State
-from runner.core.ledger import booked, passed, restarted, so_far
+from runner.core.ledger import booked, goodput, passed, restarted, so_far
 from runner.core.outcome import outcome_of
 from runner.core.reports import FACTS, apply_facts
 from runner.core.restart import GiveUp, judge
@@ -218,6 +218,7 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
         signal=event.signal,
         step=job.durable_step,
         lost_s=round(lost_s, 3),
+        goodput=goodput(ledger),
     )
 
 

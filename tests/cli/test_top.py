@@ -107,6 +107,26 @@ def test_a_row_tells_what_is_known_and_a_column_of_nothing_is_left_out(home: Hom
     }
 
 
+@pytest.mark.parametrize(
+    ("ledger", "told"),
+    [
+        ({}, "100 %"),
+        ({"useful_s": 99.8, "lost_s": 0.2, "waiting_s": 500}, "100 %"),
+        (
+            {"useful_s": 90, "lost_s": 6, "down_s": 3, "checkpoint_s": 1},
+            "90 % (lost 6, down 3, checkpoint 1)",
+        ),
+        ({"down_s": 10}, "0 % (down 100)"),
+    ],
+)
+def test_where_the_time_went_is_told_as_far_as_it_matters(
+    home: Home, ledger: dict[str, float], told: str
+) -> None:
+    put(home, "digits", "paused", ledger=ledger)
+    head, (row,) = table(Board(home).look())
+    assert row[head.index("GOODPUT")] == told
+
+
 def test_what_runs_is_timed_by_a_clock_that_nobody_sets(home: Home) -> None:
     attempt = {"number": 3, "started_at": "2026-01-01T00:00:00+00:00", "boot": process.boot_id()}
     put(home, "digits", "running", ledger={}, attempts=[{**attempt, "began_s": time.monotonic() - 100}])

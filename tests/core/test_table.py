@@ -469,6 +469,24 @@ def test_an_end_is_booked_as_it_was_however_late_it_is_found(
     assert first.spent_s == min(99.0 if end.ended_s else end.ran_s or 100.0, 60 + after_s)
 
 
+def test_each_end_tells_where_all_time_went() -> None:
+    life = Life()
+    life.on(ADMITTED, 10)
+    life.on(saved(100, stall_s=0.5), 60)
+    life.on(KILLED, 20)
+    life.on(OK, 5)
+    told = [line["goodput"] for line in life.published if line["event"] == "ended"]
+    first = {
+        "useful_s": 59.5,
+        "lost_s": 20,
+        "down_s": 0,
+        "checkpoint_s": 0.5,
+        "waiting_s": 10,
+        "ratio": 0.7438,
+    }
+    assert told == [first, {**first, "useful_s": 64.5, "ratio": 0.7588}]
+
+
 def test_the_time_that_the_machine_was_off_is_down_not_trained() -> None:
     life = in_state(State.RUNNING)
     life.on(saved(100), 60)
