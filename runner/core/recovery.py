@@ -2,8 +2,9 @@
 
 The truth about an attempt is its lock and its outcome: the shim holds the job's lock as long as anything of
 the attempt may live, and writes the outcome before it lets go. So an active record means
-outcome there: it ended so; lock held: it still runs, re-adopt it; no shim ever: start it now, unless it was
-to stop; none of these: nobody saw the end.
+outcome there: it ended so; lock held: it still runs, re-adopt it; another boot: the machine went down,
+whatever else a power cut has left; no shim ever: start it now, unless it was to stop; none of these: nobody
+saw the end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Found:
     """What lies beside a record.
 
     `locked`: its lock is held; `started`: its newest attempt got as far as a shim that wrote its identity;
-    `ended`: how that attempt ended, if that was written; `rebooted`: that shim was of an earlier boot.
+    `ended`: how that attempt ended, if that was written; `rebooted`: it was begun in an earlier boot.
     """
 
     locked: bool
@@ -57,13 +58,14 @@ def recover(job: Job, found: Found) -> Recovered:
             return found.ended
         if found.locked:
             return Adopt()
+        if found.rebooted:
+            return Ended(rebooted=True, reason="the machine went down")
         if not found.started and job.state is State.RUNNING:
             return Launch()
         if not found.started:
             reason = "it was asked to end before it had started"
             return Ended(exit_code=EXIT_RETRY, asked=True, reason=reason)
-        reason = "the machine went down" if found.rebooted else "its shim was gone; nobody saw the end"
-        return Ended(rebooted=found.rebooted, reason=reason)
+        return Ended(reason="its shim was gone; nobody saw the end")
     if job.state is State.BACKOFF:
         return Resume(job.backoff_s) if job.backoff_s > 0 else Event(Sight.BACKOFF_OVER)
     return None

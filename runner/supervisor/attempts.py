@@ -296,12 +296,13 @@ def beside(home: Home, job: Job) -> Found:
         return Found(locked=False)
     paths = home.job(job.name)
     attempt = paths.attempt(job.attempt)
-    shim = read_identity(attempt, "shim")
+    shim = read_identity(attempt, "shim")  # it may be torn; the record is not
+    boots = (job.current.boot if job.current else "", shim.boot if shim else "")
     return Found(
         locked=lock.is_locked(paths.lock),
         started=attempt.shim.exists(),
         ended=read_outcome(attempt),
-        rebooted=shim is not None and shim.boot != process.boot_id(),
+        rebooted=any(boot and boot != process.boot_id() for boot in boots),
     )
 
 

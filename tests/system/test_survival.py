@@ -177,17 +177,28 @@ def test_the_wall_counts_what_ran_neither_the_clock_nor_the_supervisors_absence(
     assert seconds_between(dates["adopted"], dates["wall-over"]) < 2.5, "it had had its time before"
 
 
-def test_a_reboot_is_not_the_jobs_fault(site: Site) -> None:
-    """The state that a power cut leaves: an active record, a shim of another boot, no outcome."""
+@pytest.mark.parametrize("left", ["whole", "torn", "none"])
+def test_a_reboot_is_not_the_jobs_fault(site: Site, left: str) -> None:
+    """The state that a power cut leaves: an active record and perhaps a shim of another boot, no outcome."""
     site.start()
-    site.submit("count", "100", "0.01")
+    site.submit("count", "100", "0.01", toml="[restart]\nbudget = 0\n")
     wait_for(lambda: site.count("count") >= 20, "progress")
     shim = site.identity("count", "shim", 1)
     kill_daemon(site)
     os.kill(shim.pid, signal.SIGKILL)
     wait_for(lambda: site.living("count") == [], "the worker to die with its shim")
     path = site.home.job("count").attempt(1).shim
-    path.write_text(path.read_text().replace(shim.boot, "00000000-0000-0000-0000-000000000000"))
+    before = "00000000-0000-0000-0000-000000000000"
+    if left == "whole":
+        path.write_text(path.read_text().replace(shim.boot, before))
+    else:
+        job = site.job("count")
+        record = job.with_attempt(dataclasses.replace(job.current, boot=before))
+        records.save_job(site.home.job("count").record, dataclasses.replace(record, checkpoint=None))
+        site.home.job("count").attempt(1).facts.write_text("")
+        path.write_text("")
+    if left == "none":
+        path.unlink()
     site.start()
     job = site.wait("count", State.SUCCEEDED)
     assert job.attempts[0].outcome is Outcome.ABANDONED
