@@ -12,18 +12,14 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from runner.core.actions import Ask
 from runner.core.events import Ended, StartFailed
-from runner.core.job import ACTIVE, Job, Outcome
-from runner.core.recovery import Found
+from runner.core.job import Job
 from runner.core.restart import EXIT_CONFIG, EXIT_RETRY
-from runner.errors import UnreadableRecordError
-from runner.storage import lock, memory, mirrored, records
+from runner.storage import lock, mirrored
 from runner.storage.layout import AttemptPaths, Home
-from runner.supervisor import launch, mirrors, process
+from runner.supervisor import launch, mirrors, process, traces
 from runner.supervisor.cgroups import Groups
 from runner.supervisor.loop import Loop
 from runner.supervisor.process import Identity
@@ -143,8 +139,8 @@ class Attempts:
         """Hold the memory for the attempt's snapshots, once its shim has told where it is."""
         if attempt.memory_held or attempt.shim is None:
             return
-        about = _read(attempt.paths.shim)
-        fd = open_memory(about, attempt.shim)
+        about = traces.read(attempt.paths.shim)
+        fd = traces.open_memory(about, attempt.shim)
         attempt.memory_held = bool(about)  # it has told: there is none, or we have it
         if fd is not None:
             self.drop_memory(attempt.name)
@@ -152,7 +148,7 @@ class Attempts:
 
     def newly_stuck(self, attempt: Live) -> str:
         """Say what of an attempt was killed and does not die; "" where that is known already."""
-        said = str(_read(attempt.paths.stuck).get("text") or "") or attempt.stray
+        said = str(traces.read(attempt.paths.stuck).get("text") or "") or attempt.stray
         if said == attempt.stuck:
             return ""
         attempt.stuck = said
@@ -221,7 +217,7 @@ class Attempts:
 
     def _find_shim(self, attempt: Live) -> None:
         """Find the shim that holds the lock; it may be too young to have written its identity."""
-        identity = read_identity(attempt.paths, "shim")
+        identity = traces.read_identity(attempt.paths, "shim")
         pidfd = process.open_pidfd(identity) if identity else None
         if pidfd is not None:
             attempt.shim, attempt.pidfd = identity, pidfd
@@ -255,7 +251,7 @@ class Attempts:
 
     def _settle(self, attempt: Live, unseen: Ended = _UNSEEN) -> None:
         """Read the truth the shim left; where it left none, make sure first that nothing of it lives."""
-        ended = read_outcome(attempt.paths)
+        ended = traces.read_outcome(attempt.paths)
         if ended is None and self._kill_strays(attempt):
             attempt.settling += 1
             delay_s = min(_SOON_S * attempt.settling, _STRAYS_S)
@@ -289,95 +285,3 @@ class Attempts:
 
     def _files(self, job: Job) -> AttemptPaths:
         return self._home.job(job.name).attempt(job.attempt)
-
-
-def beside(home: Home, job: Job) -> Found:
-    """Look at what lies beside a record; of a job without an attempt nothing matters."""
-    if job.state not in ACTIVE:
-        return Found(locked=False)
-    paths = home.job(job.name)
-    attempt = paths.attempt(job.attempt)
-    shim = read_identity(attempt, "shim")
-    return Found(
-        locked=lock.is_locked(paths.lock),
-        started=attempt.shim.exists(),
-        ended=read_outcome(attempt),
-        rebooted=shim is not None and shim.boot != process.boot_id(),
-    )
-
-
-def read_identity(paths: AttemptPaths, who: str) -> Identity | None:
-    """Read the identity of the attempt's `shim` or `worker`; None where it is not known."""
-    return Identity.parse(_read(paths.shim).get(who))
-
-
-def open_memory(about: dict[str, Any], shim: Identity) -> int | None:
-    """Return a descriptor of the memory that a living shim holds for snapshots; None where there is none.
-
-    Args:
-        about: what its shim.json says.
-        shim: who it is.
-    """
-    number = about.get("memory_fd")
-    if not isinstance(number, int) or number < 0:
-        return None
-    try:
-        fd = os.open(f"/proc/{shim.pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return None
-    if not process.is_alive(shim) or not memory.is_one(fd):
-        os.close(fd)
-        return None
-    return fd
-
-
-def snapshots_bytes(paths: AttemptPaths) -> int:
-    """Return how much memory the attempt's snapshots take, which its shim holds; 0 where there are none."""
-    about = _read(paths.shim)
-    shim = Identity.parse(about.get("shim"))
-    fd = open_memory(about, shim) if shim is not None else None
-    if fd is None:
-        return 0
-    try:
-        return os.fstat(fd).st_blocks * 512
-    finally:
-        os.close(fd)
-
-
-def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
-    """Read how the attempt ended, as its shim wrote it; None where nothing was written."""
-    value = _read(paths.outcome)
-    if not value:
-        return None
-    if value.get("error"):
-        return StartFailed(f"cannot start: {value['error']}")
-    code, number, usage = value.get("exit_code"), value.get("signal"), value.get("rusage")
-    peak = usage.get("max_rss_bytes") if isinstance(usage, dict) else None
-    return Ended(
-        exit_code=code if isinstance(code, int) else None,
-        signal=str(number) if number is not None else None,
-        asked=bool(value.get("asked")),
-        reason=Outcome.OUT_OF_MEMORY.value if value.get("kernel_oom") else "",
-        max_rss_bytes=peak if isinstance(peak, int) else None,
-    )
-
-
-def starved(paths: AttemptPaths) -> str | None:
-    """Say how much memory the attempt had when the kernel killed it for that; None where it did not."""
-    value = _read(paths.outcome)
-    if not value.get("kernel_oom"):
-        return None
-    peak, limit = value.get("memory_peak_bytes"), value.get("memory_limit_bytes")
-    text = "the kernel killed it for memory"
-    text += f" at its limit (limits.memory = {limit >> 20} MiB)" if isinstance(limit, int) else ""
-    return text + (f"; its peak was {peak >> 20} MiB" if isinstance(peak, int) else "")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return records.load_json(path)
-    except FileNotFoundError:
-        return {}
-    except UnreadableRecordError as error:
-        log.error("%s", error)
-        return {}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from runner.storage.layout import Home, attempt_numbers, find_home
 from runner.supervisor import cgroups, process
-from runner.supervisor.attempts import read_identity
+from runner.supervisor.traces import read_identity
 
 
 def stop_all(home: Home) -> int:

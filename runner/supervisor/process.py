@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 
 #: How long processes are waited for that are in the midst of execve(2), and between two looks at one.
 _EXECVE_S, _SHORTLY_S = 1.0, 0.0005
+#: No pid is greater (proc(5), pid_max).
+_PID_MAX = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class Identity:
     def parse(cls, value: Any) -> Identity | None:
         """Read an identity from a record; None where it is not one."""
         try:
-            return cls(str(value["boot"]), int(value["pid"]), int(value["start"]))
+            found = cls(str(value["boot"]), int(value["pid"]), int(value["start"]))
         except (KeyError, TypeError, ValueError):
             return None
+        return found if 0 < found.pid <= _PID_MAX else None
 
 
 def boot_id() -> str:
@@ -104,8 +108,10 @@ def open_pidfd(identity: Identity) -> int | None:
     """Open a descriptor that becomes readable when the process ends; None where it has ended already."""
     try:
         fd = os.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        return None
+    except OSError as error:
+        if error.errno in {errno.ESRCH, errno.EINVAL, errno.ENOENT}:  # the latter two: a thread's
+            return None
+        raise
     if not is_alive(identity):
         os.close(fd)
         return None

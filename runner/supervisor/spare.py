@@ -26,9 +26,9 @@ from typing import Any
 
 from runner.core.job import Job, State
 from runner.core.spec import Spare as Kind
-from runner.storage import records
+from runner.storage import jsontext, records
 from runner.storage.layout import AttemptPaths, Home
-from runner.supervisor import launch, process
+from runner.supervisor import launch, process, traces
 from runner.supervisor.loop import Loop
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ _PROGRAM = Path(__file__).resolve().with_name("spare_shim.py")
 _CHANNEL_FD = 5
 _RESERVED_FDS = (3, 4)  # for what is handed over
 _MESSAGE_BYTES = 65536
+_REASON_MAX = 500
 #: An attempt that has trained for so long gets a spare; another one where memory was short, or it was killed.
 SETTLE_S = 1.0
 SHORT_S = 60.0
@@ -94,7 +95,7 @@ class Spare:
 
     def resident_bytes(self) -> int:
         """Return how much memory its worker and its keeper have."""
-        about = _load(self.folder.shim)
+        about = traces.read(self.folder.shim)
         pages = 0
         for found in map(process.Identity.parse, (about.get("worker"), about.get("keeper"))):
             with contextlib.suppress(OSError, ValueError, IndexError):
@@ -202,7 +203,7 @@ class Spares:
             message = spare.channel.recv(_MESSAGE_BYTES)
         except OSError:
             message = b""
-        said = json.loads(message) if message else {}
+        said = _said(message)
         if said.get("ready"):
             spare.ready = True
             log.info("%s: a spare is ready, %s modules are left to the script", spare.name, said.get("left"))
@@ -211,7 +212,7 @@ class Spares:
             self._note(spare.name, "spare-ready", **details, resident_bytes=spare.resident_bytes())
         else:
             reason = str(said.get("reason", "it has ended"))
-            again_s = KILLED_S if not message else SHORT_S if said.get("again") else _NEVER
+            again_s = KILLED_S if not said else SHORT_S if said.get("again") else _NEVER
             self._not_before[spare.name, spare.beside] = time.monotonic() + again_s
             self.dismiss(spare.name, reason)
 
@@ -306,8 +307,20 @@ def _program(name: str, env: dict[str, str]) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def _load(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes())
-        return found if isinstance(found, dict) else {}
-    return {}
+def _said(message: bytes) -> dict[str, Any]:
+    """Read what a spare says; what is no JSON object says as little as one that has ended.
+
+    Any process of the job can have sent it.
+    """
+    try:
+        found = jsontext.decode(message)
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: _bounded(value) for key, value in found.items()}
+
+
+def _bounded(value: Any) -> Any:
+    """Return what a record may take over."""
+    return value if isinstance(value, int | None) else str(value)[:_REASON_MAX]

@@ -23,7 +23,7 @@ from runner.storage import durable, eventlog, records
 from runner.storage.layout import Home
 from runner.supervisor import cgroups, folders, notify, process
 from runner.supervisor.arrivals import QUIET_S
-from runner.supervisor.attempts import Attempts, beside, starved
+from runner.supervisor.attempts import Attempts
 from runner.supervisor.book import Book, moment
 from runner.supervisor.broom import OTHERS_S, Broom
 from runner.supervisor.holding import hold
@@ -32,6 +32,7 @@ from runner.supervisor.loop import Loop, Soon, Timer
 from runner.supervisor.mirrors import Mirrors
 from runner.supervisor.queue import Queue
 from runner.supervisor.spare import Spares
+from runner.supervisor.traces import beside, starved
 from runner.supervisor.vitals import Vitals
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ import time
 from runner.core.events import Limit, Sight
 from runner.core.job import Job, State, seconds_between
 from runner.storage.layout import Home
-from runner.supervisor.attempts import Attempts, Live, read_identity, snapshots_bytes
+from runner.supervisor.attempts import Attempts, Live
+from runner.supervisor.traces import read_identity, snapshots_bytes
 from runner.supervisor.watch import Watch
 
 #: How often an attempt's memory and wall time are looked at; its signs of life whenever `check` is called.
@@ -94,8 +95,8 @@ def tree_rss_bytes(shim_pid: int, but: int | None = None) -> int:
         for member in psutil.Process(shim_pid).children(recursive=True):
             try:
                 total += member.memory_info().rss if member.pid != but else 0
-            except psutil.NoSuchProcess:
+            except psutil.Error:
                 continue
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return 0
     return total

@@ -34,6 +34,17 @@ if os.environ["RUNNER_ATTEMPT"] == "1":
     + COUNTS
 )
 
+#: Once the script has it, it can be imported no more: it says why at length, or what is no word of a spare's.
+CHANGES_ITS_MIND = """
+import os
+if os.path.exists("told"):
+    if os.environ["HOW"] == "long":
+        raise ImportError("x" * 100_000)
+    environ = dict(line.split(b"=", 1) for line in open("/proc/self/environ", "rb").read().split(b"\\0")[:-1])
+    os.write(int(environ[b"RUNNER_SPARE"]), b"[" * 60_000)
+"""
+IMPORTS_IT = "import changes_its_mind\nopen('told', 'w').close()\n" + COUNTS
+
 LIMIT_BYTES = 1 << 30 | 1 << 29
 #: Takes as much memory as a file says.
 GROWS = (
@@ -209,3 +220,21 @@ def test_none_outlives_its_job_or_its_supervisor(site: Site) -> None:
     # What the dead one has told of itself is removed by its shim, a moment after it.
     wait_for(lambda: waits(site, "adopted") != spares["adopted"], "another spare")
     assert len(starts(site, "adopted")) == 1
+
+
+def test_whatever_it_says_the_daemon_lives(site: Site, tmp_path: Path) -> None:
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    (packages / "changes_its_mind.py").write_text(CHANGES_ITS_MIND)
+    site.start()
+    for how in ("long", "junk"):
+        env = f'[env]\nPYTHONPATH = "{packages}:{os.environ.get("PYTHONPATH", "")}"\nHOW = "{how}"\n'
+        submit(site, how, toml=env, script=IMPORTS_IT)
+    reasons = {}
+    for how in ("long", "junk"):
+        wait_for(lambda how=how: "spare-dropped" in site.kinds(how), "it to be dropped", WAIT_S)
+        reasons[how] = next(e["reason"] for e in site.events(how) if e["event"] == "spare-dropped")
+    assert reasons["long"].startswith("changes_its_mind cannot be imported before the script runs: Import")
+    assert len(reasons["long"]) == 500
+    assert reasons["junk"] == "it has ended"
+    assert site.daemons[0].poll() is None
