@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -44,6 +45,8 @@ _STRAYS_S, _STRAYS_LOOKS = 1.0, 20
 _REFUSED_S = 1.0
 #: An adopted shim without shim.json is given this long to write it.
 _BIRTH_S = 10.0
+#: Between two looks at what keeps an attempt from its end; a shim stopped at so many in a row stays so.
+_HELD_LOOK_S, _STOPPED_LOOKS = 1.0, 3
 _UNSEEN = Ended(reason="its shim was killed; nobody saw the end")
 
 
@@ -67,7 +70,9 @@ class Live:
     watch: Watch | None = None
     settling: int = 0  #: how often its tree was looked for, without a shim
     stray: str = ""  #: what of that does not die
-    stuck: str = ""  #: what of it does not die, as it was told last
+    stopped: int = 0  #: looks in a row at which its shim was stopped
+    stuck: str = ""  #: what keeps it from its end, as it was told last
+    stuck_at: float = 0.0  #: when that was looked at
 
 
 class Attempts:
@@ -147,8 +152,17 @@ class Attempts:
             self._memories[attempt.name] = fd
 
     def newly_stuck(self, attempt: Live) -> str:
-        """Say what of an attempt was killed and does not die; "" where that is known already."""
-        said = str(traces.read(attempt.paths.stuck).get("text") or "") or attempt.stray
+        """Say what keeps an attempt from its end, looking once a second; "" where that is known already."""
+        now_s = time.monotonic()
+        if now_s < attempt.stuck_at + _HELD_LOOK_S:
+            return ""
+        attempt.stuck_at = now_s
+        stopped = attempt.pidfd >= 0 and attempt.shim is not None and process.is_stopped(attempt.shim.pid)
+        attempt.stopped = attempt.stopped + 1 if stopped else 0
+        if stopped:
+            self._send(attempt)  # it is let go on where it was asked for something
+        held = traces.stopped_shim(attempt.paths) if attempt.stopped >= _STOPPED_LOOKS else ""
+        said = str(traces.read(attempt.paths.stuck).get("text") or "") or attempt.stray or held
         if said == attempt.stuck:
             return ""
         attempt.stuck = said
@@ -237,8 +251,7 @@ class Attempts:
         if attempt.fetch >= 0:
             mirrors.end_fetch(attempt.fetch)
         if attempt.pidfd >= 0 and attempt.asked is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(attempt.pidfd, _SIGNALS[attempt.asked])
+            process.ask(attempt.pidfd, _SIGNALS[attempt.asked])
 
     def _shim_ended(self, attempt: Live) -> None:
         self._loop.forget(attempt.pidfd)

@@ -10,9 +10,7 @@ In any case it makes room for the next daemon among the control groups that live
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -30,10 +28,9 @@ def stop_all(home: Home) -> int:
     """
     shims = list(_shims(home))
     for pidfd in shims:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        process.ask(pidfd, signal.SIGTERM)
     for pidfd in shims:
-        select.select([pidfd], [], [])
+        process.wait(pidfd)
         os.close(pidfd)
     return len(shims)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +118,20 @@ def open_pidfd(identity: Identity) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def wait(pidfd: int, timeout_s: float | None = None) -> bool:
+    """Wait for a process's end; tell whether it has come."""
+    poll = select.poll()  # select(2) takes no descriptor above 1023
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else 1000 * timeout_s))
+
+
+def ask(pidfd: int, number: int) -> None:
+    """Send a process a signal, and let it go on where it is stopped: it would not hear of it."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+        signal.pidfd_send_signal(pidfd, signal.SIGCONT)
 
 
 def carrying(mark: tuple[str, str]) -> list[int]:

@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import os
-import select
 import shutil
 import socket
 import time
@@ -91,7 +90,7 @@ class Spare:
         return True
 
     def _is_gone(self) -> bool:
-        return _is_readable(self.pidfd, 0.0) or process.is_stopped(self.pid)
+        return process.wait(self.pidfd, 0.0) or process.is_stopped(self.pid)
 
     def resident_bytes(self) -> int:
         """Return how much memory its worker and its keeper have."""
@@ -274,7 +273,7 @@ class Spares:
         """Let all end, and wait for it a moment: nobody else would reap them."""
         for spare in list(self._waiting.values()):
             self.dismiss(spare.name, "")
-            _is_readable(spare.pidfd, _END_S)
+            process.wait(spare.pidfd, _END_S)
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, spare.pidfd, os.WEXITED | os.WNOHANG)
 
@@ -283,12 +282,6 @@ class Spares:
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, spare.pidfd, os.WEXITED)
         os.close(spare.pidfd)
-
-
-def _is_readable(fd: int, timeout_s: float) -> bool:
-    poll = select.poll()  # select(2) takes no descriptor above 1023
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(1000 * timeout_s))
 
 
 def _match(plan: dict[str, Any]) -> tuple[Any, ...]:

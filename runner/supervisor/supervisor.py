@@ -331,13 +331,12 @@ class Supervisor:
         self._tell_stuck(name)
 
     def _tell_stuck(self, name: str) -> None:
-        """Say that what was killed does not die: its job cannot go on, and keeps its place."""
+        """Say what keeps an attempt from its end, as what does not die: its job keeps its place."""
         attempt = self.attempts.live.get(name)
-        if attempt is not None and (attempt.pidfd < 0 or self.book.jobs[name].state is State.STOPPING):
-            stuck = self.attempts.newly_stuck(attempt)
-            if stuck:
-                log.error("%s: %s", name, stuck)
-                self.book.note(name, "stuck", reason=stuck)
+        stuck = self.attempts.newly_stuck(attempt) if attempt is not None else ""
+        if stuck:
+            log.error("%s: %s", name, stuck)
+            self.book.note(name, "stuck", reason=stuck)
 
     def _relay_job(self, name: str) -> bool:
         """Take over some of what the attempt reported; tell whether there may be more."""

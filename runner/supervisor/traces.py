@@ -45,6 +45,14 @@ def read_identity(paths: AttemptPaths, who: str) -> Identity | None:
     return Identity.parse(read(paths.shim).get(who))
 
 
+def stopped_shim(paths: AttemptPaths) -> str:
+    """Say that the attempt's shim is stopped (SIGSTOP, a debugger); "" where it is not."""
+    shim = read_identity(paths, "shim")
+    if shim is None or not process.is_alive(shim) or not process.is_stopped(shim.pid):
+        return ""
+    return f"its shim, pid {shim.pid}, is stopped: no end is seen while it is; `kill -CONT {shim.pid}`"
+
+
 def open_memory(about: dict[str, Any], shim: Identity) -> int | None:
     """Return a descriptor of the memory that a living shim holds for snapshots; None where there is none.
 

@@ -7,6 +7,7 @@ import time
 from runner.core.events import Limit, Sight
 from runner.core.job import Job, State, seconds_between
 from runner.storage.layout import Home
+from runner.supervisor import process
 from runner.supervisor.attempts import Attempts, Live
 from runner.supervisor.traces import read_identity, snapshots_bytes
 from runner.supervisor.watch import Watch
@@ -36,7 +37,8 @@ class Vitals:
             identity = read_identity(attempt.paths, "worker")
             attempt.worker = identity.pid if identity is not None else None
         attempt.watch.look(job, now, attempt.worker)
-        if reason := attempt.watch.hangs(job):
+        # Once the worker has been reaped, its shim clears up after it: that may take long, and is no hang.
+        if (reason := attempt.watch.hangs(job)) and (attempt.worker is None or _is_there(attempt.worker)):
             return Limit(Sight.HUNG, reason)
         since_s, attempt.looked_at = now - (attempt.looked_at or now), attempt.looked_at or now
         if 0.0 < since_s < LOOK_S:
@@ -71,6 +73,11 @@ class Vitals:
         return Limit(
             Sight.MEMORY_OVER, f"uses {used >> 20} MiB of memory (limits.memory = {allowed >> 20} MiB)"
         )
+
+
+def _is_there(pid: int) -> bool:
+    """Tell whether there is such a process, be it a zombie."""
+    return process.identify(pid) is not None
 
 
 def used_bytes(attempt: Live) -> int:

@@ -174,6 +174,43 @@ def test_what_does_not_die_keeps_its_place_and_is_told(site: Site) -> None:
     assert site.kinds("count").count("stuck") == 1
 
 
+def test_what_an_attempt_leaves_that_does_not_die_is_told_and_no_hang(site: Site) -> None:
+    leaves = "import os, subprocess\nwith open('child', 'w') as out:\n    out.write(str(subprocess.Popen("
+    leaves += "['sleep', '1000']).pid))\nwhile not os.path.exists('enough'):\n    pass\nos._exit(1)\n"
+    site.start()
+    toml = '[limits]\nhang = "2s"\nstartup = "2s"\n[restart]\nbudget = 0\n'
+    site.submit("leaves", command=[sys.executable, "-c", leaves], toml=toml)
+    child = site.home.folder("leaves") / "child"
+    pid = int(wait_for(lambda: child.exists() and child.read_text(), "its child"))
+    with frozen(pid):
+        (site.home.folder("leaves") / "enough").touch()
+        told = wait_for(lambda: [e["reason"] for e in site.events("leaves") if e["event"] == "stuck"], "it")
+        assert f"killed, and not dead: pid {pid} (sleep) in state D" in told[0]
+        assert site.job("leaves").state is State.RUNNING
+    job = site.wait("leaves", State.FAILED)
+    assert [attempt.outcome for attempt in job.attempts] == [Outcome.FAILED]
+
+
+def test_a_shim_that_is_stopped_is_told_and_goes_on_when_it_is_asked(site: Site) -> None:
+    site.start()
+    site.submit("count", "100000", "0.01")
+    wait_for(lambda: site.count("count") >= 10, "progress")
+    shim = site.identity("count", "shim")
+    os.kill(shim.pid, signal.SIGSTOP)
+    told = wait_for(lambda: [e["reason"] for e in site.events("count") if e["event"] == "stuck"], "it")
+    assert told[0].startswith(f"its shim, pid {shim.pid}, is stopped: ")
+    assert facts.gather(site.home, "count")["stuck"] == told[0]
+    assert site.job("count").state is State.RUNNING
+    site.ask("pause", "count")
+    assert site.wait("count", State.PAUSED).current.outcome is Outcome.STOPPED
+    site.ask("resume", "count")
+    site.wait("count", State.RUNNING)
+    os.kill(site.identity("count", "shim", 2).pid, signal.SIGSTOP)
+    site.ask("cancel", "count")
+    site.wait("count", State.CANCELLED)
+    assert site.kinds("count").count("stuck") == 1
+
+
 def test_what_outlives_its_shim_and_does_not_die_is_waited_for(site: Site) -> None:
     site.start()
     site.submit("count", "60", "0.01")
