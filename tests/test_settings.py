@@ -125,6 +125,10 @@ BAD = [
         'command = ["/bin/sh"]\n[restart]\nspare = "warm"',
         "job.toml:3: restart.spare is for a Python script; name it as entry, not in command",
     ),
+    (
+        '[restart]\nspare = "hot"\n[isolation]\nwrite = []',
+        "job.toml:2: restart.spare has no effect beside isolation.write, which only a new process can have",
+    ),
     ("[resources]\ncpus = nan", "job.toml:2: resources.cpus must be a number from 0 to 4096, not nan"),
     ("[resources]\ngpus = inf", "job.toml:2: resources.gpus must be a number from 0 to 1024, not inf"),
     ("[resources]\ngpus = -0.5", "job.toml:2: resources.gpus must be a number from 0 to 1024, not -0.5"),
@@ -268,6 +272,8 @@ BAD = [
         '[env]\nRUNNER_JOB = "x"',
         "job.toml:2: env.RUNNER_JOB is set by the runner itself; choose another name",
     ),
+    ('[env]\nRUNNER_SPARE = "5"', "job.toml:2: env.RUNNER_SPARE is set by the runner itself"),
+    ('[env]\nRUNNER_KEEPER = "5"', "job.toml:2: env.RUNNER_KEEPER is set by the runner itself"),
     ("[env]\nA = { b = 1 }", "job.toml:2: env.A must be a string"),
     ("env = 5", "job.toml:1: env must be a table, [env]"),
 ]

@@ -129,7 +129,7 @@ class Spares:
         if job.spec.restart.spare is Kind.NONE or job.spec.command or job.state is not State.RUNNING:
             return
         if job.spec.env_file or job.spec.isolation.write is not None:
-            return  # only a process that has just been started has these
+            return  # only a process that has just been started has these; settings refuse it by now
         limit, spare = job.spec.limits.memory_bytes, self._waiting.get(job.name)
         if spare is not None:
             if limit is not None and used_bytes() + spare.resident_bytes() > limit:
