@@ -427,7 +427,7 @@ def test_every_key_of_the_contract(folder):
         budget = 9
         backoff = "500ms..2m"
         fatal_exit_codes = [2, 3]
-        spare = "warm"
+        spare = "none"
         [limits]
         hang = "none"
         startup = 90
@@ -462,7 +462,7 @@ def test_every_key_of_the_contract(folder):
         best_keep=4,
         archive=Every(CadenceUnit.EPOCHS, 10),
     )
-    assert spec.restart == RestartSpec(9, 0.5, 120.0, (2, 3), spare=Spare.WARM)
+    assert spec.restart == RestartSpec(9, 0.5, 120.0, (2, 3))
     assert spec.limits == LimitsSpec(
         math.inf, 90.0, 5400.0, 86400.0, 8 * 1024**3, pids=100, log_bytes=8 * 1024**2
     )
@@ -479,6 +479,12 @@ def test_the_words_auto_and_none(folder):
     assert load_spec(folder) == JobSpec(restart=RestartSpec(backoff_min_s=5, backoff_max_s=5))
     (folder / "job.toml").write_text('[resources]\nmemory = "none"\ngpus = 0.5')
     assert load_spec(folder).resources == ResourcesSpec(gpus=0.5, memory_bytes=0)
+
+
+def test_a_job_may_have_a_spare(folder):
+    for kind in Spare:
+        (folder / "job.toml").write_text(f'[restart]\nspare = "{kind.value}"\n[env]\nA = "1"\n')
+        assert load_spec(folder).restart.spare is kind
 
 
 def test_words_for_no_limit(folder):

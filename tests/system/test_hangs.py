@@ -16,7 +16,7 @@ import pytest
 from runner.cli import facts
 from runner.core.job import Outcome, State
 from runner.storage import records
-from runner.supervisor import process
+from runner.supervisor import allotment, process
 from tests.system.conftest import Site, wait_for
 
 LIMIT_S = 3.0
@@ -149,7 +149,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 def test_what_does_not_die_keeps_its_place_and_is_told(site: Site) -> None:
     site.start()
-    whole = f"[resources]\ncpus = {os.cpu_count() or 1}\n"
+    whole = f"[resources]\ncpus = {allotment.cpus()}\n"
     site.submit("count", "3000", "0.01", toml=whole)
     wait_for(lambda: site.count("count") >= 10, "progress")
     site.submit("next", "5", toml=whole)
