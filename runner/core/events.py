@@ -95,6 +95,7 @@ class Ended:
     reason: str = ""
     max_rss_bytes: int | None = None
     pace: Mapping[str, float] = field(default_factory=dict)  #: the longest pauses that were seen in it
+    warning: str = ""  #: what else there is to know, such as what it has left behind
     kind: Kind = field(default=Sight.ENDED, init=False)
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from runner.core.actions import Ask
 from runner.core.events import Ended, StartFailed
@@ -20,7 +20,7 @@ from runner.core.job import Job
 from runner.core.restart import EXIT_CONFIG, EXIT_RETRY
 from runner.storage import lock, mirrored
 from runner.storage.layout import AttemptPaths, Home
-from runner.supervisor import launch, mirrors, process, traces
+from runner.supervisor import launch, mirrors, process, traces, vacancy
 from runner.supervisor.cgroups import Groups
 from runner.supervisor.loop import Loop
 from runner.supervisor.process import Identity
@@ -70,6 +70,7 @@ class Live:
     watch: Watch | None = None
     settling: int = 0  #: how often its tree was looked for, without a shim
     stray: str = ""  #: what of that does not die
+    gone: set[int] = field(default_factory=set)  #: what was found of it, and killed
     stopped: int = 0  #: looks in a row at which its shim was stopped
     stuck: str = ""  #: what keeps it from its end, as it was told last
     stuck_at: float = 0.0  #: when that was looked at
@@ -270,12 +271,31 @@ class Attempts:
             delay_s = min(_SOON_S * attempt.settling, _STRAYS_S)
             self._loop.after(delay_s, lambda: self._settle(attempt, unseen))
             return
-        self._finish(attempt, ended or unseen)
+        if ended is None and not unseen.rebooted and vacancy.had_gpus(attempt.paths):
+            self._await_gpus(attempt, unseen)
+        else:
+            self._finish(attempt, ended or unseen)
+
+    def _await_gpus(self, attempt: Live, unseen: Ended) -> None:
+        """Take the attempt for ended once no GPU has memory of it, or that takes too long."""
+        worker = traces.read_identity(attempt.paths, "worker")
+        gone = attempt.gone | ({worker.pid} if worker is not None else set())
+        try:
+            vacancy.await_vacated(
+                self._home,
+                self._loop,
+                sorted(gone),
+                lambda warning: self._finish(attempt, replace(unseen, warning=warning)),
+            )
+        except OSError as error:
+            log.error("%s: its GPU memory cannot be looked after: %s", attempt.name, error)
+            self._finish(attempt, unseen)
 
     def _kill_strays(self, attempt: Live) -> bool:
         # Who was started after the first look's list was made, by one that had ended when it was its turn,
         # is found by a second.
         strays = self._strays(attempt.name) or self._strays(attempt.name)
+        attempt.gone.update(strays)
         for pid in strays:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

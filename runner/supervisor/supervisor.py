@@ -288,6 +288,8 @@ class Supervisor:
             reason = starved(self.home.job(name).attempt(job.attempt))
             if reason is not None and job.state in ACTIVE:
                 self.book.note(name, "out-of-memory", reason=reason)
+            if isinstance(ended, Ended) and ended.warning and job.state in ACTIVE:
+                self.book.note(name, "warning", message=ended.warning)
             self._insist(name, ended)
 
     def _note(self, name: str, event: str, **details: object) -> None:

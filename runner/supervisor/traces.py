@@ -101,6 +101,7 @@ def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
         asked=bool(value.get("asked")),
         reason=Outcome.OUT_OF_MEMORY.value if value.get("kernel_oom") else "",
         max_rss_bytes=peak if isinstance(peak, int) else None,
+        warning=str(value.get("warning") or "")[:_TEXT_MAX],
     )
 
 

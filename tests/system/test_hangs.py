@@ -236,7 +236,7 @@ def test_the_next_attempt_waits_until_no_gpu_has_memory_of_the_last(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     site.start()
-    site.submit("count", "60", "0.01")
+    site.submit("count", "200", "0.01")
     wait_for(lambda: site.count("count") >= 10, "progress")
     worker = site.identity("count", "worker").pid
     listed.write_text(f"1\n{worker}\n")
@@ -245,7 +245,16 @@ def test_the_next_attempt_waits_until_no_gpu_has_memory_of_the_last(
     assert not site.home.job("count").attempt(1).outcome.exists()
     assert site.job("count").attempt == 1
     listed.write_text("1\n")
-    assert site.wait("count", State.SUCCEEDED).attempt == 2
+    wait_for(lambda: site.job("count").attempt == 2, "the next attempt")
+    worker = site.identity("count", "worker", 2).pid
+    listed.write_text(f"1\n{worker}\n")
+    asked.write_text("")
+    os.kill(site.identity("count", "shim", 2).pid, signal.SIGKILL)  # then the supervisor looks itself
+    wait_for(lambda: asked.read_text().count("--query-compute-apps=pid") >= 3, "looks")
+    assert site.job("count").attempt == 2
+    listed.write_text("1\n")
+    assert site.wait("count", State.SUCCEEDED).attempt == 3
+    assert "warning" not in site.kinds("count")
     looks = asked.read_text()
     site.submit("well", "5")
     site.wait("well", State.SUCCEEDED)
