@@ -2,9 +2,9 @@
 
 A hot one has run the script as well, up to its `fit` (`training.hot`); from here both look the same.
 
-One for each job, for its next attempt: renewed when it was used, dropped when the job needs it no longer,
-when it does not match what the attempt would be started with, and when memory becomes short. A spare that
-fails in any way costs nothing: the attempt is started as without one. It ends with this supervisor.
+One for each job, for its next attempt: renewed when it was used, dropped when the job needs it no longer, or
+waits, when it does not match what the attempt would be started with, and when memory becomes short. A spare
+that fails in any way costs nothing: the attempt is started as without one. It ends with this supervisor.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ SETTLE_S = 1.0
 SHORT_S = 60.0
 KILLED_S = 600.0
 _NEVER = math.inf
+#: A job that waits for its next attempt lets go of its spare's memory then.
+IDLE_S = 5.0
 #: For the spares to end, before this program becomes another.
 _END_S = 2.0
 #: What a spare is thought to need while nobody knows.
@@ -234,10 +236,19 @@ class Spares:
         return spare is not None and process.descends(pid, spare.pid)
 
     def heed(self, job: Job) -> None:
-        """Drop the spare of a job that will not be started again soon."""
-        wanted = job.state in {State.BACKOFF, State.QUEUED, State.RUNNING} or job.hung
-        if job.name in self._waiting and not wanted:
+        """Drop the spare of a job that will not be started again, or not soon."""
+        spare = self._waiting.get(job.name)
+        if spare is None:
+            return
+        if job.state in {State.BACKOFF, State.QUEUED}:
+            self._loop.after(IDLE_S, lambda: self._dismiss_idle(spare))
+        elif job.state is not State.RUNNING and not job.hung:
             self.dismiss(job.name, "")
+
+    def _dismiss_idle(self, spare: Spare) -> None:
+        """Drop a spare whose job has waited for so long: each start of an attempt uses it or drops it."""
+        if self._waiting.get(spare.name) is spare:
+            self.dismiss(spare.name, f"its job has waited for {IDLE_S:g} s")
 
     def release(self, name: str, *, used: bool) -> None:
         """Forget the job's spare: it has become a shim, or is dismissed."""

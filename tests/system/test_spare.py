@@ -34,6 +34,7 @@ if os.environ["RUNNER_ATTEMPT"] == "1":
     + COUNTS
 )
 
+SAVES_NOTHING = COUNTS.replace('exec(compile(open("counter.py")', "import time; time.sleep(1000)  #")
 #: Once the script has it, it can be imported no more: it says why at length, or what is no word of a spare's.
 CHANGES_ITS_MIND = """
 import os
@@ -196,6 +197,21 @@ def test_it_counts_as_memory_of_its_job_and_goes_first(site: Site) -> None:
     wait_for(lambda: not process.is_alive(spare), "it to end")
     assert process.is_alive(worker)
     assert site.job("count").state is State.RUNNING
+
+
+def test_a_job_that_waits_long_lets_its_spare_go(site: Site) -> None:
+    """It is in backoff for a minute: it was started in vain."""
+    site.start()
+    submit(site, "sleeps", script=SAVES_NOTHING, restart='backoff = "60s..60s"\n')
+    spare = waits(site, "sleeps")
+    os.kill(site.identity("sleeps", "worker").pid, signal.SIGKILL)
+    job = site.wait("sleeps", State.BACKOFF)
+    assert process.is_alive(spare), "it may be wanted at once"
+    wait_for(lambda: "spare-dropped" in site.kinds("sleeps"), "it to be dropped")
+    wait_for(lambda: not process.is_alive(spare), "it to end")
+    dropped = [event["reason"] for event in site.events("sleeps") if event["event"] == "spare-dropped"]
+    assert dropped == ["its job has waited for 5 s"]
+    assert site.job("sleeps").state is job.state
 
 
 def test_none_outlives_its_job_or_its_supervisor(site: Site) -> None:
