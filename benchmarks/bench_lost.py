@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.storage.layout import Home, JobPaths
-from runner.supervisor.attempts import read_identity
+from runner.supervisor.traces import read_identity
 
 SEED = 20261121
 #: Between two looks at the page, for a step's time to be told.

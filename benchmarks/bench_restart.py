@@ -55,7 +55,7 @@ def bare_start_ms(folder: Path) -> float:
 def worker_pid(home: Path, attempt: int) -> int:
     """Return the pid of the job's worker in `attempt`."""
     from runner.storage.layout import Home
-    from runner.supervisor.attempts import read_identity
+    from runner.supervisor.traces import read_identity
 
     while (identity := read_identity(Home(home).job("bench").attempt(attempt), "worker")) is None:
         time.sleep(0.001)

@@ -32,7 +32,7 @@ from pathlib import Path
 from bench_recovery import running, wait_for
 
 from runner.storage.layout import Home
-from runner.supervisor.attempts import read_identity
+from runner.supervisor.traces import read_identity
 
 #: Of a page that the training writes: how many steps it has completed, when the first and the newest was.
 PAGE = struct.Struct("=qdd")

@@ -125,6 +125,10 @@ BAD = [
         'command = ["/bin/sh"]\n[restart]\nspare = "warm"',
         "job.toml:3: restart.spare is for a Python script; name it as entry, not in command",
     ),
+    (
+        '[restart]\nspare = "hot"\n[isolation]\nwrite = []',
+        "job.toml:2: restart.spare has no effect beside isolation.write, which only a new process can have",
+    ),
     ("[resources]\ncpus = nan", "job.toml:2: resources.cpus must be a number from 0 to 4096, not nan"),
     ("[resources]\ngpus = inf", "job.toml:2: resources.gpus must be a number from 0 to 1024, not inf"),
     ("[resources]\ngpus = -0.5", "job.toml:2: resources.gpus must be a number from 0 to 1024, not -0.5"),
@@ -268,6 +272,8 @@ BAD = [
         '[env]\nRUNNER_JOB = "x"',
         "job.toml:2: env.RUNNER_JOB is set by the runner itself; choose another name",
     ),
+    ('[env]\nRUNNER_SPARE = "5"', "job.toml:2: env.RUNNER_SPARE is set by the runner itself"),
+    ('[env]\nRUNNER_KEEPER = "5"', "job.toml:2: env.RUNNER_KEEPER is set by the runner itself"),
     ("[env]\nA = { b = 1 }", "job.toml:2: env.A must be a string"),
     ("env = 5", "job.toml:1: env must be a table, [env]"),
 ]
@@ -421,7 +427,7 @@ def test_every_key_of_the_contract(folder):
         budget = 9
         backoff = "500ms..2m"
         fatal_exit_codes = [2, 3]
-        spare = "warm"
+        spare = "none"
         [limits]
         hang = "none"
         startup = 90
@@ -456,7 +462,7 @@ def test_every_key_of_the_contract(folder):
         best_keep=4,
         archive=Every(CadenceUnit.EPOCHS, 10),
     )
-    assert spec.restart == RestartSpec(9, 0.5, 120.0, (2, 3), spare=Spare.WARM)
+    assert spec.restart == RestartSpec(9, 0.5, 120.0, (2, 3))
     assert spec.limits == LimitsSpec(
         math.inf, 90.0, 5400.0, 86400.0, 8 * 1024**3, pids=100, log_bytes=8 * 1024**2
     )
@@ -473,6 +479,12 @@ def test_the_words_auto_and_none(folder):
     assert load_spec(folder) == JobSpec(restart=RestartSpec(backoff_min_s=5, backoff_max_s=5))
     (folder / "job.toml").write_text('[resources]\nmemory = "none"\ngpus = 0.5')
     assert load_spec(folder).resources == ResourcesSpec(gpus=0.5, memory_bytes=0)
+
+
+def test_a_job_may_have_a_spare(folder):
+    for kind in Spare:
+        (folder / "job.toml").write_text(f'[restart]\nspare = "{kind.value}"\n[env]\nA = "1"\n')
+        assert load_spec(folder).restart.spare is kind
 
 
 def test_words_for_no_limit(folder):

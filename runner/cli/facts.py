@@ -21,6 +21,7 @@ from runner.core.ledger import causes, goodput
 from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage import disk, mirrored, records
 from runner.storage.layout import SUBMITTED_MARK, Home, JobPaths
+from runner.supervisor.traces import stopped_shim
 
 UNREADABLE = "unreadable"
 #: With less than that left nothing can be expected to be written.
@@ -228,12 +229,12 @@ def _disk(paths: JobPaths) -> str | None:
 
 
 def _stuck(paths: JobPaths, attempt: int) -> str | None:
-    """Say what of the attempt was killed and does not die."""
+    """Say what keeps the attempt from its end: it was killed and does not die, or nobody would see it."""
     try:
         text = records.load_json(paths.attempt(attempt).stuck).get("text")
     except (OSError, UnreadableRecordError):
-        return None
-    return str(text) if text else None
+        text = None
+    return str(text) if text else stopped_shim(paths.attempt(attempt)) or None
 
 
 _COUNTS = ("step", "epoch", "epochs", "steps_per_epoch", "rss_bytes")

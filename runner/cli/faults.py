@@ -24,8 +24,8 @@ from runner.core.job import State
 from runner.core.spec import Nan
 from runner.settings import load_spec
 from runner.storage import eventlog
-from runner.supervisor.attempts import read_identity
 from runner.supervisor.process import Identity
+from runner.supervisor.traces import read_identity
 
 RECOVERY_S_MAX = 180.0
 _STOPPED_S = 3.0

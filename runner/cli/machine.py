@@ -25,6 +25,7 @@ from runner.cli import daemon, disktest, output
 from runner.errors import UnreadableRecordError
 from runner.storage import disk, records
 from runner.storage.layout import Home
+from runner.supervisor import allotment
 
 #: Of Keras, those that are tested (README.md); others are resumed at the beginning of an epoch.
 KERAS = ((3, 10), (3, 15))
@@ -134,18 +135,18 @@ def _gpus(_home: Home) -> Finding:
 def _memory(_home: Home) -> Finding:
     sizes = _meminfo()
     total, free = sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)
-    limit = _cgroup_limit()
+    limit = int(allotment.memory_bytes())
     said = f"{output.size(total)}, {output.size(free)} available"
-    said += f"; this process may take {output.size(limit)}" if limit else ""
+    said += f"; this process may take {output.size(limit)}" if limit < total else ""
     if free < _MEMORY_BYTES:
         return Finding("memory", Level.NOTE, said, "snapshots take three times a model's state, if they fit")
     return Finding("memory", Level.GOOD, said)
 
 
 def _processors(_home: Home) -> Finding:
-    usable = len(os.sched_getaffinity(0))
+    usable = allotment.cpus()
     load = os.getloadavg()[0]
-    said = f"{usable} usable, load {load:.1f}, {platform.machine()}, Linux {platform.release()}"
+    said = f"{usable:g} usable, load {load:.1f}, {platform.machine()}, Linux {platform.release()}"
     if load > 2 * usable:
         return Finding("processors", Level.NOTE, said, "something else works here: training will be slow")
     return Finding("processors", Level.GOOD, said)
@@ -328,14 +329,6 @@ def _meminfo() -> dict[str, int]:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
     return {}
-
-
-def _cgroup_limit() -> int | None:
-    """Return what this process's own cgroup (version 2) lets it take; None where there is no limit."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        own = Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2]
-        return int((Path("/sys/fs/cgroup") / own.lstrip("/") / "memory.max").read_text())
-    return None
 
 
 def _can_watch() -> bool:

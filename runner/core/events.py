@@ -99,6 +99,7 @@ class Ended:
     ran_s: float | None = None
     ended_s: float | None = None
     pace: Mapping[str, float] = field(default_factory=dict)  #: the longest pauses that were seen in it
+    warning: str = ""  #: what else there is to know, such as what it has left behind
     kind: Kind = field(default=Sight.ENDED, init=False)
 
 

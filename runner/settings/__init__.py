@@ -195,11 +195,15 @@ def _check_together(given: dict[str, Any], lines: dict[tuple[str, ...], int]) ->
         where = f"{FILE}:{_line_of(('checkpoint', 'best_keep'), lines)}"
         series = 'best = "best-{epoch:03d}.weights.h5"'
         raise BadJobError(f"{where}: checkpoint.best_keep is for a series of files, such as {series}")
+    if given.get("restart.spare", Spare.NONE) is not Spare.NONE:
+        where = f"{FILE}:{_line_of(('restart', 'spare'), lines)}: restart.spare"
+        if "command" in given:
+            raise BadJobError(f"{where} is for a Python script; name it as entry, not in command")
+        for key in ("env_file", "isolation.write"):
+            if given.get(key) is not None:
+                raise BadJobError(f"{where} has no effect beside {key}, which only a new process can have")
     if "command" not in given:
         return
-    if given.get("restart.spare", Spare.NONE) is not Spare.NONE:
-        where = f"{FILE}:{_line_of(('restart', 'spare'), lines)}"
-        raise BadJobError(f"{where}: restart.spare is for a Python script; name it as entry, not in command")
     for key, remedy in (
         ("entry", "keep one of the two"),
         ("args", "append them to command"),

@@ -11,8 +11,13 @@ import os
 import stat
 
 _BYTES_MAX = 1024 * 1024
-#: A job may not set what the runner sets for every worker.
-RESERVED = frozenset({"RUNNER_HOME", "RUNNER_JOB", "RUNNER_ATTEMPT", "RUNNER_STATE", "RUNNER_RESUME"})
+#: A job may not set what the runner sets for every worker, or for some.
+RESERVED = frozenset(
+    {
+        *("RUNNER_HOME", "RUNNER_JOB", "RUNNER_ATTEMPT", "RUNNER_STATE", "RUNNER_RESUME"),
+        *("RUNNER_KEEPER", "RUNNER_SPARE", "RUNNER_SPARE_COLD"),
+    }
+)
 
 
 class SecretsError(Exception):

@@ -10,18 +10,17 @@ import errno
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from runner.core.actions import Ask
 from runner.core.events import Ended, StartFailed
-from runner.core.job import ACTIVE, Job
-from runner.core.recovery import Found
+from runner.core.job import Job
 from runner.core.restart import EXIT_CONFIG, EXIT_RETRY
-from runner.storage import lock, memory, mirrored
+from runner.storage import lock, mirrored
 from runner.storage.layout import AttemptPaths, Home
-from runner.supervisor import launch, mirrors, process
+from runner.supervisor import launch, mirrors, process, traces, vacancy
 from runner.supervisor.cgroups import Groups
 from runner.supervisor.ends import read, read_outcome, signs_s
 from runner.supervisor.loop import Loop
@@ -47,6 +46,8 @@ _STRAYS_S, _STRAYS_LOOKS = 1.0, 20
 _REFUSED_S = 1.0
 #: An adopted shim without shim.json is given this long to write it.
 _BIRTH_S = 10.0
+#: Between two looks at what keeps an attempt from its end; a shim stopped at so many in a row stays so.
+_HELD_LOOK_S, _STOPPED_LOOKS = 1.0, 3
 _UNSEEN = Ended(reason="its shim was killed; nobody saw the end")
 
 
@@ -70,7 +71,10 @@ class Live:
     watch: Watch | None = None
     settling: int = 0  #: how often its tree was looked for, without a shim
     stray: str = ""  #: what of that does not die
-    stuck: str = ""  #: what of it does not die, as it was told last
+    gone: set[int] = field(default_factory=set)  #: what was found of it, and killed
+    stopped: int = 0  #: looks in a row at which its shim was stopped
+    stuck: str = ""  #: what keeps it from its end, as it was told last
+    stuck_at: float = 0.0  #: when that was looked at
 
 
 class Attempts:
@@ -143,15 +147,24 @@ class Attempts:
         if attempt.memory_held or attempt.shim is None:
             return
         about = read(attempt.paths.shim)
-        fd = open_memory(about, attempt.shim)
+        fd = traces.open_memory(about, attempt.shim)
         attempt.memory_held = bool(about)  # it has told: there is none, or we have it
         if fd is not None:
             self.drop_memory(attempt.name)
             self._memories[attempt.name] = fd
 
     def newly_stuck(self, attempt: Live) -> str:
-        """Say what of an attempt was killed and does not die; "" where that is known already."""
-        said = str(read(attempt.paths.stuck).get("text") or "") or attempt.stray
+        """Say what keeps an attempt from its end, looking once a second; "" where that is known already."""
+        now_s = time.monotonic()
+        if now_s < attempt.stuck_at + _HELD_LOOK_S:
+            return ""
+        attempt.stuck_at = now_s
+        stopped = attempt.pidfd >= 0 and attempt.shim is not None and process.is_stopped(attempt.shim.pid)
+        attempt.stopped = attempt.stopped + 1 if stopped else 0
+        if stopped:
+            self._send(attempt)  # it is let go on where it was asked for something
+        held = traces.stopped_shim(attempt.paths) if attempt.stopped >= _STOPPED_LOOKS else ""
+        said = str(read(attempt.paths.stuck).get("text") or "") or attempt.stray or held
         if said == attempt.stuck:
             return ""
         attempt.stuck = said
@@ -220,7 +233,7 @@ class Attempts:
 
     def _find_shim(self, attempt: Live) -> None:
         """Find the shim that holds the lock; it may be too young to have written its identity."""
-        identity = read_identity(attempt.paths, "shim")
+        identity = traces.read_identity(attempt.paths, "shim")
         pidfd = process.open_pidfd(identity) if identity else None
         if pidfd is not None:
             attempt.shim, attempt.pidfd = identity, pidfd
@@ -240,8 +253,7 @@ class Attempts:
         if attempt.fetch >= 0:
             mirrors.end_fetch(attempt.fetch)
         if attempt.pidfd >= 0 and attempt.asked is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(attempt.pidfd, _SIGNALS[attempt.asked])
+            process.ask(attempt.pidfd, _SIGNALS[attempt.asked])
 
     def _shim_ended(self, attempt: Live) -> None:
         self._loop.forget(attempt.pidfd)
@@ -260,12 +272,31 @@ class Attempts:
             delay_s = min(_SOON_S * attempt.settling, _STRAYS_S)
             self._loop.after(delay_s, lambda: self._settle(attempt, unseen))
             return
-        self._finish(attempt, ended or unseen)
+        if ended is None and not unseen.rebooted and vacancy.had_gpus(attempt.paths):
+            self._await_gpus(attempt, unseen)
+        else:
+            self._finish(attempt, ended or unseen)
+
+    def _await_gpus(self, attempt: Live, unseen: Ended) -> None:
+        """Take the attempt for ended once no GPU has memory of it, or that takes too long."""
+        worker = traces.read_identity(attempt.paths, "worker")
+        gone = attempt.gone | ({worker.pid} if worker is not None else set())
+        try:
+            vacancy.await_vacated(
+                self._home,
+                self._loop,
+                sorted(gone),
+                lambda warning: self._finish(attempt, replace(unseen, warning=warning)),
+            )
+        except OSError as error:
+            log.error("%s: its GPU memory cannot be looked after: %s", attempt.name, error)
+            self._finish(attempt, unseen)
 
     def _kill_strays(self, attempt: Live) -> bool:
         # Who was started after the first look's list was made, by one that had ended when it was its turn,
         # is found by a second.
         strays = self._strays(attempt.name) or self._strays(attempt.name)
+        attempt.gone.update(strays)
         for pid in strays:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -288,57 +319,3 @@ class Attempts:
 
     def _files(self, job: Job) -> AttemptPaths:
         return self._home.job(job.name).attempt(job.attempt)
-
-
-def beside(home: Home, job: Job) -> Found:
-    """Look at what lies beside a record; of a job without an attempt nothing matters."""
-    if job.state not in ACTIVE:
-        return Found(locked=False)
-    paths = home.job(job.name)
-    attempt = paths.attempt(job.attempt)
-    shim = read_identity(attempt, "shim")  # it may be torn; the record is not
-    boots = (job.current.boot if job.current else "", shim.boot if shim else "")
-    return Found(
-        locked=lock.is_locked(paths.lock),
-        started=attempt.shim.exists(),
-        ended=read_outcome(attempt),
-        rebooted=any(boot and boot != process.boot_id() for boot in boots),
-    )
-
-
-def read_identity(paths: AttemptPaths, who: str) -> Identity | None:
-    """Read the identity of the attempt's `shim` or `worker`; None where it is not known."""
-    return Identity.parse(read(paths.shim).get(who))
-
-
-def open_memory(about: dict[str, Any], shim: Identity) -> int | None:
-    """Return a descriptor of the memory that a living shim holds for snapshots; None where there is none.
-
-    Args:
-        about: what its shim.json says.
-        shim: who it is.
-    """
-    number = about.get("memory_fd")
-    if not isinstance(number, int) or number < 0:
-        return None
-    try:
-        fd = os.open(f"/proc/{shim.pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return None
-    if not process.is_alive(shim) or not memory.is_one(fd):
-        os.close(fd)
-        return None
-    return fd
-
-
-def snapshots_bytes(paths: AttemptPaths) -> int:
-    """Return how much memory the attempt's snapshots take, which its shim holds; 0 where there are none."""
-    about = read(paths.shim)
-    shim = Identity.parse(about.get("shim"))
-    fd = open_memory(about, shim) if shim is not None else None
-    if fd is None:
-        return 0
-    try:
-        return os.fstat(fd).st_blocks * 512
-    finally:
-        os.close(fd)

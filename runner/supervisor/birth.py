@@ -164,6 +164,11 @@ def start_process(
     return pid
 
 
+def has_program(name: str) -> bool:
+    """Tell whether a program is found in PATH."""
+    return any(os.access(f"{path}/{name}", os.X_OK) for path in os.environ.get("PATH", "").split(":"))
+
+
 def start_beside(name: str, *arguments: object) -> int:
     """Start a program of ours that looks at what may block; return its pid, 0 where that fails."""
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)

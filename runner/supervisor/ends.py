@@ -1,4 +1,7 @@
-"""How an attempt ended, as far as its files tell: its shim wrote the outcome, or there are signs of life."""
+"""How an attempt ended, as far as its files tell: its shim wrote the outcome, or there are signs of life.
+
+The job can write there too. Whatever it has put in the place of a file of ours, nothing here raises for it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: No clock of a boot gets there.
 _SECONDS_MAX = 1e10
+#: A record takes over no more of a text.
+_TEXT_MAX = 500
 
 
 def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
@@ -26,17 +31,18 @@ def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
     if not value:
         return None
     if value.get("error"):
-        return StartFailed(f"cannot start: {value['error']}")
+        return StartFailed(f"cannot start: {str(value['error'])[:_TEXT_MAX]}")
     code, number, usage = value.get("exit_code"), value.get("signal"), value.get("rusage")
     peak = usage.get("max_rss_bytes") if isinstance(usage, dict) else None
     return Ended(
         exit_code=code if isinstance(code, int) else None,
-        signal=str(number) if number is not None else None,
+        signal=str(number)[:_TEXT_MAX] if number is not None else None,
         asked=bool(value.get("asked")),
         reason=Outcome.OUT_OF_MEMORY.value if value.get("kernel_oom") else "",
         max_rss_bytes=peak if isinstance(peak, int) else None,
         ran_s=_seconds(value.get("duration_s")),
         ended_s=_seconds(value.get("ended_s")),
+        warning=str(value.get("warning") or "")[:_TEXT_MAX],
     )
 
 
@@ -71,11 +77,11 @@ def _seconds(value: Any) -> float | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read what a shim wrote; nothing, where there is nothing that can be read."""
+    """Read a JSON object; what is none, or cannot be read, says nothing."""
     try:
         return records.load_json(path)
     except FileNotFoundError:
         return {}
-    except UnreadableRecordError as error:
-        log.error("%s", error)
+    except (UnreadableRecordError, OSError) as error:
+        log.error("%s: %s", path, error)
         return {}

@@ -94,7 +94,7 @@ def environment_of(paths: AttemptPaths) -> dict[str, str]:
         env = records.load_json(paths.launch).get("env")
     except (OSError, UnreadableRecordError):
         env = None
-    return env if isinstance(env, dict) else {}
+    return {k: v for k, v in env.items() if isinstance(v, str)} if isinstance(env, dict) else {}
 
 
 def _gpu_env(job: Job) -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import time
 
@@ -16,7 +15,7 @@ from runner.core.job import ACTIVE, Job, State
 from runner.errors import RefusedError
 from runner.storage import eventlog, lock, mirrored
 from runner.storage.layout import Home
-from runner.supervisor import launch
+from runner.supervisor import launch, process
 from runner.supervisor.book import Book
 from runner.supervisor.loop import Loop
 
@@ -72,8 +71,8 @@ class Mirrors:
     def end(self) -> None:
         """End the process that copies: the daemon that we become starts its own, of its own version."""
         if self._copier >= 0:
-            signal.pidfd_send_signal(self._copier, signal.SIGTERM)
-            select.select([self._copier], [], [], _END_S)
+            process.ask(self._copier, signal.SIGTERM)
+            process.wait(self._copier, _END_S)
             self._ended()
 
     def _with_mirror(self) -> list[Job]:
@@ -149,7 +148,7 @@ def start_fetch(home: Home, job: Job) -> int:
 
 def end_fetch(pidfd: int) -> None:
     """Have a fetch end: the next one goes on where it was."""
-    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    process.ask(pidfd, signal.SIGTERM)
 
 
 def reap(pidfd: int) -> int | None:

@@ -10,9 +10,7 @@ In any case it makes room for the next daemon among the control groups that live
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from pathlib import Path
 
 from runner.storage.layout import Home, attempt_numbers, find_home
 from runner.supervisor import cgroups, process
-from runner.supervisor.attempts import read_identity
+from runner.supervisor.traces import read_identity
 
 
 def stop_all(home: Home) -> int:
@@ -30,10 +28,9 @@ def stop_all(home: Home) -> int:
     """
     shims = list(_shims(home))
     for pidfd in shims:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        process.ask(pidfd, signal.SIGTERM)
     for pidfd in shims:
-        select.select([pidfd], [], [])
+        process.wait(pidfd)
         os.close(pidfd)
     return len(shims)
 

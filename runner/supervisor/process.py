@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
+import signal
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +15,8 @@ from typing import Any
 
 #: How long processes are waited for that are in the midst of execve(2), and between two looks at one.
 _EXECVE_S, _SHORTLY_S = 1.0, 0.0005
+#: No pid is greater (proc(5), pid_max).
+_PID_MAX = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,10 @@ class Identity:
     def parse(cls, value: Any) -> Identity | None:
         """Read an identity from a record; None where it is not one."""
         try:
-            return cls(str(value["boot"]), int(value["pid"]), int(value["start"]))
+            found = cls(str(value["boot"]), int(value["pid"]), int(value["start"]))
         except (KeyError, TypeError, ValueError):
             return None
+        return found if 0 < found.pid <= _PID_MAX else None
 
 
 @cache
@@ -111,12 +117,28 @@ def open_pidfd(identity: Identity) -> int | None:
     """Open a descriptor that becomes readable when the process ends; None where it has ended already."""
     try:
         fd = os.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        return None
+    except OSError as error:
+        if error.errno in {errno.ESRCH, errno.EINVAL, errno.ENOENT}:  # the latter two: a thread's
+            return None
+        raise
     if not is_alive(identity):
         os.close(fd)
         return None
     return fd
+
+
+def wait(pidfd: int, timeout_s: float | None = None) -> bool:
+    """Wait for a process's end; tell whether it has come."""
+    poll = select.poll()  # select(2) takes no descriptor above 1023
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else 1000 * timeout_s))
+
+
+def ask(pidfd: int, number: int) -> None:
+    """Send a process a signal, and let it go on where it is stopped: it would not hear of it."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+        signal.pidfd_send_signal(pidfd, signal.SIGCONT)
 
 
 def carrying(mark: tuple[str, str]) -> list[int]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from runner.core.admission import admit
 from runner.core.events import Admitted, AnyEvent, Preempt
 from runner.core.inventory import Capacity
 from runner.core.job import ACTIVE, State
 from runner.core.table import Decision
-from runner.supervisor import launch
+from runner.supervisor import allotment, launch
 from runner.supervisor.book import Book
 from runner.supervisor.gpus import Gpus
 from runner.supervisor.loop import Loop, Soon
@@ -28,8 +24,6 @@ TURN_S = 0.02
 _REST = 4.0
 #: After the disk has refused.
 _RETRY_S, _RETRY_REASONS_S = 1.0, 5.0
-#: The limit of the container that we are in, where we are in one (cgroups(7)).
-_CONTAINERS_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 
 class Queue:
@@ -60,7 +54,7 @@ class Queue:
         self._turns = Soon(loop, self._admit)
         self._retries = Soon(loop, self.ask)
         self._gpus = Gpus(loop, self.ask)
-        self._capacity = Capacity(float(os.cpu_count() or 1), (), memory_bytes())
+        self._capacity = Capacity(allotment.cpus(), (), allotment.memory_bytes())
         self._since: dict[str, float] = {}
         self._untold: dict[str, str] = {}  # what queued jobs wait for, and their records do not say yet
         self._with_gpus = True  # a job waits for GPUs, or has some
@@ -146,12 +140,3 @@ class Queue:
         """Tell whether a job waits for GPUs, or has some."""
         jobs = self._book.jobs.values()
         return any(job.spec.resources.gpus and job.state in ACTIVE | {State.QUEUED} for job in jobs)
-
-
-def memory_bytes() -> float:
-    """Return how much memory jobs may have together: the machine's, or the container's."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = math.inf
-    with contextlib.suppress(OSError, ValueError):  # none, or "max"
-        limit = float(_CONTAINERS_MEMORY.read_text())
-    return min(machine, limit)

@@ -118,6 +118,7 @@ class Attempt:
         self.memory = memory  # descriptor of what the keeper's snapshots lie in; -1: there is none
         self.kept = not keeper  # nothing is left in memory
         self.sees_gpus = True
+        self.warning = ""  # what to know besides how it ended
         self.beside = 0  # a program of ours that looks at the tree
         self.members: set[int] = set()  # what is known to have been of the tree
         self.stuck = ""  # what has not died, in words
@@ -314,16 +315,14 @@ class Attempt:
 
     def await_gpu(self, wake: int) -> None:
         """Where the worker did not end well, wait a while until no GPU has memory of its tree."""
-        places = (f"{path}/nvidia-smi" for path in os.environ.get("PATH", "").split(":"))
-        here = self.sees_gpus and any(os.access(place, os.X_OK) for place in places)
-        if not self.worker or self.status == 0 or not here:
+        if not self.worker or self.status == 0 or not self.sees_gpus or not birth.has_program("nvidia-smi"):
             return
         self.beside = birth.start_beside("vacated.py", *sorted(self.members))
         self.deadlines["end_beside"] = time.monotonic() + GPU_S
         while self.beside and "end_beside" in self.deadlines:
             self.turn(wake, 1.0)
-        if self.beside:  # it is left to end by itself: the outcome does not wait for it
-            sys.stderr.write(f"shim: GPU memory of the attempt is not free after {GPU_S:g} s\n")
+        if self.deadlines.pop("end_beside", None) is None:  # the outcome does not wait for it
+            self.warning = f"GPU memory of the attempt is not free {GPU_S:g} s after its end"
             self.end_beside()
 
     def end_beside(self) -> None:
@@ -370,6 +369,7 @@ class Attempt:
             "memory_limit_bytes": self.group.memory_bytes,
             "strays_killed": len(self.strays),
             "error": error,
+            "warning": self.warning,
             "duration_s": duration_s,
             "ended_at": time.time(),
             "ended_s": time.monotonic(),

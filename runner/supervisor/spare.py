@@ -2,9 +2,9 @@
 
 A hot one has run the script as well, up to its `fit` (`training.hot`); from here both look the same.
 
-One for each job, for its next attempt: renewed when it was used, dropped when the job needs it no longer,
-when it does not match what the attempt would be started with, and when memory becomes short. A spare that
-fails in any way costs nothing: the attempt is started as without one. It ends with this supervisor.
+One for each job, for its next attempt: renewed when it was used, dropped when the job needs it no longer, or
+waits, when it does not match what the attempt would be started with, and when memory becomes short. A spare
+that fails in any way costs nothing: the attempt is started as without one. It ends with this supervisor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import os
-import select
 import shutil
 import socket
 import time
@@ -26,9 +25,10 @@ from typing import Any
 
 from runner.core.job import Job, State
 from runner.core.spec import Spare as Kind
-from runner.storage import records
+from runner.storage import jsontext, records
 from runner.storage.layout import AttemptPaths, Home
 from runner.supervisor import launch, process
+from runner.supervisor.ends import read
 from runner.supervisor.loop import Loop
 
 log = logging.getLogger(__name__)
@@ -37,11 +37,14 @@ _PROGRAM = Path(__file__).resolve().with_name("spare_shim.py")
 _CHANNEL_FD = 5
 _RESERVED_FDS = (3, 4)  # for what is handed over
 _MESSAGE_BYTES = 65536
+_REASON_MAX = 500
 #: An attempt that has trained for so long gets a spare; another one where memory was short, or it was killed.
 SETTLE_S = 1.0
 SHORT_S = 60.0
 KILLED_S = 600.0
 _NEVER = math.inf
+#: A job that waits for its next attempt lets go of its spare's memory then.
+IDLE_S = 5.0
 #: For the spares to end, before this program becomes another.
 _END_S = 2.0
 #: What a spare is thought to need while nobody knows.
@@ -90,11 +93,11 @@ class Spare:
         return True
 
     def _is_gone(self) -> bool:
-        return _is_readable(self.pidfd, 0.0) or process.is_stopped(self.pid)
+        return process.wait(self.pidfd, 0.0) or process.is_stopped(self.pid)
 
     def resident_bytes(self) -> int:
         """Return how much memory its worker and its keeper have."""
-        about = _load(self.folder.shim)
+        about = read(self.folder.shim)
         pages = 0
         for found in map(process.Identity.parse, (about.get("worker"), about.get("keeper"))):
             with contextlib.suppress(OSError, ValueError, IndexError):
@@ -129,7 +132,7 @@ class Spares:
         if job.spec.restart.spare is Kind.NONE or job.spec.command or job.state is not State.RUNNING:
             return
         if job.spec.env_file or job.spec.isolation.write is not None:
-            return  # only a process that has just been started has these
+            return  # only a process that has just been started has these; settings refuse it by now
         limit, spare = job.spec.limits.memory_bytes, self._waiting.get(job.name)
         if spare is not None:
             if limit is not None and used_bytes() + spare.resident_bytes() > limit:
@@ -202,7 +205,7 @@ class Spares:
             message = spare.channel.recv(_MESSAGE_BYTES)
         except OSError:
             message = b""
-        said = json.loads(message) if message else {}
+        said = _said(message)
         if said.get("ready"):
             spare.ready = True
             log.info("%s: a spare is ready, %s modules are left to the script", spare.name, said.get("left"))
@@ -211,7 +214,7 @@ class Spares:
             self._note(spare.name, "spare-ready", **details, resident_bytes=spare.resident_bytes())
         else:
             reason = str(said.get("reason", "it has ended"))
-            again_s = KILLED_S if not message else SHORT_S if said.get("again") else _NEVER
+            again_s = KILLED_S if not said else SHORT_S if said.get("again") else _NEVER
             self._not_before[spare.name, spare.beside] = time.monotonic() + again_s
             self.dismiss(spare.name, reason)
 
@@ -234,10 +237,19 @@ class Spares:
         return spare is not None and process.descends(pid, spare.pid)
 
     def heed(self, job: Job) -> None:
-        """Drop the spare of a job that will not be started again soon."""
-        wanted = job.state in {State.BACKOFF, State.QUEUED, State.RUNNING} or job.hung
-        if job.name in self._waiting and not wanted:
+        """Drop the spare of a job that will not be started again, or not soon."""
+        spare = self._waiting.get(job.name)
+        if spare is None:
+            return
+        if job.state in {State.BACKOFF, State.QUEUED}:
+            self._loop.after(IDLE_S, lambda: self._dismiss_idle(spare))
+        elif job.state is not State.RUNNING and not job.hung:
             self.dismiss(job.name, "")
+
+    def _dismiss_idle(self, spare: Spare) -> None:
+        """Drop a spare whose job has waited for so long: each start of an attempt uses it or drops it."""
+        if self._waiting.get(spare.name) is spare:
+            self.dismiss(spare.name, f"its job has waited for {IDLE_S:g} s")
 
     def release(self, name: str, *, used: bool) -> None:
         """Forget the job's spare: it has become a shim, or is dismissed."""
@@ -273,7 +285,7 @@ class Spares:
         """Let all end, and wait for it a moment: nobody else would reap them."""
         for spare in list(self._waiting.values()):
             self.dismiss(spare.name, "")
-            _is_readable(spare.pidfd, _END_S)
+            process.wait(spare.pidfd, _END_S)
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, spare.pidfd, os.WEXITED | os.WNOHANG)
 
@@ -282,12 +294,6 @@ class Spares:
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, spare.pidfd, os.WEXITED)
         os.close(spare.pidfd)
-
-
-def _is_readable(fd: int, timeout_s: float) -> bool:
-    poll = select.poll()  # select(2) takes no descriptor above 1023
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(1000 * timeout_s))
 
 
 def _match(plan: dict[str, Any]) -> tuple[Any, ...]:
@@ -306,8 +312,20 @@ def _program(name: str, env: dict[str, str]) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def _load(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes())
-        return found if isinstance(found, dict) else {}
-    return {}
+def _said(message: bytes) -> dict[str, Any]:
+    """Read what a spare says; what is no JSON object says as little as one that has ended.
+
+    Any process of the job can have sent it.
+    """
+    try:
+        found = jsontext.decode(message)
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: _bounded(value) for key, value in found.items()}
+
+
+def _bounded(value: Any) -> Any:
+    """Return what a record may take over."""
+    return value if isinstance(value, int | None) else str(value)[:_REASON_MAX]

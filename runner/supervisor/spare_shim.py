@@ -27,7 +27,7 @@ import time
 TYPE_CHECKING = False  # as typing's, without its import
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, NoReturn
 
 CHANNEL_FD = 5
 MEMORY_FD = 4
@@ -128,11 +128,12 @@ class Waiting:
     def pass_on(self) -> None:
         """Tell the supervisor what the worker says; end with it."""
         message = self.heard()
-        if not message:
+        try:
+            ready = bool(json.loads(message)["ready"])
+        except (ValueError, TypeError, LookupError, RecursionError):  # nothing: it is gone; or no word of it
             self.end()
         with contextlib.suppress(OSError):
             self.supervisor.send(message)
-        ready = bool(json.loads(message).get("ready"))
         if ready:
             self.start_keeper()
         self.tell(ready=ready)
@@ -241,7 +242,7 @@ class Waiting:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
 
-    def end(self) -> None:
+    def end(self) -> NoReturn:
         """End: nobody wants us."""
         self.clear()
         self.withdraw()

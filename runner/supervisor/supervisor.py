@@ -23,7 +23,7 @@ from runner.storage import durable, eventlog, records
 from runner.storage.layout import Home
 from runner.supervisor import cgroups, folders, notify, process
 from runner.supervisor.arrivals import QUIET_S
-from runner.supervisor.attempts import Attempts, beside
+from runner.supervisor.attempts import Attempts
 from runner.supervisor.book import Book, moment
 from runner.supervisor.broom import OTHERS_S, Broom
 from runner.supervisor.ends import starved
@@ -33,6 +33,7 @@ from runner.supervisor.loop import Loop, Soon, Timer
 from runner.supervisor.mirrors import Mirrors
 from runner.supervisor.queue import Queue
 from runner.supervisor.spare import Spares
+from runner.supervisor.traces import beside
 from runner.supervisor.vitals import Vitals
 
 log = logging.getLogger(__name__)
@@ -289,6 +290,8 @@ class Supervisor:
             reason = starved(self.home.job(name).attempt(job.attempt))
             if reason is not None and job.state in ACTIVE:
                 self.book.note(name, "out-of-memory", reason=reason)
+            if isinstance(ended, Ended) and ended.warning and job.state in ACTIVE:
+                self.book.note(name, "warning", message=ended.warning)
             self._insist(name, ended)
 
     def _note(self, name: str, event: str, **details: object) -> None:
@@ -332,13 +335,12 @@ class Supervisor:
         self._tell_stuck(name)
 
     def _tell_stuck(self, name: str) -> None:
-        """Say that what was killed does not die: its job cannot go on, and keeps its place."""
+        """Say what keeps an attempt from its end, as what does not die: its job keeps its place."""
         attempt = self.attempts.live.get(name)
-        if attempt is not None and (attempt.pidfd < 0 or self.book.jobs[name].state is State.STOPPING):
-            stuck = self.attempts.newly_stuck(attempt)
-            if stuck:
-                log.error("%s: %s", name, stuck)
-                self.book.note(name, "stuck", reason=stuck)
+        stuck = self.attempts.newly_stuck(attempt) if attempt is not None else ""
+        if stuck:
+            log.error("%s: %s", name, stuck)
+            self.book.note(name, "stuck", reason=stuck)
 
     def _relay_job(self, name: str) -> bool:
         """Take over some of what the attempt reported; tell whether there may be more."""

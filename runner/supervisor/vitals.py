@@ -9,8 +9,9 @@ from runner.core.hang import teaches
 from runner.core.job import Job, State
 from runner.storage.layout import Home
 from runner.supervisor import process
-from runner.supervisor.attempts import Attempts, Live, read_identity, snapshots_bytes
+from runner.supervisor.attempts import Attempts, Live
 from runner.supervisor.book import Book, moment
+from runner.supervisor.traces import read_identity, snapshots_bytes
 from runner.supervisor.watch import Watch
 
 #: How often an attempt's memory and wall time are looked at; its signs of life whenever `check` is called.
@@ -45,7 +46,8 @@ class Vitals:
             identity = read_identity(attempt.paths, "worker")
             attempt.worker = identity.pid if identity is not None else None
         attempt.watch.look(job, now, attempt.worker)
-        if reason := attempt.watch.hangs(job):
+        # Once the worker has been reaped, its shim clears up after it: that may take long, and is no hang.
+        if (reason := attempt.watch.hangs(job)) and (attempt.worker is None or _is_there(attempt.worker)):
             return Limit(Sight.HUNG, reason)
         since_s, attempt.looked_at = now - (attempt.looked_at or now), attempt.looked_at or now
         if 0.0 < since_s < LOOK_S:
@@ -94,6 +96,11 @@ def _ran_s(job: Job, attempt: Live) -> float:
     return max(0.0, min(process.age_s(attempt.shim), job.current.age_s(moment())))
 
 
+def _is_there(pid: int) -> bool:
+    """Tell whether there is such a process, be it a zombie."""
+    return process.identify(pid) is not None
+
+
 def used_bytes(attempt: Live) -> int:
     """Return the attempt's memory, its snapshots included."""
     if attempt.shim is None:
@@ -116,8 +123,8 @@ def tree_rss_bytes(shim_pid: int, but: int | None = None) -> int:
         for member in psutil.Process(shim_pid).children(recursive=True):
             try:
                 total += member.memory_info().rss if member.pid != but else 0
-            except psutil.NoSuchProcess:
+            except psutil.Error:
                 continue
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return 0
     return total

@@ -41,6 +41,7 @@ from runner.training.launch import KEEPER, SPARE
 
 #: In the environment: why this process, which has begun anew, is not to be hot.
 _COLD = "RUNNER_SPARE_COLD"
+#: Of a text that goes into a message, no more: what does not fit is cut off, and is no JSON then.
 _REASON_MAX = 500
 #: What changes files without Python's knowing, and is looked after in its functions (`guard`).
 _UNGUARDED = frozenset({"keras", "tensorflow", "h5py"})
@@ -155,9 +156,9 @@ class Waiting:
                 "ready": True,
                 "modules": len(self._files),
                 "left": len(self._left),
-                "until": self._left[0] if self._left else None,
+                "until": self._left[0][:_REASON_MAX] if self._left else None,
                 "hot": hot,
-                **({"reason": why} if why else {}),
+                **({"reason": why[:_REASON_MAX]} if why else {}),
             }
             self._channel.send(json.dumps(ready).encode())
             return self._orders()
@@ -323,8 +324,9 @@ class Waiting:
 
     def leave(self, reason: str, *, again: bool) -> NoReturn:
         """End, and say why, and whether another one may do better."""
+        said = {"ready": False, "reason": reason[:_REASON_MAX], "again": again}
         with contextlib.suppress(OSError):
-            self._channel.send(json.dumps({"ready": False, "reason": reason, "again": again}).encode())
+            self._channel.send(json.dumps(said).encode())
         os._exit(0)
 
 

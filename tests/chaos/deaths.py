@@ -24,8 +24,8 @@ from runner.core.job import SETTLED, State
 from runner.storage import lock, records, requests
 from runner.storage.layout import Home
 from runner.supervisor import launch, process
-from runner.supervisor.attempts import read_identity
 from runner.supervisor.supervisor import Config, Supervisor
+from runner.supervisor.traces import read_identity
 from tests.chaos.jobs import ENDURING, SUCCEEDED, Ending, Plan, failed
 from tests.chaos.judge import Struck, judge
 from tests.faults import tracer

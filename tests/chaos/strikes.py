@@ -27,7 +27,7 @@ from runner.errors import AlreadyRunningError, UnreadableRecordError
 from runner.storage import records, requests
 from runner.storage.layout import Home
 from runner.supervisor import process
-from runner.supervisor.attempts import read_identity
+from runner.supervisor.traces import read_identity
 from tests.chaos.jobs import CANCELLED, ENDURING, Plan, counting, failing, spared, training
 from tests.chaos.judge import Struck, judge
 

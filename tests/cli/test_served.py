@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from runner.cli import facts
+from runner.supervisor import allotment
 from tests.cli.conftest import wait_for
 
 FOREVER = ("1000000", "0.01")
@@ -99,7 +100,7 @@ def _waited_s(served, name):
 
 
 def test_what_waits_for_a_slot_and_why_it_was_restarted_is_told(served):
-    all_of_it = f"[resources]\ncpus = {os.cpu_count()}\n"
+    all_of_it = f"[resources]\ncpus = {allotment.cpus()}\n"
     served("submit", str(served.folder("first", *FOREVER, toml=all_of_it)))
     wait_for(lambda: served.step("first") > 0, "the first to run")
     script = "case $RUNNER_ATTEMPT in 1) exit 3;; 2) kill -9 $$;; esac"

@@ -52,7 +52,13 @@ FOR_EVER = 1_000_000
 
 
 def submit(
-    site: Site, name: str, target: int = FOR_EVER, toml: str = "", script: str = COUNTS, spare: str = "warm"
+    site: Site,
+    name: str,
+    target: int = FOR_EVER,
+    toml: str = "",
+    script: str = COUNTS,
+    spare: str = "warm",
+    restart: str = "",
 ) -> None:
     """Put a job in place whose script runs under the bootstrap, and wants a spare."""
     staged = site.home.jobs / f".{name}.tmp"
@@ -61,7 +67,7 @@ def submit(
     (staged / "own.py").write_text("value = 1\n")
     (staged / "python").symlink_to(sys.executable)
     shutil.copy(COUNTER, staged)
-    restart = f'[restart]\nspare = "{spare}"\n'
+    restart = f'[restart]\nspare = "{spare}"\n{restart}'
     settings = f'args = ["{target}"]\n{toml}{restart}[resources]\ncpus = 0\n[seed]\nvalue = 7\n'
     (staged / "job.toml").write_text(settings)
     (staged / ".submitted.json").write_text('{"version": 1, "source": null}')

@@ -16,7 +16,7 @@ import pytest
 from runner.cli import facts
 from runner.core.job import Outcome, State
 from runner.storage import records
-from runner.supervisor import process
+from runner.supervisor import allotment, process
 from tests.system.conftest import Site, wait_for
 
 LIMIT_S = 3.0
@@ -202,7 +202,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 def test_what_does_not_die_keeps_its_place_and_is_told(site: Site) -> None:
     site.start()
-    whole = f"[resources]\ncpus = {os.cpu_count() or 1}\n"
+    whole = f"[resources]\ncpus = {allotment.cpus()}\n"
     site.submit("count", "3000", "0.01", toml=whole)
     wait_for(lambda: site.count("count") >= 10, "progress")
     site.submit("next", "5", toml=whole)
@@ -224,6 +224,43 @@ def test_what_does_not_die_keeps_its_place_and_is_told(site: Site) -> None:
     site.wait("count", State.CANCELLED)
     site.wait("next", State.SUCCEEDED)
     assert not kept.exists()
+    assert site.kinds("count").count("stuck") == 1
+
+
+def test_what_an_attempt_leaves_that_does_not_die_is_told_and_no_hang(site: Site) -> None:
+    leaves = "import os, subprocess\nwith open('child', 'w') as out:\n    out.write(str(subprocess.Popen("
+    leaves += "['sleep', '1000']).pid))\nwhile not os.path.exists('enough'):\n    pass\nos._exit(1)\n"
+    site.start()
+    toml = '[limits]\nhang = "2s"\nstartup = "2s"\n[restart]\nbudget = 0\n'
+    site.submit("leaves", command=[sys.executable, "-c", leaves], toml=toml)
+    child = site.home.folder("leaves") / "child"
+    pid = int(wait_for(lambda: child.exists() and child.read_text(), "its child"))
+    with frozen(pid):
+        (site.home.folder("leaves") / "enough").touch()
+        told = wait_for(lambda: [e["reason"] for e in site.events("leaves") if e["event"] == "stuck"], "it")
+        assert f"killed, and not dead: pid {pid} (sleep) in state D" in told[0]
+        assert site.job("leaves").state is State.RUNNING
+    job = site.wait("leaves", State.FAILED)
+    assert [attempt.outcome for attempt in job.attempts] == [Outcome.FAILED]
+
+
+def test_a_shim_that_is_stopped_is_told_and_goes_on_when_it_is_asked(site: Site) -> None:
+    site.start()
+    site.submit("count", "100000", "0.01")
+    wait_for(lambda: site.count("count") >= 10, "progress")
+    shim = site.identity("count", "shim")
+    os.kill(shim.pid, signal.SIGSTOP)
+    told = wait_for(lambda: [e["reason"] for e in site.events("count") if e["event"] == "stuck"], "it")
+    assert told[0].startswith(f"its shim, pid {shim.pid}, is stopped: ")
+    assert facts.gather(site.home, "count")["stuck"] == told[0]
+    assert site.job("count").state is State.RUNNING
+    site.ask("pause", "count")
+    assert site.wait("count", State.PAUSED).current.outcome is Outcome.STOPPED
+    site.ask("resume", "count")
+    site.wait("count", State.RUNNING)
+    os.kill(site.identity("count", "shim", 2).pid, signal.SIGSTOP)
+    site.ask("cancel", "count")
+    site.wait("count", State.CANCELLED)
     assert site.kinds("count").count("stuck") == 1
 
 
@@ -252,7 +289,7 @@ def test_the_next_attempt_waits_until_no_gpu_has_memory_of_the_last(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     site.start()
-    site.submit("count", "60", "0.01")
+    site.submit("count", "200", "0.01")
     wait_for(lambda: site.count("count") >= 10, "progress")
     worker = site.identity("count", "worker").pid
     listed.write_text(f"1\n{worker}\n")
@@ -261,7 +298,16 @@ def test_the_next_attempt_waits_until_no_gpu_has_memory_of_the_last(
     assert not site.home.job("count").attempt(1).outcome.exists()
     assert site.job("count").attempt == 1
     listed.write_text("1\n")
-    assert site.wait("count", State.SUCCEEDED).attempt == 2
+    wait_for(lambda: site.job("count").attempt == 2, "the next attempt")
+    worker = site.identity("count", "worker", 2).pid
+    listed.write_text(f"1\n{worker}\n")
+    asked.write_text("")
+    os.kill(site.identity("count", "shim", 2).pid, signal.SIGKILL)  # then the supervisor looks itself
+    wait_for(lambda: asked.read_text().count("--query-compute-apps=pid") >= 3, "looks")
+    assert site.job("count").attempt == 2
+    listed.write_text("1\n")
+    assert site.wait("count", State.SUCCEEDED).attempt == 3
+    assert "warning" not in site.kinds("count")
     looks = asked.read_text()
     site.submit("well", "5")
     site.wait("well", State.SUCCEEDED)

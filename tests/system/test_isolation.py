@@ -18,7 +18,7 @@ import pytest
 from runner.cli import staging
 from runner.core.job import Outcome, State
 from runner.errors import BadJobError
-from runner.supervisor import cgroups, landlock, launch
+from runner.supervisor import allotment, cgroups, landlock, launch
 from runner.supervisor.attemptgroup import Group
 from tests.system.conftest import Site, wait_for
 
@@ -215,7 +215,7 @@ def test_logs_of_many_attempts_take_a_few_caps_together(site: Site) -> None:
 SECRET = "hunter2-e5a1"
 
 
-WHOLE = f"[resources]\ncpus = {os.cpu_count()}\n"
+WHOLE = f"[resources]\ncpus = {allotment.cpus()}\n"
 
 
 def secret_job(folder: Path, mode: int) -> None:

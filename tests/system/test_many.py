@@ -17,7 +17,7 @@ from runner.core.spec import JobSpec
 from runner.core.table import Decision, decide
 from runner.storage import records, requests
 from runner.storage.layout import Home
-from runner.supervisor import arrivals
+from runner.supervisor import allotment, arrivals
 from runner.supervisor.book import Book
 from runner.supervisor.broom import Broom
 from runner.supervisor.intake import Inbox, take_up
@@ -28,7 +28,7 @@ RECORDS = 2000
 FOLDERS = 400
 REQUESTS = 2000
 #: Of the machine, more than half: two of these never run at once.
-MOST = f"[resources]\ncpus = {0.6 * (os.cpu_count() or 1)}\n"
+MOST = f"[resources]\ncpus = {0.6 * allotment.cpus()}\n"
 LONG_AGO = 1e9
 PAST = 0.0  # a deadline that is over: one piece of work and no more
 

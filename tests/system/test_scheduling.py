@@ -14,10 +14,11 @@ import pytest
 from runner.cli import facts, status
 from runner.core.job import Job, Outcome, State
 from runner.storage import records
+from runner.supervisor import allotment
 from runner.supervisor.gpus import FRESH_S
 from tests.system.conftest import Site, assert_events_in_order, wait_for
 
-CPUS = os.cpu_count() or 1
+CPUS = allotment.cpus()
 #: Says what it sees, and ends when it is told to.
 WATCH = ["sh", "-c", 'echo "${CUDA_VISIBLE_DEVICES-unset}" > seen; until [ -e done ]; do sleep 0.05; done']
 
@@ -62,6 +63,22 @@ def test_a_job_of_lower_priority_makes_room_and_goes_on_where_it_was(site: Site)
     stopping = [event for event in site.events("low") if event["event"] == "stopping"]
     assert [event["reason"] for event in stopping] == ["makes room for high"]
     assert_events_in_order(site.events("low"))
+
+
+def test_a_daemon_that_is_kept_to_one_processor_gives_out_one(site: Site) -> None:
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})
+    try:
+        site.start()
+    finally:
+        os.sched_setaffinity(0, usable)
+    for name in ("first", "second"):
+        site.submit(name, "100000", "0.01")
+    wait_for(
+        lambda: any("free slot" in job.reason for job in map(site.job, ("first", "second")) if job),
+        "one to wait",
+    )
+    assert sorted(site.job(name).state for name in ("first", "second")) == [State.QUEUED, State.RUNNING]
 
 
 def test_a_script_makes_room_as_soon_as_it_has_saved_something(site: Site) -> None:

@@ -34,6 +34,18 @@ if os.environ["RUNNER_ATTEMPT"] == "1":
     + COUNTS
 )
 
+SAVES_NOTHING = COUNTS.replace('exec(compile(open("counter.py")', "import time; time.sleep(1000)  #")
+#: Once the script has it, it can be imported no more: it says why at length, or what is no word of a spare's.
+CHANGES_ITS_MIND = """
+import os
+if os.path.exists("told"):
+    if os.environ["HOW"] == "long":
+        raise ImportError("x" * 100_000)
+    environ = dict(line.split(b"=", 1) for line in open("/proc/self/environ", "rb").read().split(b"\\0")[:-1])
+    os.write(int(environ[b"RUNNER_SPARE"]), b"[" * 60_000)
+"""
+IMPORTS_IT = "import changes_its_mind\nopen('told', 'w').close()\n" + COUNTS
+
 LIMIT_BYTES = 1 << 30 | 1 << 29
 #: Takes as much memory as a file says.
 GROWS = (
@@ -187,6 +199,21 @@ def test_it_counts_as_memory_of_its_job_and_goes_first(site: Site) -> None:
     assert site.job("count").state is State.RUNNING
 
 
+def test_a_job_that_waits_long_lets_its_spare_go(site: Site) -> None:
+    """It is in backoff for a minute: it was started in vain."""
+    site.start()
+    submit(site, "sleeps", script=SAVES_NOTHING, restart='backoff = "60s..60s"\n')
+    spare = waits(site, "sleeps")
+    os.kill(site.identity("sleeps", "worker").pid, signal.SIGKILL)
+    job = site.wait("sleeps", State.BACKOFF)
+    assert process.is_alive(spare), "it may be wanted at once"
+    wait_for(lambda: "spare-dropped" in site.kinds("sleeps"), "it to be dropped")
+    wait_for(lambda: not process.is_alive(spare), "it to end")
+    dropped = [event["reason"] for event in site.events("sleeps") if event["event"] == "spare-dropped"]
+    assert dropped == ["its job has waited for 5 s"]
+    assert site.job("sleeps").state is job.state
+
+
 def test_none_outlives_its_job_or_its_supervisor(site: Site) -> None:
     daemon = site.start()
     names = ("stop", "cancel", "pause", "succeeded", "adopted")
@@ -209,3 +236,21 @@ def test_none_outlives_its_job_or_its_supervisor(site: Site) -> None:
     # What the dead one has told of itself is removed by its shim, a moment after it.
     wait_for(lambda: waits(site, "adopted") != spares["adopted"], "another spare")
     assert len(starts(site, "adopted")) == 1
+
+
+def test_whatever_it_says_the_daemon_lives(site: Site, tmp_path: Path) -> None:
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    (packages / "changes_its_mind.py").write_text(CHANGES_ITS_MIND)
+    site.start()
+    for how in ("long", "junk"):
+        env = f'[env]\nPYTHONPATH = "{packages}:{os.environ.get("PYTHONPATH", "")}"\nHOW = "{how}"\n'
+        submit(site, how, toml=env, script=IMPORTS_IT)
+    reasons = {}
+    for how in ("long", "junk"):
+        wait_for(lambda how=how: "spare-dropped" in site.kinds(how), "it to be dropped", WAIT_S)
+        reasons[how] = next(e["reason"] for e in site.events(how) if e["event"] == "spare-dropped")
+    assert reasons["long"].startswith("changes_its_mind cannot be imported before the script runs: Import")
+    assert len(reasons["long"]) == 500
+    assert reasons["junk"] == "it has ended"
+    assert site.daemons[0].poll() is None

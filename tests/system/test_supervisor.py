@@ -11,7 +11,7 @@ import pytest
 
 from runner.core.job import Outcome, State
 from runner.storage import requests
-from runner.supervisor import process
+from runner.supervisor import allotment, process
 from tests.system.conftest import Site, assert_events_in_order, wait_for
 
 QUICK = '[restart]\nbackoff = "50ms..200ms"\n'
@@ -215,7 +215,7 @@ def test_wall_and_memory_limits_end_a_job_with_the_reason(site: Site) -> None:
 
 
 def test_jobs_wait_their_turn_by_priority(site: Site) -> None:
-    cpus = os.cpu_count() or 1
+    cpus = allotment.cpus()
     whole = f"[resources]\ncpus = {cpus}\n"
     site.submit("first", "50", "0.01", toml=whole)
     site.submit("low", "5", "0.01", toml=whole)
@@ -231,7 +231,7 @@ def test_jobs_wait_their_turn_by_priority(site: Site) -> None:
 
 
 def test_a_priority_that_is_changed_changes_the_turn(site: Site) -> None:
-    whole = f"[resources]\ncpus = {os.cpu_count() or 1}\n"
+    whole = f"[resources]\ncpus = {allotment.cpus()}\n"
     site.submit("first", "100000", "0.01", toml=whole)
     site.start()
     site.wait("first", State.RUNNING)

@@ -41,6 +41,11 @@ def test_it_starts_as_its_own_user_and_is_enabled(lab: Lab, service: Service) ->
     assert service.home.state.stat().st_uid == service.home.jobs.stat().st_uid != 0
 
 
+def test_who_stands_back_may_return(service: Service) -> None:
+    """To a niceness of 0, which is 20 as RLIMIT_NICE counts: see `may_return`."""
+    assert [service.show(name) for name in ("LimitNICE", "LimitNICESoft")] == ["20", "20"]
+
+
 def test_a_killed_worker_resumes(service: Service) -> None:
     service.submit("killed")
     pid = service.worker("killed")

@@ -27,7 +27,7 @@ from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 from runner.storage.slots import Kind, Slots
-from runner.supervisor.attempts import snapshots_bytes
+from runner.supervisor.traces import snapshots_bytes
 from runner.training import kept, launch, room, shelf
 from runner.training.best import BestKeeper
 from runner.training.identity import identity
