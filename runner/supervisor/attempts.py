@@ -35,11 +35,13 @@ log = logging.getLogger(__name__)
 _SIGNALS = {Ask.STOP: signal.SIGTERM, Ask.KILL: signal.SIGUSR1, Ask.HANG: signal.SIGUSR2}
 #: Between two looks at something that must happen soon.
 _SOON_S = 0.02
-#: Nothing that the job did: the disk is full or broken, no process or descriptor can be had.
+#: Nothing that the job did: the disk is full or broken, no process or descriptor can be had, a server of
+#: files is away, a program is just being written.
 _MACHINES_FAULT = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG),
         *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+        *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ETXTBSY),
     }
 )
 #: Between two looks at what a killed shim has left, at most; and after how many it is told of.
@@ -350,7 +352,10 @@ def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
     if not value:
         return None
     if value.get("error"):
-        return StartFailed(f"cannot start: {value['error']}")
+        reason = f"cannot start: {value['error']}"
+        if value.get("errno") in _MACHINES_FAULT:
+            return Ended(exit_code=EXIT_RETRY, asked=bool(value.get("asked")), reason=reason)
+        return StartFailed(reason)
     code, number, usage = value.get("exit_code"), value.get("signal"), value.get("rusage")
     peak = usage.get("max_rss_bytes") if isinstance(usage, dict) else None
     return Ended(

@@ -83,7 +83,7 @@ def run(
         os.set_inheritable(LOCK_FD, False)
     began = time.monotonic()
     group = attemptgroup.Group(launch.get("cgroup"))
-    error = ""
+    error: OSError | None = None
     keeper, handed = birth.start_keeper(launch, folder, libc, birth.inherited(launch), beside)
     attempt = Attempt(keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.watch(group, logcap.CappedLog(os.path.join(folder, "log"), launch.get("log_bytes"), libc))
@@ -96,7 +96,7 @@ def run(
         attempt.members.add(attempt.worker)
         attempt.take_in()
     except OSError as failure:
-        error = str(failure)
+        error = failure
     for fd in handed[:1]:
         os.close(fd)  # so that the keeper notices when the worker has ended
     attempt.tell_identity()
@@ -345,15 +345,13 @@ class Attempt:
             return self.group.oom_kills > 0
         return lineage.oom_kills() > self.oom_kills
 
-    def outcome(self, error: str, duration_s: float) -> dict[str, object]:
+    def outcome(self, error: OSError | None, duration_s: float) -> dict[str, object]:
         """Say how it ended, as outcome.json holds it."""
         code = number = None
         usage: dict[str, float] = {}
         if self.status is not None:
-            if os.WIFSIGNALED(self.status):
-                number = os.WTERMSIG(self.status)
-            else:
-                code = os.WEXITSTATUS(self.status)
+            ended = os.waitstatus_to_exitcode(self.status)
+            code, number = (None, -ended) if ended < 0 else (ended, None)
         if self.usage is not None:
             usage = {
                 "user_s": self.usage.ru_utime,
@@ -370,7 +368,8 @@ class Attempt:
             "memory_peak_bytes": self.group.peak_bytes,
             "memory_limit_bytes": self.group.memory_bytes,
             "strays_killed": len(self.strays),
-            "error": error,
+            "error": str(error or ""),
+            "errno": error.errno if error else None,
             "duration_s": duration_s,
             "ended_at": time.time(),
             "rusage": usage,

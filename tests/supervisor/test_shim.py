@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import runpy
 from pathlib import Path
@@ -10,7 +12,11 @@ from typing import Any
 import pytest
 
 import runner
+from runner.core.events import Ended, StartFailed
+from runner.core.restart import EXIT_RETRY
+from runner.storage.layout import AttemptPaths
 from runner.supervisor.attemptgroup import Group
+from runner.supervisor.attempts import read_outcome
 
 SHIM = Path(runner.__file__).parent / "supervisor" / "shim.py"
 
@@ -35,3 +41,22 @@ def test_a_worker_that_its_group_does_not_take_is_told_of_once_and_taken_in_late
     attempt.take_in()
     assert (tmp_path / "group" / "cgroup.procs").read_text() == str(os.getpid())
     assert not attempt.deadlines
+
+
+@pytest.mark.parametrize(
+    ("told", "final"),
+    [
+        *(({"errno": number}, False) for number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ESTALE)),
+        *(({"errno": number}, True) for number in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, None)),
+        ({}, True),  # as older shims wrote it
+    ],
+)
+def test_what_the_machine_refused_for_a_moment_is_tried_again(
+    told: dict[str, Any], final: bool, tmp_path: Path
+) -> None:
+    paths = AttemptPaths(tmp_path)
+    paths.outcome.write_text(json.dumps({"version": 1, "error": "train.sh: no", "asked": None, **told}))
+    reason = "cannot start: train.sh: no"
+    assert read_outcome(paths) == (
+        StartFailed(reason) if final else Ended(exit_code=EXIT_RETRY, reason=reason)
+    )
