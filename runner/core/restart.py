@@ -1,7 +1,9 @@
 """After an attempt has ended: run again at once, run again later, or give up, and why.
 
 The budget is charged only where the durable step did not advance since the last end; preemption and drain
-are never charged. Backoff is exponential with jitter, and only where no progress was made.
+are never charged, whatever code the worker answers them with, but for one that is final. Exit codes mean
+what the job's own lists say, else what the contract says. Backoff is exponential with jitter, and only where
+no progress was made.
 
 The same failure at the same step twice may come from what was saved: the next attempt resumes from an older
 checkpoint, once. If that ends in the same way, the job has failed. So has one that fails twice in the same
@@ -63,7 +65,7 @@ def judge(job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, r
     spec = job.spec.restart
     if outcome in _OWN_ENDS and exit_code in spec.fatal_exit_codes:
         return GiveUp(f"exit code {exit_code} is in restart.fatal_exit_codes; see the log")
-    if outcome is Outcome.FAILED and exit_code is not None and exit_code in _NEVER_RETRIED:
+    if outcome is Outcome.FAILED and exit_code is not None and is_final(spec, exit_code):
         return GiveUp(f"exit code {exit_code} ({_NEVER_RETRIED[exit_code]}) is never retried; see the log")
     counts = outcome is Outcome.FAILED and exit_code not in spec.retry_exit_codes
     failure = job.current.failure if job.current is not None and counts else None
@@ -76,6 +78,13 @@ def judge(job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, r
     if failure is not None and failure.started and times == TIMES_MAX - 1 and isinstance(verdict, Again):
         return replace(verdict, retreat=_escape(job, failure))
     return verdict
+
+
+def is_final(spec: RestartSpec, exit_code: int | None) -> bool:
+    """Tell whether a job is over for good where its worker has ended by that code; its own lists go first."""
+    if exit_code in spec.fatal_exit_codes:
+        return True
+    return exit_code in _NEVER_RETRIED and exit_code not in spec.retry_exit_codes
 
 
 def _times_in_a_row(failures: Sequence[Failure | None], failure: Failure) -> int:

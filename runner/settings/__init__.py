@@ -195,6 +195,11 @@ def _check_together(given: dict[str, Any], lines: dict[tuple[str, ...], int]) ->
         where = f"{FILE}:{_line_of(('checkpoint', 'best_keep'), lines)}"
         series = 'best = "best-{epoch:03d}.weights.h5"'
         raise BadJobError(f"{where}: checkpoint.best_keep is for a series of files, such as {series}")
+    twice = {*given.get("restart.fatal_exit_codes", ())} & {*given.get("restart.retry_exit_codes", ())}
+    if twice:
+        where = f"{FILE}:{_line_of(('restart', 'retry_exit_codes'), lines)}"
+        both = f"restart.retry_exit_codes and restart.fatal_exit_codes both hold {min(twice)}"
+        raise BadJobError(f"{where}: {both}; keep it in one of them")
     if "command" not in given:
         return
     if given.get("restart.spare", Spare.NONE) is not Spare.NONE:
