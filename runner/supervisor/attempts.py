@@ -356,15 +356,20 @@ def read_outcome(paths: AttemptPaths) -> Ended | StartFailed | None:
         if value.get("errno") in _MACHINES_FAULT:
             return Ended(exit_code=EXIT_RETRY, asked=bool(value.get("asked")), reason=reason)
         return StartFailed(reason)
-    code, number, usage = value.get("exit_code"), value.get("signal"), value.get("rusage")
-    peak = usage.get("max_rss_bytes") if isinstance(usage, dict) else None
+    code, number = value.get("exit_code"), value.get("signal")
     return Ended(
         exit_code=code if isinstance(code, int) else None,
         signal=str(number) if number is not None else None,
         asked=bool(value.get("asked")),
         reason=Outcome.OUT_OF_MEMORY.value if value.get("kernel_oom") else "",
-        max_rss_bytes=peak if isinstance(peak, int) else None,
+        max_rss_bytes=_max_rss_bytes(value),
     )
+
+
+def _max_rss_bytes(outcome: dict[str, Any]) -> int | None:
+    usage = outcome.get("rusage")
+    peak = usage.get("max_rss_bytes") if isinstance(usage, dict) else None
+    return peak if isinstance(peak, int) else None
 
 
 def starved(paths: AttemptPaths) -> str | None:
@@ -373,6 +378,8 @@ def starved(paths: AttemptPaths) -> str | None:
     if not value.get("kernel_oom"):
         return None
     peak, limit = value.get("memory_peak_bytes"), value.get("memory_limit_bytes")
+    if not isinstance(peak, int):  # there was no control group: the largest of its processes
+        peak = _max_rss_bytes(value)
     text = "the kernel killed it for memory"
     text += f" at its limit (limits.memory = {limit >> 20} MiB)" if isinstance(limit, int) else ""
     return text + (f"; its peak was {peak >> 20} MiB" if isinstance(peak, int) else "")

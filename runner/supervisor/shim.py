@@ -130,7 +130,8 @@ class Attempt:
         self.group = attemptgroup.Group(None)
         self.log: logcap.CappedLog | None = None
         self.usage: resource.struct_rusage | None = None
-        self.oom_kills = lineage.oom_kills()
+        self.oom_kills = lineage.OomKills()
+        self.kills_lately = False  # as the worker ended
         self.outside = False  # the worker could not be put into its control group
         self.deadlines: dict[str, float] = {}  # what to do -> when (monotonic)
 
@@ -140,7 +141,8 @@ class Attempt:
         self.deadlines.update(look=0.0, look_at_group=0.0)
 
     def look(self) -> None:
-        """Keep the log below its cap."""
+        """Keep the log below its cap; see what the kernel kills for memory."""
+        self.oom_kills.look(time.monotonic())
         if self.log is not None:
             self.deadlines["look"] = time.monotonic() + self.log.look()
 
@@ -184,8 +186,8 @@ class Attempt:
             if self.deadlines:
                 timeout = max(0.0, min(self.deadlines.values()) - time.monotonic())
             self.turn(wake, timeout)
-        self.deadlines.pop("kill", None)
-        self.deadlines.pop("stop_hung", None)
+        for deed in ("kill", "stop_hung"):
+            self.deadlines.pop(deed, None)
         self.clear_tree(wake)
         self.await_gpu(wake)
         self.close_group()
@@ -276,8 +278,8 @@ class Attempt:
                 if "stop_hung" in self.deadlines:
                     self.deadlines["stop_hung"] = 0.0  # all evidence is there
             if pid == self.worker:
-                self.status = status
-                self.usage = self_usage
+                self.status, self.usage = status, self_usage
+                self.kills_lately = self.oom_kills.any_lately()
 
     def clear_tree(self, wake: int) -> None:
         """Kill what is left of the tree until nothing is: orphans are ours, as we are their subreaper."""
@@ -340,10 +342,9 @@ class Attempt:
         self.group.remove()
 
     def starved(self) -> bool:
-        """Tell whether the kernel killed for memory: in the attempt's group, else anywhere."""
-        if self.group.oom_kills is not None:
-            return self.group.oom_kills > 0
-        return lineage.oom_kills() > self.oom_kills
+        """Tell whether the kernel killed for memory: in the attempt's group, else anywhere of late."""
+        kills = self.group.oom_kills
+        return self.kills_lately if kills is None else kills > 0
 
     def outcome(self, error: OSError | None, duration_s: float) -> dict[str, object]:
         """Say how it ended, as outcome.json holds it."""
@@ -364,7 +365,7 @@ class Attempt:
             "signal": signal.Signals(number).name if number in list(signal.Signals) else number,
             "asked": self.asked,
             "killed": self.killed,
-            "kernel_oom": number == signal.SIGKILL and not self.killed and self.starved(),
+            "kernel_oom": (number == 9 or code == 128 + 9) and not self.killed and self.starved(),
             "memory_peak_bytes": self.group.peak_bytes,
             "memory_limit_bytes": self.group.memory_bytes,
             "strays_killed": len(self.strays),
