@@ -212,6 +212,10 @@ BAD = [
         "[restart]\nfatal_exit_codes = [3, 300]",
         "job.toml:2: restart.fatal_exit_codes must be a list of exit codes from 1 to 255, not 300",
     ),
+    (
+        "[restart]\nfatal_exit_codes = [3, 9]\nretry_exit_codes = [9]",
+        "job.toml:3: restart.retry_exit_codes and restart.fatal_exit_codes both hold 9",
+    ),
     ("[restart]\nfatal_exit_codes = [true]", "job.toml:2: restart.fatal_exit_codes must be a list"),
     # what is best
     (

@@ -1,11 +1,14 @@
 """After an attempt has ended: run again at once, run again later, or give up, and why.
 
 The budget is charged only where the durable step did not advance since the last end; preemption and drain
-are never charged. Backoff is exponential with jitter, and only where no progress was made.
+are never charged, whatever code the worker answers them with, but for one that is final. Exit codes mean
+what the job's own lists say, else what the contract says. Backoff is exponential with jitter, and only where
+no progress was made.
 
-The same failure at the same step twice may come from what was saved: the next attempt resumes from an older
-checkpoint, once. If that ends in the same way, the job has failed. So has one that fails twice in the same
-way as it starts, from a cause that time does not mend.
+The same failure at the same step twice, or the same fault (SIGSEGV, say) after two resumes from the same
+step, may come from what was saved: the next attempt resumes from an older checkpoint. If the same failure
+follows again, the job has failed; so has one that fails twice in the same way as it starts, from a cause that
+time does not mend. Faults are left to the budget.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ EXIT_CONFIG = 78
 #: Permanent failure (s6).
 EXIT_PERMANENT = 125
 _NEVER_RETRIED = {EXIT_CONFIG: "bad configuration", EXIT_PERMANENT: "permanent failure"}
+#: Signals by which a process dies of what it does itself.
+_FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"})
 _OWN_ENDS = frozenset({Outcome.FAILED, Outcome.CRASHED})
 _UNCHARGED = frozenset({Outcome.PREEMPTED, Outcome.STOPPED})
 
@@ -63,7 +68,7 @@ def judge(job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, r
     spec = job.spec.restart
     if outcome in _OWN_ENDS and exit_code in spec.fatal_exit_codes:
         return GiveUp(f"exit code {exit_code} is in restart.fatal_exit_codes; see the log")
-    if outcome is Outcome.FAILED and exit_code is not None and exit_code in _NEVER_RETRIED:
+    if outcome is Outcome.FAILED and exit_code is not None and is_final(spec, exit_code):
         return GiveUp(f"exit code {exit_code} ({_NEVER_RETRIED[exit_code]}) is never retried; see the log")
     counts = outcome is Outcome.FAILED and exit_code not in spec.retry_exit_codes
     failure = job.current.failure if job.current is not None and counts else None
@@ -73,9 +78,19 @@ def judge(job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, r
     if failure is not None and times >= failure.times_max:
         return GiveUp(_same_again(job, failure, times))
     verdict = _by_budget(job, outcome, exit_code, jitter, rebooted=rebooted)
-    if failure is not None and failure.started and times == TIMES_MAX - 1 and isinstance(verdict, Again):
-        return replace(verdict, retreat=_escape(job, failure))
+    if isinstance(verdict, Again):
+        if failure is not None and failure.started and times == TIMES_MAX - 1:
+            return replace(verdict, retreat=_escape(job, failure.text))
+        if _crashed_alike(job):
+            return replace(verdict, retreat=_escape(job, f"{job.attempts[-1].signal}, and nothing saved"))
     return verdict
+
+
+def is_final(spec: RestartSpec, exit_code: int | None) -> bool:
+    """Tell whether a job is over for good where its worker has ended by that code; its own lists go first."""
+    if exit_code in spec.fatal_exit_codes:
+        return True
+    return exit_code in _NEVER_RETRIED and exit_code not in spec.retry_exit_codes
 
 
 def _times_in_a_row(failures: Sequence[Failure | None], failure: Failure) -> int:
@@ -96,12 +111,23 @@ def _same_again(job: Job, failure: Failure, times: int) -> str:
     return f"the same failure {times} times at step {failure.step}{older}: {failure.text}; see the log"
 
 
-def _escape(job: Job, failure: Failure) -> Retreat | None:
-    """Return the way past a checkpoint that may itself be the cause; None where there was none."""
+def _crashed_alike(job: Job) -> bool:
+    """Tell whether the last two attempts resumed from the same step, and died there by the same fault."""
+    asked_at = job.asked_at or ""
+    two = [
+        (one.signal, one.start_step)
+        for one in job.attempts[-2:]
+        if one.outcome is Outcome.CRASHED and one.resumed_at is not None and one.started_at >= asked_at
+    ]
+    return len(two) == 2 and two[0] == two[1] and two[0][0] in _FAULTS and job.durable_step <= two[0][1]
+
+
+def _escape(job: Job, what: str) -> Retreat | None:
+    """Return the way past a checkpoint that may itself be the cause of `what`; None where there was none."""
     started_from = job.current.start_step if job.current is not None else 0
     if started_from <= 0:
         return None
-    reason = f"the same failure followed twice ({failure.text})"
+    reason = f"the same failure followed twice ({what})"
     return Retreat(before=started_from, reason=reason, attempt=job.attempt)
 
 

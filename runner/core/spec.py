@@ -71,7 +71,7 @@ class RestartSpec:
     budget: int = 5
     backoff_min_s: float = 1.0
     backoff_max_s: float = 60.0
-    fatal_exit_codes: tuple[int, ...] = ()
+    fatal_exit_codes: tuple[int, ...] = ()  #: as 78 and 125: never again; goes before the other list
     retry_exit_codes: tuple[int, ...] = ()  #: as 75: to be tried again, and never charged
     spare: Spare = Spare.NONE
 

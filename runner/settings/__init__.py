@@ -202,6 +202,11 @@ def _check_together(given: dict[str, Any], lines: dict[tuple[str, ...], int]) ->
         for key in ("env_file", "isolation.write"):
             if given.get(key) is not None:
                 raise BadJobError(f"{where} has no effect beside {key}, which only a new process can have")
+    twice = {*given.get("restart.fatal_exit_codes", ())} & {*given.get("restart.retry_exit_codes", ())}
+    if twice:
+        where = f"{FILE}:{_line_of(('restart', 'retry_exit_codes'), lines)}"
+        both = f"restart.retry_exit_codes and restart.fatal_exit_codes both hold {min(twice)}"
+        raise BadJobError(f"{where}: {both}; keep it in one of them")
     if "command" not in given:
         return
     for key, remedy in (

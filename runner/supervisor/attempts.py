@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -22,7 +21,7 @@ from runner.storage import lock, mirrored
 from runner.storage.layout import AttemptPaths, Home
 from runner.supervisor import launch, mirrors, process, traces, vacancy
 from runner.supervisor.cgroups import Groups
-from runner.supervisor.ends import read, read_outcome, signs_s
+from runner.supervisor.ends import MACHINES_FAULT, read, read_outcome, signs_s
 from runner.supervisor.loop import Loop
 from runner.supervisor.process import Identity
 from runner.supervisor.spare import Spares
@@ -33,13 +32,6 @@ log = logging.getLogger(__name__)
 _SIGNALS = {Ask.STOP: signal.SIGTERM, Ask.KILL: signal.SIGUSR1, Ask.HANG: signal.SIGUSR2}
 #: Between two looks at something that must happen soon.
 _SOON_S = 0.02
-#: Nothing that the job did: the disk is full or broken, no process or descriptor can be had.
-_MACHINES_FAULT = frozenset(
-    {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG),
-        *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
-    }
-)
 #: Between two looks at what a killed shim has left, at most; and after how many it is told of.
 _STRAYS_S, _STRAYS_LOOKS = 1.0, 20
 #: Before trying again what the machine refused.
@@ -198,7 +190,7 @@ class Attempts:
             self._loop.after(_SOON_S, lambda: self._spawn(attempt, job))
             return
         except OSError as error:
-            if error.errno not in _MACHINES_FAULT:
+            if error.errno not in MACHINES_FAULT:
                 self._finish(attempt, StartFailed(f"cannot start: {error}"))
                 return
             log.error("%s: cannot start attempt %d: %s; trying again", job.name, job.attempt, error)

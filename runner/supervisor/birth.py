@@ -125,7 +125,7 @@ def start_process(
     The new process calls `settle` before it becomes the program.
 
     Raises:
-        OSError: its program or the job's folder is not there.
+        OSError: its program or the job's folder is not there, or the machine refuses, as its errno tells.
     """
     environ = {**os.environ, **launch["env"]}
     if handed:
@@ -150,7 +150,7 @@ def start_process(
             os.chdir(launch["cwd"])
             os.execvpe(argv[0], argv, environ)
         except BaseException as failure:  # noqa: BLE001 - the child reports whatever stops it, and ends
-            os.write(report_write, f"{argv[0]}: {failure}".encode(errors="replace"))
+            os.write(report_write, report(failure, argv[0]))
         os._exit(127)
     os.close(report_write)
     os.close(log)
@@ -160,13 +160,26 @@ def start_process(
     os.close(report_read)
     if problem:
         os.waitpid(pid, 0)
-        raise OSError(problem.decode(errors="replace"))
+        raise told(problem)
     return pid
 
 
 def has_program(name: str) -> bool:
     """Tell whether a program is found in PATH."""
     return any(os.access(f"{path}/{name}", os.X_OK) for path in os.environ.get("PATH", "").split(":"))
+
+
+def report(failure: BaseException, program: str) -> bytes:
+    """Say what keeps this process from becoming a program, for `told`."""
+    return f"{getattr(failure, 'errno', None) or 0} {program}: {failure}".encode(errors="replace")
+
+
+def told(problem: bytes) -> OSError:
+    """Return what a process has reported that could not become its program: an errno, 0 for none, and why."""
+    number, _, text = problem.decode(errors="replace").partition(" ")
+    failure = OSError(text)
+    failure.errno = int(number) or None
+    return failure
 
 
 def start_beside(name: str, *arguments: object) -> int:

@@ -64,10 +64,30 @@ def identity(pid: int) -> dict[str, object]:
         return {"boot": file.read().strip(), "pid": pid, "start": start}
 
 
-def oom_kills() -> int:
-    """Return how many processes the kernel has killed for memory since boot (proc(5), vmstat)."""
-    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
-        for line in file:
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
+class OomKills:
+    """What the kernel has killed for memory anywhere in the machine, of late (proc(5), vmstat)."""
+
+    #: Of late is the time since the look before the last one; so long is between two looks that count. Memory
+    #: of a large process takes a while to be given back, and only then is its end seen.
+    LOOK_S = 10.0
+
+    def __init__(self, path: str = "/proc/vmstat") -> None:
+        self._path = path
+        self._before = self._last = self._count()
+        self._due = 0.0
+
+    def look(self, now: float) -> None:
+        """Note how many there are by now, a moment of a monotonic clock; to be called again and again."""
+        if now >= self._due:
+            self._before, self._last, self._due = self._last, self._count(), now + self.LOOK_S
+
+    def any_lately(self) -> bool:
+        """Tell whether there was one."""
+        return self._count() > self._before
+
+    def _count(self) -> int:
+        with contextlib.suppress(OSError), open(self._path) as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+        return 0

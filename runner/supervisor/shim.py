@@ -83,7 +83,7 @@ def run(
         os.set_inheritable(LOCK_FD, False)
     began = time.monotonic()
     group = attemptgroup.Group(launch.get("cgroup"))
-    error = ""
+    error: OSError | None = None
     keeper, handed = birth.start_keeper(launch, folder, libc, birth.inherited(launch), beside)
     attempt = Attempt(keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.watch(group, logcap.CappedLog(os.path.join(folder, "log"), launch.get("log_bytes"), libc))
@@ -96,7 +96,7 @@ def run(
         attempt.members.add(attempt.worker)
         attempt.take_in()
     except OSError as failure:
-        error = str(failure)
+        error = failure
     for fd in handed[:1]:
         os.close(fd)  # so that the keeper notices when the worker has ended
     attempt.tell_identity()
@@ -131,7 +131,8 @@ class Attempt:
         self.group = attemptgroup.Group(None)
         self.log: logcap.CappedLog | None = None
         self.usage: resource.struct_rusage | None = None
-        self.oom_kills = lineage.oom_kills()
+        self.oom_kills = lineage.OomKills()
+        self.kills_lately = False  # as the worker ended
         self.outside = False  # the worker could not be put into its control group
         self.deadlines: dict[str, float] = {}  # what to do -> when (monotonic)
 
@@ -141,7 +142,8 @@ class Attempt:
         self.deadlines.update(look=0.0, look_at_group=0.0)
 
     def look(self) -> None:
-        """Keep the log below its cap."""
+        """Keep the log below its cap; see what the kernel kills for memory."""
+        self.oom_kills.look(time.monotonic())
         if self.log is not None:
             self.deadlines["look"] = time.monotonic() + self.log.look()
 
@@ -185,8 +187,8 @@ class Attempt:
             if self.deadlines:
                 timeout = max(0.0, min(self.deadlines.values()) - time.monotonic())
             self.turn(wake, timeout)
-        self.deadlines.pop("kill", None)
-        self.deadlines.pop("stop_hung", None)
+        for deed in ("kill", "stop_hung"):
+            self.deadlines.pop(deed, None)
         self.clear_tree(wake)
         self.await_gpu(wake)
         self.close_group()
@@ -277,8 +279,8 @@ class Attempt:
                 if "stop_hung" in self.deadlines:
                     self.deadlines["stop_hung"] = 0.0  # all evidence is there
             if pid == self.worker:
-                self.status = status
-                self.usage = self_usage
+                self.status, self.usage = status, self_usage
+                self.kills_lately = self.oom_kills.any_lately()
 
     def clear_tree(self, wake: int) -> None:
         """Kill what is left of the tree until nothing is: orphans are ours, as we are their subreaper."""
@@ -339,19 +341,15 @@ class Attempt:
         self.group.remove()
 
     def starved(self) -> bool:
-        """Tell whether the kernel killed for memory: in the attempt's group, else anywhere."""
-        if self.group.oom_kills is not None:
-            return self.group.oom_kills > 0
-        return lineage.oom_kills() > self.oom_kills
+        """Tell whether the kernel killed for memory: in the attempt's group, else anywhere of late."""
+        kills = self.group.oom_kills
+        return self.kills_lately if kills is None else kills > 0
 
-    def outcome(self, error: str, duration_s: float) -> dict[str, object]:
+    def outcome(self, error: OSError | None, duration_s: float) -> dict[str, object]:
         """Say how it ended, as outcome.json holds it."""
-        code = number = None
         usage: dict[str, float] = {}
-        if self.status is not None and os.WIFSIGNALED(self.status):
-            number = os.WTERMSIG(self.status)
-        elif self.status is not None:
-            code = os.WEXITSTATUS(self.status)
+        ended = None if self.status is None else os.waitstatus_to_exitcode(self.status)
+        code, number = (None, -ended) if ended is not None and ended < 0 else (ended, None)
         if self.usage is not None:
             usage = {
                 "user_s": self.usage.ru_utime,
@@ -364,11 +362,12 @@ class Attempt:
             "signal": signal.Signals(number).name if number in list(signal.Signals) else number,
             "asked": self.asked,
             "killed": self.killed,
-            "kernel_oom": number == signal.SIGKILL and not self.killed and self.starved(),
+            "kernel_oom": (number == 9 or code == 128 + 9) and not self.killed and self.starved(),
             "memory_peak_bytes": self.group.peak_bytes,
             "memory_limit_bytes": self.group.memory_bytes,
             "strays_killed": len(self.strays),
-            "error": error,
+            "error": str(error or ""),
+            "errno": error.errno if error else None,
             "warning": self.warning,
             "duration_s": duration_s,
             "ended_at": time.time(),

@@ -79,9 +79,24 @@ def run_script(entry: str, args: tuple[str, ...]) -> None:
     except SystemExit as error:
         if error.code:
             _tell(error)
+            raise
+        _end_as_asked()
         raise
     except BaseException as error:  # noqa: BLE001 - the script's top: whatever ends it is reported
         _end_with(error)
+    _end_as_asked()
+
+
+def _end_as_asked() -> None:
+    """End a script that a handler of its own has ended on SIGTERM, with 0, as one that has stopped."""
+    from runner.training import stopping, worker
+
+    here = worker.current()
+    if here is not None and here.stop.left_to_script:
+        here.say(
+            "runner: the script's own handler has ended it on SIGTERM: it has stopped (75), not succeeded"
+        )
+        raise SystemExit(stopping.STOPPED)
 
 
 def _end_with(error: BaseException) -> NoReturn:

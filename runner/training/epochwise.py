@@ -301,7 +301,7 @@ class EpochFit:
 
     def _finish(self) -> None:
         """Save what the fit left behind, so that no later attempt runs it again."""
-        kept = not self._doubt and not self._log.broken
+        kept = not self._doubt and not self._log.broken and not self._log.cut_short()
         if not kept:
             self._lose()
         self._log.finish(self._save_finished if kept else None, needed=True)

@@ -120,6 +120,16 @@ class FitLog:
 
         worker.say(worker.fit_best.consider(epoch, worker.step, metrics, portrait, save_whole))
 
+    def cut_short(self) -> bool:
+        """Tell whether a handler of the script's own has ended this fit early, or one before it.
+
+        Then the next attempt goes on from what was saved before: nothing of what comes now is to be kept.
+        """
+        stop = self._worker.stop
+        if not stop.cut_short and getattr(self._camera.model, "stop_training", False):
+            stop.cut_short = stop.left_to_script
+        return stop.cut_short
+
     def finish(self, keep: Callable[[], int | None] | None, *, needed: bool = False) -> None:
         """Say that the fit is over.
 

@@ -263,7 +263,7 @@ class Fit:
 
     def _may_save(self, done: int) -> bool:
         """Tell whether the present safe point is one that a resume can start from."""
-        if self._log.broken or not self._trained:
+        if self._log.broken or not self._trained or self.worker.stop.cut_short:
             return False
         with self._log.surviving():
             self._look_again()
@@ -472,7 +472,7 @@ class Fit:
         worker = self.worker
         worker.step = self._epoch_step + self._completed()
         metrics = self._log.end_epoch(epoch, logs)
-        if self._log.broken or not self._trained:
+        if self._log.broken or not self._trained or self._log.cut_short():
             return
         with self._log.surviving():
             self._log.consider(epoch, metrics)
@@ -494,7 +494,8 @@ class Fit:
     def finish(self) -> None:
         """Save what the fit left behind, so that no later attempt runs it again."""
         self.close()
-        self._log.finish(self._save_finished if self._trained and not self._log.broken else None)
+        keep = self._trained and not self._log.broken and not self._log.cut_short()
+        self._log.finish(self._save_finished if keep else None)
 
     def _save_finished(self) -> int | None:
         worker = self.worker

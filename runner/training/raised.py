@@ -16,23 +16,26 @@ _STARTING = {"import", "build", "trace"}
 _FRAMES = 3
 
 
-def describe(error: BaseException, folder: Path, phase: str, step: int) -> dict[str, Any]:
+def describe(error: BaseException, worker: Worker) -> dict[str, Any]:
     """Return what the supervisor is told of an uncaught exception.
 
     Args:
         error: that ends the script, our own frames taken out of its traceback.
-        folder: the script's.
-        phase: in which the worker was.
-        step: completed steps.
+        worker: this process's.
     """
     lines = str(error).strip().splitlines()
     return {
         "kind": type(error).__name__,
         "message": lines[0] if lines else "",
-        "where": _where(error, folder),
-        "step": step,
-        "started": phase not in _STARTING,
+        "where": _where(error, worker.launch.cwd),
+        "step": worker.step,
+        "started": has_begun(worker),
     }
+
+
+def has_begun(worker: Worker) -> bool:
+    """Tell whether training has begun; what is resumed has, though its first step is traced yet."""
+    return worker.put_back or worker.progress.values["phase"] not in _STARTING
 
 
 @contextlib.contextmanager
@@ -44,7 +47,7 @@ def noticed(worker: Worker) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if worker.progress.values["phase"] not in _STARTING:
+        if has_begun(worker):
             worker.phase("after")
         raise
 

@@ -10,7 +10,9 @@ while the main thread is inside a long call. Who then acts:
   moment for the main thread, then saves that snapshot and leaves.
 
 If none of these comes, the shim's SIGKILL leaves the last checkpoint standing. A script's own handler for
-SIGTERM comes first: it has half of the grace to end the script in its own way.
+SIGTERM comes first: it has half of the grace to end the script in its own way. Where the script then ends
+with 0, nobody can tell whether it had got to its end: it has stopped (75), and the next attempt finds out. A
+fit that was told to stop training meanwhile is not taken for finished.
 """
 
 from __future__ import annotations
@@ -53,6 +55,9 @@ class Stop:
         self.leaving = threading.RLock()
         self._grace_s = grace_s
         self._asked_at = 0.0
+        self.cut_short = False  #: a fit has been ended early by the script's own handler
+        self._handled = False  #: our own handler has run
+        self._hearing = threading.RLock()  # a handler may come between
         self._read = self._write = -1
         self._masks = threading.local()
 
@@ -68,6 +73,7 @@ class Stop:
         threading.Thread(target=self._watch, name="runner-watcher", daemon=True).start()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._handled = True
         self._ask()
 
     def _ask(self) -> None:
@@ -90,6 +96,7 @@ class Stop:
         if wakeup != self._write:
             signal.set_wakeup_fd(wakeup)
         self.requested = False
+        self._read = -1
         self._after_fork()
 
     @property
@@ -97,14 +104,29 @@ class Stop:
         """Whether the request is there and a script's own handler has had its time."""
         if not self.requested:
             return False
-        own = signal.getsignal(signal.SIGTERM) != self._on_signal
-        return not own or time.monotonic() - self._asked_at >= self._grace_s / 2
+        return not self._is_scripts() or time.monotonic() - self._asked_at >= self._grace_s / 2
+
+    @property
+    def left_to_script(self) -> bool:
+        """Whether the request is there, and a handler of the script's own has taken it."""
+        if self._read >= 0:  # not in a forked child
+            self._hear()  # the watcher may not have come to it yet
+        return self.requested and (self._is_scripts() or not self._handled)
+
+    def _is_scripts(self) -> bool:
+        return signal.getsignal(signal.SIGTERM) != self._on_signal
+
+    def _hear(self) -> None:
+        """Take in the signals that have come."""
+        with self._hearing:
+            ready = select.select([self._read], [], [], 0)[0]
+            if ready and signal.SIGTERM in os.read(self._read, 4096):
+                self._ask()
 
     def _watch(self) -> None:
         while True:
-            ready = select.select([self._read], [], [], 0.05 if self.requested else _TICK_S)[0]
-            if ready and signal.SIGTERM in os.read(self._read, 4096):
-                self._ask()
+            select.select([self._read], [], [], 0.05 if self.requested else _TICK_S)
+            self._hear()
             self.tick()
             if self.may_leave:
                 self._leave_for_main()

@@ -117,9 +117,7 @@ class Vigil:
 
     def tell_raised(self, error: BaseException) -> None:
         """Report the exception that ends the script."""
-        worker = self._worker
-        phase = str(worker.progress.values["phase"])
-        self._tell(**describe(error, worker.launch.cwd, phase, worker.step))
+        self._tell(**describe(error, self._worker))
 
     def _tell(self, **failure: Any) -> None:
         if os.getpid() == self._pid:  # not a forked child's

@@ -73,6 +73,7 @@ class Worker:
         self.traces: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
         #: model -> which of its functions were traced in an earlier process only
         self.untraced: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+        self.put_back = False  #: a fit or loop is where its checkpoint was; no phase has begun since
         self.fit: Fit | None = None  #: the call of fit that is running
         self.attached = False  #: the script called runner.attach
         self.looping = False  #: a loop of the script's own is running
@@ -267,6 +268,7 @@ class Worker:
 
     def phase(self, phase: str, *, tell: bool = False) -> None:
         """Enter a phase; `tell` makes a fact of it."""
+        self.put_back = False
         self.progress.phase(phase)
         if tell:
             self.facts("phase", phase=phase)
@@ -319,6 +321,7 @@ class Worker:
         """
         path = self.launch.paths.checkpoint(saved.step)
         on_disk = self.saver.verified_step == saved.step
+        self.put_back = True
         retreat = self.launch.retreat
         if retreat is not None and retreat.learning_rate != 1.0 and not retreat.is_behind(saved.state):
             reasons = [*reasons, retreat.reason]

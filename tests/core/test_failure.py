@@ -137,6 +137,55 @@ def test_failures_at_the_start_that_something_lies_between_are_not_in_a_row(end:
     assert life.job.state is State.BACKOFF
 
 
+def crashed(life: Life, step: int, *after: dict[str, Any], signal: str = "SIGSEGV") -> Life:
+    """Let an attempt resume, report what is given, and die by a signal."""
+    if life.job.state is State.BACKOFF:
+        life.on(Event(Sight.BACKOFF_OVER))
+    if life.job.state is State.QUEUED:
+        life.on(Admitted())
+    return life.all([reported(resumed(step), *after), Ended(signal=signal)])
+
+
+def test_two_faults_from_the_same_checkpoint_lead_to_an_older_one_and_the_budget_ends_the_job() -> None:
+    life = Life().all([Admitted(), reported(saved(10), saved(30)), Ended(signal="SIGSEGV")])
+    assert crashed(life, 30).job.retreat is None, "once may be chance"
+    assert crashed(life, 30).job.retreat == Retreat(
+        before=30, reason="the same failure followed twice (SIGSEGV, and nothing saved)", attempt=3
+    )
+    crashed(life, 10, saved(40))
+    assert life.job.retreat is None, "that has helped"
+    for _ in range(9):
+        if life.job.state is not State.FAILED:
+            crashed(life, 40)
+    assert (life.job.state, len(life.job.attempts)) == (State.FAILED, 10)
+    assert "restart.budget = 5" in life.job.reason
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (((30,), "SIGSEGV"), ((30,), "SIGABRT")),
+        (((30,), "SIGKILL"), ((30,), "SIGKILL")),
+        (((30, saved(40)), "SIGBUS"), ((40,), "SIGBUS")),
+        (((30,), "SIGBUS"), ((30, saved(40)), "SIGBUS")),
+    ],
+)
+def test_other_signals_and_what_has_got_on_put_no_checkpoint_aside(
+    first: tuple[Any, str], second: tuple[Any, str]
+) -> None:
+    life = Life().all([Admitted(), reported(saved(10), saved(30)), Ended(signal="SIGKILL")])
+    for facts, signal in (first, second):
+        crashed(life, *facts, signal=signal)
+    assert life.job.retreat is None
+
+
+def test_a_fault_before_anything_was_resumed_puts_no_checkpoint_aside() -> None:
+    life = Life().all([Admitted(), reported(saved(30)), Ended(signal="SIGKILL")])
+    life.on(Ended(signal="SIGSEGV"))
+    life.all([Event(Sight.BACKOFF_OVER), Admitted(), Ended(signal="SIGSEGV")])
+    assert life.job.retreat is None
+
+
 def test_a_retry_begins_a_new_count() -> None:
     life = fail(twice_the_same(), LATE, resumed(10))
     life.on(Retry(life.job.spec))

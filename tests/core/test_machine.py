@@ -49,7 +49,8 @@ SPECS = st.builds(
         budget=st.integers(0, 3),
         backoff_min_s=st.sampled_from([0.5, 1.0]),
         backoff_max_s=st.sampled_from([1.0, 60.0]),
-        fatal_exit_codes=st.sampled_from([(), (3,)]),
+        fatal_exit_codes=st.sampled_from([(), (3,), (75,)]),
+        retry_exit_codes=st.sampled_from([(), (78,)]),
     ),
     limits=st.builds(LimitsSpec, hang_s=st.sampled_from([None, float("inf"), 5.0])),
     resources=st.builds(

@@ -200,11 +200,19 @@ ENDS: list[tuple[str, list[AnyEvent], Ended, Outcome, State, int]] = [
     ("wall, was done", [WALL_OVER], asked(0), Outcome.SUCCEEDED, State.SUCCEEDED, 0),
     ("drained", [DRAIN], asked(75), Outcome.PREEMPTED, State.QUEUED, 0),
     ("drained hard", [DRAIN], asked(signal="SIGKILL"), Outcome.PREEMPTED, State.QUEUED, 0),
-    ("drained, but failed", [DRAIN], asked(1), Outcome.FAILED, State.BACKOFF, 1),
+    ("drained, and failed at that", [DRAIN], asked(1), Outcome.PREEMPTED, State.QUEUED, 0),
+    ("drained, 128 + 2", [DRAIN], asked(130), Outcome.PREEMPTED, State.QUEUED, 0),
+    ("drained, 128 + 9", [DRAIN], asked(137), Outcome.PREEMPTED, State.QUEUED, 0),
+    ("drained, bad configuration", [DRAIN], asked(78), Outcome.FAILED, State.FAILED, 0),
+    ("drained, permanent", [DRAIN], asked(125), Outcome.FAILED, State.FAILED, 0),
+    ("drained, on the list", [DRAIN], asked(42), Outcome.FAILED, State.FAILED, 0),
+    ("drained, on the list as 128 + n", [DRAIN], asked(140), Outcome.CRASHED, State.FAILED, 0),
+    ("drained while hung", [HUNG, DRAIN], asked(1), Outcome.HUNG, State.BACKOFF, 1),
+    ("failed just before the drain", [DRAIN], Ended(exit_code=1), Outcome.FAILED, State.BACKOFF, 1),
     ("made room", [PREEMPT], asked(75), Outcome.PREEMPTED, State.QUEUED, 0),
     ("made room hard", [PREEMPT], asked(signal="SIGKILL"), Outcome.PREEMPTED, State.QUEUED, 0),
     ("made room, was done", [PREEMPT], asked(0), Outcome.SUCCEEDED, State.SUCCEEDED, 0),
-    ("made room, but failed", [PREEMPT], asked(1), Outcome.FAILED, State.BACKOFF, 1),
+    ("made room, and failed at that", [PREEMPT], asked(1), Outcome.PREEMPTED, State.QUEUED, 0),
     ("made room, then cancelled", [PREEMPT, CANCEL], asked(75), Outcome.STOPPED, State.CANCELLED, 0),
     ("stopped", [STOP], asked(75), Outcome.STOPPED, State.CANCELLED, 0),
     ("stopped by SIGTERM", [STOP], asked(signal="SIGTERM"), Outcome.STOPPED, State.CANCELLED, 0),
@@ -230,7 +238,7 @@ ENDS: list[tuple[str, list[AnyEvent], Ended, Outcome, State, int]] = [
 def test_an_attempt_ends(
     before: list[AnyEvent], ended: Ended, outcome: Outcome, to: State, charged: int
 ) -> None:
-    life = in_state(State.RUNNING, spec(fatal_exit_codes=(42,))).all(before)
+    life = in_state(State.RUNNING, spec(fatal_exit_codes=(42, 140))).all(before)
     life.on(ended)
     job = life.job
     first = job.attempts[0]
@@ -241,6 +249,39 @@ def test_an_attempt_ends(
     assert job.charged == charged
     ends = [line for line in life.published if line["event"] == "ended"]
     assert [line["outcome"] for line in ends] == [outcome.value]
+
+
+@pytest.mark.parametrize("code", [0, 1, 75, 130, 143])
+def test_a_command_is_drained_for_ever_and_never_fails_of_it(code: int) -> None:
+    """It has no durable step, by which the budget would be filled up again."""
+    life = in_state(State.QUEUED, command(budget=1))
+    for _ in range(9):
+        life.all([ADMITTED, DRAIN, asked(code)])
+    assert (life.job.state, life.job.charged) == (State.QUEUED, 0)
+
+
+@pytest.mark.parametrize(
+    ("lists", "ended", "before", "to"),
+    [
+        ({"fatal_exit_codes": (75,)}, Ended(exit_code=75), [], State.FAILED),
+        ({"fatal_exit_codes": (75,)}, asked(75), [DRAIN], State.QUEUED),  # as it was asked to
+        ({"fatal_exit_codes": (75,)}, asked(75), [PAUSE], State.PAUSED),
+        ({"fatal_exit_codes": (75,)}, Ended(exit_code=75, reason="no mirror"), [], State.BACKOFF),
+        ({"fatal_exit_codes": (137,)}, Ended(exit_code=137), [], State.FAILED),
+        ({"retry_exit_codes": (78,)}, Ended(exit_code=78), [], State.BACKOFF),
+        ({"retry_exit_codes": (125,)}, Ended(exit_code=125), [], State.BACKOFF),
+        ({"retry_exit_codes": (125,)}, asked(125), [DRAIN], State.QUEUED),
+        ({"retry_exit_codes": (125,)}, Ended(exit_code=78), [], State.FAILED),
+        ({"fatal_exit_codes": (3,), "retry_exit_codes": (3,)}, Ended(exit_code=3), [], State.FAILED),
+    ],
+)
+def test_the_jobs_own_lists_of_exit_codes_go_first(
+    lists: dict[str, Any], ended: Ended, before: list[AnyEvent], to: State
+) -> None:
+    life = in_state(State.RUNNING, spec(**lists)).all([*before, ended])
+    assert (life.job.state, life.job.charged) == (to, 0)
+    if to is State.FAILED:
+        assert life.job.reason.startswith(f"exit code {ended.exit_code} ")
 
 
 @pytest.mark.parametrize("request_", [STOP, CANCEL, PAUSE, DRAIN, PREEMPT, WALL_OVER], ids=named)

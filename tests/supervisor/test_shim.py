@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import runpy
 import subprocess
@@ -12,10 +14,13 @@ from typing import Any
 import pytest
 
 import runner
-from runner.core.events import Ended
+from runner.core.events import Ended, StartFailed
+from runner.core.restart import EXIT_RETRY
 from runner.storage.layout import AttemptPaths, Home
 from runner.supervisor import ends, vacancy
 from runner.supervisor.attemptgroup import Group
+from runner.supervisor.ends import read_outcome, starved
+from runner.supervisor.lineage import OomKills
 from runner.supervisor.loop import Loop
 
 SHIM = Path(runner.__file__).parent / "supervisor" / "shim.py"
@@ -50,7 +55,7 @@ attempt = loaded["Attempt"](0, sys.argv[2], 1.0)
 attempt.await_gpu.__globals__["GPU_S"] = 0.5
 attempt.worker, attempt.status, attempt.members = 7, 9, {7}
 attempt.await_gpu(os.pipe()[0])
-loaded["jsonfile"].write_outcome(sys.argv[2], attempt.outcome("", 1.0))
+loaded["jsonfile"].write_outcome(sys.argv[2], attempt.outcome(None, 1.0))
 """
 
 
@@ -86,3 +91,70 @@ def test_gpu_memory_that_stays_after_a_killed_shim_is_told_too(
     finally:
         loop.close()
     assert told == ["GPU memory of the attempt is not free 0.5 s after its end"]
+
+
+@pytest.mark.parametrize(
+    ("told", "final"),
+    [
+        *(({"errno": number}, False) for number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ESTALE)),
+        *(({"errno": number}, True) for number in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, None)),
+        ({}, True),  # as older shims wrote it
+    ],
+)
+def test_what_the_machine_refused_for_a_moment_is_tried_again(
+    told: dict[str, Any], final: bool, tmp_path: Path
+) -> None:
+    paths = AttemptPaths(tmp_path)
+    paths.outcome.write_text(json.dumps({"version": 1, "error": "train.sh: no", "asked": None, **told}))
+    reason = "cannot start: train.sh: no"
+    assert read_outcome(paths) == (
+        StartFailed(reason) if final else Ended(exit_code=EXIT_RETRY, reason=reason)
+    )
+
+
+def vmstat(path: Path, kills: int) -> str:
+    path.write_text(f"nr_free_pages 7\noom_kill {kills}\n")
+    return str(path)
+
+
+def test_only_what_the_kernel_kills_for_memory_of_late_counts(tmp_path: Path) -> None:
+    path = tmp_path / "vmstat"
+    kills = OomKills(vmstat(path, 3))
+    kills.look(0.0)
+    assert not kills.any_lately(), "what was before the attempt"
+    vmstat(path, 4)
+    assert kills.any_lately(), "at once"
+    kills.look(1.0)
+    kills.look(OomKills.LOOK_S)
+    assert kills.any_lately(), "its end may take a while"
+    kills.look(2 * OomKills.LOOK_S)
+    assert not kills.any_lately(), "it was another's, who has ended long ago"
+
+
+@pytest.mark.parametrize(
+    ("program", "elsewhere", "told"),
+    [
+        ("kill -9 $$", True, True),
+        ("sh -c 'kill -9 $$'; exit $?", True, True),  # 137, as a shell has it
+        ("exit 1", True, False),
+        ("kill -9 $$", False, False),
+        ("sh -c 'kill -9 $$'; exit $?", False, False),
+    ],
+)
+def test_a_worker_that_is_killed_while_the_kernel_kills_for_memory_has_run_out_of_it(
+    shim: dict[str, Any], program: str, elsewhere: bool, told: bool, tmp_path: Path
+) -> None:
+    attempt = shim["Attempt"](0, str(tmp_path), 1.0)
+    attempt.oom_kills = OomKills(vmstat(tmp_path / "vmstat", 3))
+    attempt.worker = os.posix_spawn("/bin/sh", ["sh", "-c", program], os.environ)
+    os.waitid(os.P_PID, attempt.worker, os.WEXITED | os.WNOWAIT)
+    vmstat(tmp_path / "vmstat", 3 + elsewhere)
+    attempt.reap()
+    vmstat(tmp_path / "vmstat", 5)  # later, of another
+    outcome = attempt.outcome(None, 1.0)
+    assert outcome["kernel_oom"] is told
+    paths = AttemptPaths(tmp_path)
+    paths.outcome.write_text(json.dumps(outcome))
+    peak = outcome["rusage"]["max_rss_bytes"] >> 20
+    said = f"the kernel killed it for memory; its peak was {peak} MiB"
+    assert starved(paths) == (said if told else None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +96,24 @@ def test_a_program_that_is_not_there_fails_with_its_name(site: Site) -> None:
     job = site.wait("missing", State.FAILED, State.REJECTED)
     assert "no-such-program" in job.reason
     assert job.attempt <= 1
+
+
+def test_a_program_that_the_machine_refuses_for_a_moment_is_tried_again(site: Site) -> None:
+    """As while it is being written (ETXTBSY; not on Linux 6.11 and 6.12)."""
+    program = site.home.root / "program"
+    shutil.copy("/bin/true", program)
+    with program.open("r+b"):
+        with contextlib.suppress(OSError):
+            os.waitpid(os.posix_spawn(program, [program], {}), 0)
+            pytest.skip("this kernel executes what is being written")
+        site.start()
+        site.submit("busy", command=[str(program)], toml=QUICK)
+        wait_for(lambda: (job := site.job("busy")) and job.attempt >= 2, "a second attempt")
+        job = site.wait("busy", State.BACKOFF)
+        assert "Text file busy" in job.reason
+    job = site.wait("busy", State.SUCCEEDED)
+    assert job.charged == 0
+    assert {a.outcome for a in job.attempts[:-1]} == {Outcome.PREEMPTED}
 
 
 def test_pause_checkpoints_and_resume_continues(site: Site) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.harness import Attempt, Job
+from tests.training.nursery import Nursery
 
 PHASES = ("import", "build", "trace", "train", "validate", "callbacks", "after")
 
@@ -56,6 +57,76 @@ def test_a_handler_of_the_script_comes_first(tmp_path: Path) -> None:
     job = Job(tmp_path, "train.py", text=script)
     attempt = job.start().until((job.folder / "ready").exists).send(signal.SIGTERM).wait(20)
     assert (attempt.code, attempt.output) == (4, "tidied up\n")
+
+
+OWN_ENDS = {
+    "from the handler": "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nready()\ntime.sleep(60)\n",
+    "its handler forgotten": (
+        "def mine(*_):\n    signal.signal(signal.SIGTERM, ours)\n    sys.exit()\n"
+        "ours = signal.signal(signal.SIGTERM, mine)\nready()\ntime.sleep(60)\n"
+    ),
+    "from its loop": (
+        "asked = []\nsignal.signal(signal.SIGTERM, lambda *_: asked.append(1))\nready()\n"
+        "while not asked:\n    time.sleep(0.01)\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN_ENDS)
+def test_a_script_that_ends_itself_with_0_because_it_was_asked_has_stopped(tmp_path: Path, name: str) -> None:
+    beginning = "import os, signal, sys, time\ndef ready():\n    open('ready', 'w').close()\n"
+    job = Job(tmp_path, "train.py", text=beginning + OWN_ENDS[name])
+    attempt = job.start().until((job.folder / "ready").exists).send(signal.SIGTERM).wait(20)
+    assert attempt.code == 75, attempt.errors
+    assert "it has stopped (75), not succeeded" in attempt.output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n",  # and nobody asks
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.kill(os.getpid(), signal.SIGTERM)\n",
+    ],
+    ids=["never asked", "deaf"],
+)
+def test_a_script_that_gets_to_its_end_has_done_so(tmp_path: Path, text: str) -> None:
+    attempt = Job(tmp_path, "train.py", text=f"import os, signal, sys\n{text}").run()
+    assert (attempt.code, attempt.output) == (0, "")
+
+
+FLAG = """
+import os, signal
+import keras, numpy as np
+from victim import say, until_saved
+keras.utils.set_random_seed(7)
+x = np.random.RandomState(1).rand(60, 4).astype("float32")
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+
+def stop(*_):
+    model.stop_training = True
+
+class Asked(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if int(model.optimizer.iterations) == 8 and os.environ.get("ASKED"):
+            until_saved(6)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, stop)
+say("fit", model, model.fit(x, x[:, :1], batch_size=10, epochs=3, verbose=0, callbacks=[Asked()]))
+"""
+
+
+def test_a_fit_that_a_handler_of_the_script_has_cut_short_goes_on(tmp_path: Path, nursery: Nursery) -> None:
+    calm = Job(tmp_path / "calm", "train.py", text=FLAG, nursery=nursery).run()
+    job = Job(tmp_path / "rough", "train.py", text=FLAG, nursery=nursery)
+    cut = job.run(env={"ASKED": "1"})
+    assert cut.code == 75, cut.errors
+    assert cut.results["fit"] != calm.results["fit"], "the script has come to its end, early"
+    final = job.run()
+    assert final.code == 0, final.errors
+    assert job.facts_of("resumed", 2)[0]["step"] == 6
+    assert final.results == calm.results
 
 
 def test_children_are_terminated_as_ever(tmp_path: Path) -> None:

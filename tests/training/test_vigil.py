@@ -38,6 +38,18 @@ if os.environ.get("TROUBLE") == "exit":
 history = model.fit(x, x[:, :1], batch_size=10, epochs=3, verbose=0, callbacks=[Trouble()])
 print("RESULT", float(model.optimizer.learning_rate), history.history["loss"], flush=True)
 """
+#: Fails within a step, from what the checkpoint of step 9 holds.
+POISONED = SCRIPT.replace(
+    "model = keras.Sequential(",
+    """class Poisoned(keras.Sequential):
+    def train_step(self, data):
+        if int(self.optimizer.iterations) == 9 and os.environ.get("TROUBLE") == "state":
+            until_saved(9)
+            raise ValueError("poisoned")
+        return super().train_step(data)
+
+model = Poisoned(""",
+).replace('"mse")', '"mse", run_eagerly=True)')
 #: Around a script that raises.
 CAUGHT = """
 except ValueError:
@@ -83,6 +95,18 @@ def test_the_same_failure_is_left_behind_from_an_older_checkpoint(tmp_path: Path
     assert aside["reason"] == RETREAT["reason"]
     checkpoint.verify(rough.paths.dir / aside["to"])
     assert result(third) == result(calm)
+
+
+def test_the_first_step_after_a_resume_fails_in_training_not_as_the_script_starts(
+    tmp_path: Path, nursery: Nursery
+) -> None:
+    here = Job(tmp_path, "train.py", text=POISONED, nursery=nursery)
+    attempts = [here.run(env={"TROUBLE": "state"}) for _ in range(2)]
+    assert [attempt.code for attempt in attempts] == [1, 1]
+    first, second = here.facts_of("raised")
+    assert here.facts_of("resumed", 2)[0]["step"] == 9
+    assert (first["message"], first["step"], first["started"]) == ("poisoned", 9, True)
+    assert second == first
 
 
 def test_what_a_script_does_after_it_has_caught_an_exception_is_its_own(
