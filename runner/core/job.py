@@ -183,6 +183,8 @@ class Job:
     since: str | None = None
     pace: dict[str, float] = field(default_factory=dict)  #: longest pause of each phase, in s (see `hang`)
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
+    facts_logged: int = 0  #: how much of events.jsonl the job's facts take, in bytes
+    facts_dropped: int = 0  #: facts that the log did not take since it took the last ones
     mirror_read: int = 0  #: bytes of what the mirror's process reported that are relayed
     asked_at: str | None = None  #: when it was last asked to run again; waiting before that is nobody's loss
     source: str | None = None  #: the job and checkpoint this one started from, as NAME@STEP
