@@ -61,7 +61,7 @@ class Outcome(StrEnum):
     FAILED = "failed"  #: an exit code of its own
     CRASHED = "crashed"  #: by a signal that was not ours
     HUNG = "hung"  #: killed because it made no progress
-    OUT_OF_MEMORY = "out-of-memory"  #: killed at its memory limit, or by the kernel for memory
+    OUT_OF_MEMORY = "out-of-memory"  #: killed at its memory limit, or by the kernel for it; or it told so
     PREEMPTED = "preempted"  #: checkpointed and left in order to run again
     STOPPED = "stopped"  #: ended on request
     ABANDONED = "abandoned"  #: lost with the machine or with its shim: nobody saw the end
@@ -69,6 +69,9 @@ class Outcome(StrEnum):
 
 #: The outcomes that nobody has asked for.
 DEATHS = frozenset({Outcome.FAILED, Outcome.CRASHED, Outcome.HUNG, Outcome.OUT_OF_MEMORY, Outcome.ABANDONED})
+
+#: The outcomes of which the worker may have told what they came of.
+TOLD = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ class Job:
         """What ended each attempt since the job was last asked to run; None: nothing that counts."""
         asked_at, uncounted = self.asked_at or "", self.spec.restart.retry_exit_codes
         return [
-            a.failure if a.outcome is Outcome.FAILED and a.exit_code not in uncounted else None
+            a.failure if a.outcome in TOLD and a.exit_code not in uncounted else None
             for a in self.attempts
             if a.started_at >= asked_at
         ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from runner.core.events import Ended
+from runner.core.failure import OUT_OF_MEMORY
 from runner.core.job import Goal, Job, Outcome
-from runner.core.restart import EXIT_RETRY
+from runner.core.restart import EXIT_RETRY, NEVER_RETRIED
 
 
 def outcome_of(job: Job, event: Ended) -> Outcome:
@@ -24,4 +25,6 @@ def outcome_of(job: Job, event: Ended) -> Outcome:
         return Outcome.PREEMPTED
     if event.signal is not None or 128 < (event.exit_code or 0) <= 128 + 64:
         return Outcome.CRASHED
-    return Outcome.FAILED
+    failure = job.current.failure if job.current is not None else None
+    ran_out = failure is not None and failure.kind in OUT_OF_MEMORY and event.exit_code not in NEVER_RETRIED
+    return Outcome.OUT_OF_MEMORY if ran_out else Outcome.FAILED
