@@ -72,6 +72,18 @@ def test_a_flood_of_facts_does_not_fill_the_log_of_events(site: Site) -> None:
     assert dropped == 30_001
 
 
+def test_a_script_that_asks_for_too_much_memory_is_told_as_out_of_memory(site: Site) -> None:
+    folder = site.home.folder("greedy")
+    folder.mkdir()
+    (folder / "train.py").write_text("bytearray(1 << 60)\n")
+    (folder / "job.toml").write_text("[restart]\nbudget = 0\n")
+    (folder / ".submitted.json").write_text('{"version": 1, "source": null}')
+    site.start()
+    job = site.wait("greedy", State.FAILED)
+    assert [(attempt.outcome, attempt.exit_code) for attempt in job.attempts] == [(Outcome.OUT_OF_MEMORY, 1)]
+    assert "out-of-memory" in job.reason
+
+
 def test_a_process_may_have_any_name(site: Site) -> None:
     rename = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'gr\\xc3', 0, 0, 0); time.sleep(1.5)"
     site.start()
