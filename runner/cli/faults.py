@@ -19,8 +19,8 @@ from typing import Any
 
 from runner.cli import daemon, facts
 from runner.cli.lab import HANG_SIGNAL, NAN_SIGNAL, Lab
-from runner.core.failure import NOT_FINITE
-from runner.core.job import State
+from runner.core.failure import NOT_FINITE, OUT_OF_MEMORY
+from runner.core.job import Outcome, State
 from runner.core.spec import Nan
 from runner.settings import load_spec
 from runner.storage import eventlog
@@ -170,15 +170,24 @@ def _trains_on(lab: Lab, name: str, hit: Hit, job: dict[str, Any], struck: float
 
 
 def _memory(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
-    """Give the worker no more address space: its next larger allocation fails."""
+    """Give the worker no more address space: its next larger allocation fails, as where memory is short.
+
+    That is not a kill by the kernel, which needs a control group; but it is to be told as what it is.
+    """
     pid = job["pid"]
-    struck = _announce(lab, hit, f"no more memory for the worker (pid {pid})")
+    struck = _announce(lab, hit, f"no more address space for the worker (pid {pid}): an allocation fails")
     before = resource.prlimit(pid, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
     if not _until(lab, lambda: lab.look(name)["pid"] != pid, _DIES_S_MAX):
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(pid, resource.RLIMIT_AS, before)
         raise NotStruckError(f"it asked for no memory within {_DIES_S_MAX:g} s")
     _recovered(lab, name, hit, job, struck)
+    raised = _event_since(lab, name, "raised", job["revision"]) or {}
+    ended = _event_since(lab, name, "ended", job["revision"]) or {}
+    if raised.get("kind") in OUT_OF_MEMORY:
+        hit.held = hit.held and ended.get("outcome") == Outcome.OUT_OF_MEMORY
+    by = raised.get("kind") or ended.get("signal") or f"exit code {ended.get('exit_code')}"
+    hit.note = f"it was told as {ended.get('outcome')} ({by})"
 
 
 def _nan(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:

@@ -118,15 +118,32 @@ def _tensorflow(_home: Home) -> Finding:
         advice = "the processor may lack what the wheel needs" if done.returncode < 0 else "reinstall it"
         return Finding("tensorflow", Level.BAD, f"does not import: {last}", advice)
     took, gpus = time.monotonic() - began, done.stdout.strip().splitlines()[-1]
-    return Finding("tensorflow", Level.GOOD, f"imports in {took:.1f} s, sees {gpus} GPUs")
+    found = f"imports in {took:.1f} s, sees {gpus} GPUs"
+    listed = sum(
+        ", " in line for line in (_listed_gpus() or "").splitlines()
+    )  # "No devices were found" is none
+    if gpus.isdigit() and int(gpus) < listed:
+        return Finding("tensorflow", Level.NOTE, f"{found}, nvidia-smi lists {listed}", _why_unseen())
+    return Finding("tensorflow", Level.GOOD, found)
+
+
+def _why_unseen() -> str:
+    """Say what keeps TensorFlow from a GPU that is there."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None:
+        return f'CUDA_VISIBLE_DEVICES="{shown}" hides the others in this environment'
+    return "jobs would train on processors: pip install 'tensorflow[and-cuda]', and see what its import says"
+
+
+def _listed_gpus() -> str | None:
+    """Return what nvidia-smi tells of each GPU, a line each; None where it is not there, or fails."""
+    return _run(["nvidia-smi", "--query-gpu=name,uuid,memory.total,memory.used", "--format=csv,noheader"])
 
 
 def _gpus(_home: Home) -> Finding:
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    if shutil.which("nvidia-smi") is None:
         return Finding("gpus", Level.NOTE, "no nvidia-smi: jobs run on processors")
-    asked = [program, "--query-gpu=name,uuid,memory.total,memory.used", "--format=csv,noheader"]
-    said = _run(asked)
+    said = _listed_gpus()
     if said is None:
         return Finding("gpus", Level.BAD, "nvidia-smi fails", "see `nvidia-smi` and `dmesg`")
     return Finding("gpus", Level.GOOD, "; ".join(said.splitlines()) or "none")

@@ -27,12 +27,14 @@ def command(
             "--on-term", help="On SIGTERM: let workers checkpoint and stop, or leave them training."
         ),
     ] = OnTerm.DRAIN,
+    isolate: Annotated[
+        bool,
+        typer.Option("--isolate", help="Let each job write in its own folders and /tmp alone (Landlock)."),
+    ] = False,
 ) -> None:
     """Run the daemon: keep what is in jobs/ alive."""
     root = open_home(home).root
     sys.stdout.flush()
     # In place of this process: the daemon carries nothing of the command line.
-    os.execv(
-        sys.executable,
-        [sys.executable, "-P", "-m", "runner.supervisor", "--home", str(root), "--on-term", on_term.value],
-    )
+    options = ["--home", str(root), "--on-term", on_term.value, *["--isolate"] * isolate]
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "runner.supervisor", *options])

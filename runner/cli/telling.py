@@ -94,6 +94,8 @@ _WORDS: dict[str, Callable[[Event], str | None]] = {
     "wall-over": _reason("over its time limit"),
     "memory-over": _reason("over its memory limit"),
     "save-failed": _reason("a checkpoint could not be saved"),
+    "facts-dropping": _reason("what it reports is not recorded for a while"),
+    "facts-dropped": lambda event: f"{event.get('count')} facts were not recorded",
     "restored": _restored,
     "mirror-failed": _reason("the mirror fails"),
     "mirror-recovered": lambda _: "the mirror works again",

@@ -5,7 +5,12 @@ that asks for more than the whole machine has is passed over, and told so.
 
 A job that does not fit keeps for itself what is free of what it needs. Those behind it may have the rest:
 they cannot delay it. What it keeps may only be had by a job whose `limits.wall` ends it in time: all that
-pass a job together delay it by `PATIENCE_S` at most. So nobody starves.
+pass a job together delay it by `PATIENCE_S` at most.
+
+A day in the queue counts as one priority more (`aged`): for a job's turn, and against being stopped later;
+nobody is stopped for it. So those of higher priority pass a job only for as many days as their priority is
+higher, and after that do not stop it any more. What it has waited is in its record: neither a restart of the
+daemon nor being preempted takes it away. So nobody starves.
 
 Where it would fit if running jobs of lower priority stopped, those checkpoint, stop and are queued again: the
 lowest priorities first, the newest among equals, and no more than it takes. Equals never stop each other, so
@@ -20,10 +25,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from runner.core.inventory import Capacity, Need, Slots, devices_of, need_of
-from runner.core.job import SETTLED, Job, Outcome, State
+from runner.core.job import SETTLED, Job, Outcome, State, seconds_between
+from runner.core.ledger import waited_s
 
 #: For so long at most a job is held up by those that pass it.
 PATIENCE_S = 3600.0
+#: So long a wait counts as one priority more.
+AGING_S = 86_400.0
 #: Who has ended so often in a row without a newer checkpoint has no more jobs stopped for it.
 FRUITLESS_MAX = 3
 
@@ -53,6 +61,7 @@ def admit(
     alone: bool = False,
     now_s: float = 0.0,
     since: Mapping[str, float] | None = None,
+    now: str = "",
 ) -> Plan:
     """Choose what to start and what to stop.
 
@@ -61,12 +70,14 @@ def admit(
         capacity: what the machine has.
         alone: of one job, whatever it comes after; no GPU is hidden from it.
         now_s: the time, by any clock that does not go back.
-        since: that of the plan before.
+        since: that of the plan before; of the first plan, `begun`.
+        now: the time as records have it; without it nobody ages.
     """
     known = list(jobs)
     by_name = {job.name: job for job in known}
-    turns = _Turns(known, capacity, now_s, since or {}, alone=alone)
-    for job in sorted((job for job in known if job.state is State.QUEUED), key=_turn):
+    turns = _Turns(known, capacity, now_s, since or {}, now, alone=alone)
+    queued = [job for job in known if job.state is State.QUEUED]
+    for job in sorted(queued, key=lambda job: (-aged(job, now), job.order)):
         before = _awaited(job, by_name) if job.spec.after and not alone else ""
         if before:
             turns.plan.waiting[job.name] = before
@@ -76,6 +87,17 @@ def admit(
     return turns.plan
 
 
+def aged(job: Job, now: str) -> int:
+    """Return the job's priority with what it has waited for."""
+    return job.spec.priority + (int(waited_s(job, now) // AGING_S) if now else 0)
+
+
+def begun(jobs: Iterable[Job], now_s: float, now: str) -> dict[str, float]:
+    """Return when each queued job began to wait, by the clock of `now_s`, as far as its record tells."""
+    queued = (job for job in jobs if job.state is State.QUEUED)
+    return {job.name: now_s - seconds_between(job.since, now) for job in queued}
+
+
 @dataclass
 class _Asked:
     """What is known of all jobs that need the same."""
@@ -83,19 +105,27 @@ class _Asked:
     need: Need
     lacks: str  #: what the machine never has of it
     shut: bool = False  #: it does not fit, and there is nothing more to keep for it
-    in_vain: bool = False  #: no room can be made for it, nor will there be for less urgent jobs
+    in_vain: float = -math.inf  #: no room can be made for a job of this priority, or of a lower one
 
 
 class _Turns:
     """What is left while one queued job after the other has its turn."""
 
     def __init__(
-        self, jobs: list[Job], capacity: Capacity, now_s: float, since: Mapping[str, float], *, alone: bool
+        self,
+        jobs: list[Job],
+        capacity: Capacity,
+        now_s: float,
+        since: Mapping[str, float],
+        now: str,
+        *,
+        alone: bool,
     ) -> None:
         self.plan = Plan()
         self._capacity = capacity
         self._now_s = now_s
         self._since = since
+        self._now = now
         self._unasked = () if capacity.gpus and not alone else None  #: for a job that asks for no GPU
         self._free = Slots(capacity)
         running = [job for job in jobs if job.state is State.RUNNING]
@@ -109,7 +139,7 @@ class _Turns:
         self._stoppable = [job for job in running if may_be_stopped(job)]
         self._stoppable.sort(key=lambda job: (job.current.started_at if job.current else "", job.order))
         self._stoppable.reverse()
-        self._stoppable.sort(key=lambda job: job.spec.priority)
+        self._stoppable.sort(key=self._rank)
         self._asked: dict[tuple[float, float, int | None, int | None], _Asked] = {}
         self._pass_until_s = math.inf  #: who surely ends by then may have what others keep
 
@@ -170,15 +200,17 @@ class _Turns:
 
     def _victims(self, job: Job, asked: _Asked) -> list[Job]:
         """Choose the running jobs that have to stop for this one; none where that would not do."""
-        if not self._stoppable or self._stoppable[0].spec.priority >= job.spec.priority:
+        if not self._stoppable or self._rank(self._stoppable[0]) >= job.spec.priority:
             return []
-        if asked.in_vain or job.fruitless >= FRUITLESS_MAX or self._soon.place(asked.need) is not None:
+        if job.spec.priority <= asked.in_vain or job.fruitless >= FRUITLESS_MAX:
             return []
-        weaker = [other for other in self._stoppable if other.spec.priority < job.spec.priority]
+        if self._soon.place(asked.need) is not None:
+            return []
+        weaker = [other for other in self._stoppable if self._rank(other) < job.spec.priority]
         for count in range(1, len(weaker) + 1):
             if self._room_without(weaker[:count]).place(asked.need) is not None:
                 return self._spare(weaker[:count], asked.need)
-        asked.in_vain = True
+        asked.in_vain = job.spec.priority
         return []
 
     def _spare(self, chosen: list[Job], need: Need) -> list[Job]:
@@ -188,6 +220,9 @@ class _Turns:
             if self._room_without(others).place(need) is not None:
                 chosen = others
         return chosen
+
+    def _rank(self, job: Job) -> int:
+        return aged(job, self._now)
 
     def _room_without(self, stopped: list[Job]) -> Slots:
         room = self._soon.copy()
@@ -244,7 +279,3 @@ def _waits_for(job: Job, name: str, by_name: Mapping[str, Job]) -> bool:
                 seen.add(other)
                 stack.append(by_name[other])
     return False
-
-
-def _turn(job: Job) -> tuple[int, int]:
-    return (-job.spec.priority, job.order)

@@ -8,6 +8,8 @@ from typing import Any
 
 #: The kind of a failure that is no exception: the loss was not finite, or over its limit.
 NOT_FINITE = "not-finite"
+#: Exceptions, by Python, NumPy, TensorFlow and PyTorch, of an allocation that failed.
+OUT_OF_MEMORY = frozenset({"MemoryError", "_ArrayMemoryError", "ResourceExhaustedError", "OutOfMemoryError"})
 #: Exceptions that no second start avoids, where they come before training.
 _NEVER_PASS = frozenset(
     {

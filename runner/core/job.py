@@ -61,7 +61,7 @@ class Outcome(StrEnum):
     FAILED = "failed"  #: an exit code of its own
     CRASHED = "crashed"  #: by a signal that was not ours
     HUNG = "hung"  #: killed because it made no progress
-    OUT_OF_MEMORY = "out-of-memory"  #: killed at its memory limit, or by the kernel for memory
+    OUT_OF_MEMORY = "out-of-memory"  #: killed at its memory limit, or by the kernel for it; or it told so
     PREEMPTED = "preempted"  #: checkpointed and left in order to run again
     STOPPED = "stopped"  #: ended on request
     ABANDONED = "abandoned"  #: lost with the machine or with its shim: nobody saw the end
@@ -69,6 +69,9 @@ class Outcome(StrEnum):
 
 #: The outcomes that nobody has asked for.
 DEATHS = frozenset({Outcome.FAILED, Outcome.CRASHED, Outcome.HUNG, Outcome.OUT_OF_MEMORY, Outcome.ABANDONED})
+
+#: The outcomes of which the worker may have told what they came of.
+TOLD = frozenset({Outcome.FAILED, Outcome.OUT_OF_MEMORY})
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,8 @@ class Job:
     since: str | None = None
     pace: dict[str, float] = field(default_factory=dict)  #: longest pause of each phase, in s (see `hang`)
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
+    facts_logged: int = 0  #: how much of events.jsonl the job's facts take, in bytes
+    facts_dropped: int = 0  #: facts that the log did not take since it took the last ones
     mirror_read: int = 0  #: bytes of what the mirror's process reported that are relayed
     asked_at: str | None = None  #: when it was last asked to run again; waiting before that is nobody's loss
     asked_attempt: int | None = None  #: its newest attempt then; None: it never was, or an older record
@@ -247,7 +252,7 @@ class Job:
         """What ended each attempt since the job was last asked to run; None: nothing that counts."""
         uncounted = self.spec.restart.retry_exit_codes
         return [
-            a.failure if a.outcome is Outcome.FAILED and a.exit_code not in uncounted else None
+            a.failure if a.outcome in TOLD and a.exit_code not in uncounted else None
             for a in self.since_asked
         ]
 

@@ -26,6 +26,12 @@ def passed(job: Job, now: str) -> Job:
     return replace(job, ledger=ledger, since=now)
 
 
+def waited_s(job: Job, now: str) -> float:
+    """Return how long the job has waited in the queue, in all its life."""
+    queued_s = seconds_between(_since(job), now) if job.state is State.QUEUED else 0.0
+    return job.ledger.waiting_s + queued_s
+
+
 def _since(job: Job) -> str:
     """Return from when on the time is not in the ledger; of an older record, when it came to rest last."""
     last = job.current

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from runner.core.events import Ended
+from runner.core.failure import OUT_OF_MEMORY
 from runner.core.job import Goal, Job, Outcome
 from runner.core.restart import EXIT_RETRY, is_final
 
@@ -30,4 +31,6 @@ def outcome_of(job: Job, event: Ended) -> Outcome:
         return Outcome.PREEMPTED  # with a reason it is the supervisor's word, not the worker's
     if event.signal is not None or 128 < (event.exit_code or 0) <= 128 + 64:
         return Outcome.CRASHED
-    return Outcome.FAILED
+    failure = job.current.failure if job.current is not None else None
+    ran_out = failure is not None and failure.kind in OUT_OF_MEMORY and not is_final(spec, event.exit_code)
+    return Outcome.OUT_OF_MEMORY if ran_out else Outcome.FAILED

@@ -1,15 +1,20 @@
-"""What the worker's facts mean for the record: the checkpoint, the best model, where it resumed."""
+"""What the worker's facts mean for the record: the checkpoint, the best model, where it resumed.
+
+A flood of them does not fill the disk: the log of events takes so many bytes of a job's facts, and so many
+more with each second of its life, which is a multiple of what a month of honest training says. What is
+beyond that changes the record all the same.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from runner.core.exactness import Kind, text
 from runner.core.failure import Failure
-from runner.core.job import BestRef, CheckpointRef, Classified, Job, Moment
+from runner.core.job import BestRef, CheckpointRef, Classified, Job, Moment, seconds_between
 
 #: The kinds of facts a worker reports; an event log names anything else a "note", so that no worker can
 #: write there that its job succeeded.
@@ -22,6 +27,12 @@ FACTS = frozenset(
 )
 #: The kinds of facts that the mirror's process reports; they change nothing in a record.
 MIRROR_FACTS = frozenset({"mirrored", "mirror-damaged", "mirror-failed", "mirror-recovered", "warning"})
+#: What the log of events takes of a job's facts: in any case, and for each second since it was submitted.
+LOG_BYTES, LOG_BYTES_PER_S = 64 << 20, 256
+#: What a line of the log has beside the fact.
+_LINE_BYTES = 128
+#: Once facts were dropped, there must be so much room before the log takes some again.
+_ROOM_AGAIN_BYTES = 256 << 10
 #: A record names no more than these of what checkpoints cannot hold.
 _MISSED_MAX = 20
 _REPLAY_S_MAX = 1e9
@@ -36,6 +47,18 @@ def apply_facts(job: Job, facts: Iterable[Mapping[str, Any]], moment: Moment) ->
         except (KeyError, TypeError, ValueError, OverflowError):
             continue
     return job
+
+
+def log_bytes(facts: Sequence[Mapping[str, Any]], size_bytes: int) -> int:
+    """Return how much of the log facts take that a worker wrote in so many bytes."""
+    return max(0, size_bytes) + _LINE_BYTES * len(facts)
+
+
+def is_logged(job: Job, size_bytes: int, now: str) -> bool:
+    """Tell whether the log takes that much more of the job's facts."""
+    allowed = LOG_BYTES + LOG_BYTES_PER_S * seconds_between(job.submitted_at, now)
+    least = _ROOM_AGAIN_BYTES if job.facts_dropped else 0
+    return max(size_bytes, least) <= allowed - job.facts_logged
 
 
 def _apply(job: Job, fact: Mapping[str, Any], moment: Moment) -> Job:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from runner.core.failure import NOT_FINITE, TIMES_MAX, Failure, Retreat
-from runner.core.job import Job, Outcome
+from runner.core.job import TOLD, Job, Outcome
 from runner.core.spec import Nan, RestartSpec
 
 #: EX_TEMPFAIL: try again, not charged.
@@ -31,7 +31,7 @@ EXIT_PERMANENT = 125
 _NEVER_RETRIED = {EXIT_CONFIG: "bad configuration", EXIT_PERMANENT: "permanent failure"}
 #: Signals by which a process dies of what it does itself.
 _FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"})
-_OWN_ENDS = frozenset({Outcome.FAILED, Outcome.CRASHED})
+_OWN_ENDS = frozenset({Outcome.FAILED, Outcome.CRASHED, Outcome.OUT_OF_MEMORY})
 _UNCHARGED = frozenset({Outcome.PREEMPTED, Outcome.STOPPED})
 
 
@@ -70,7 +70,7 @@ def judge(job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, r
         return GiveUp(f"exit code {exit_code} is in restart.fatal_exit_codes; see the log")
     if outcome is Outcome.FAILED and exit_code is not None and is_final(spec, exit_code):
         return GiveUp(f"exit code {exit_code} ({_NEVER_RETRIED[exit_code]}) is never retried; see the log")
-    counts = outcome is Outcome.FAILED and exit_code not in spec.retry_exit_codes
+    counts = outcome in TOLD and exit_code not in spec.retry_exit_codes
     failure = job.current.failure if job.current is not None and counts else None
     if failure is not None and failure.kind == NOT_FINITE:
         return _not_finite(job, failure)

@@ -29,7 +29,7 @@ from runner.core.events import (
 from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Moment, Outcome, State
 from runner.core.ledger import booked, goodput, passed, restarted, so_far
 from runner.core.outcome import outcome_of
-from runner.core.reports import FACTS, apply_facts
+from runner.core.reports import FACTS, apply_facts, is_logged, log_bytes
 from runner.core.restart import GiveUp, judge
 
 
@@ -157,11 +157,28 @@ def _resume(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
 
 
 def _reported(job: Job, event: Reported, moment: Moment) -> Decision:
-    job = apply_facts(job, event.facts, moment)
+    size = log_bytes(event.facts, event.read - job.facts_read)
+    job = replace(apply_facts(job, event.facts, moment), facts_read=event.read)
+    if not event.facts:
+        return Decision(job)
+    if not is_logged(job, size, moment.iso):
+        if not job.facts_dropped:
+            job = publish(
+                job, moment, "facts-dropping", reason="its facts are too many for the log of events"
+            )
+        return Decision(replace(job, facts_dropped=job.facts_dropped + len(event.facts)))
+    job = _tell_dropped(job, moment)
+    job = replace(job, facts_logged=job.facts_logged + size)
     for fact in event.facts:
         kind = str(fact.get("event"))
         job = publish(job, moment, kind if kind in FACTS else "note", **fact)
-    return Decision(replace(job, facts_read=event.read))
+    return Decision(job)
+
+
+def _tell_dropped(job: Job, moment: Moment) -> Job:
+    if job.facts_dropped:
+        job = publish(job, moment, "facts-dropped", count=job.facts_dropped)
+    return replace(job, facts_dropped=0)
 
 
 def _ask(goal: Goal, ask: Ask, reason: str) -> Step:
@@ -198,6 +215,7 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
     attempt = job.current
     if attempt is None:
         return job
+    job = _tell_dropped(job, moment)
     ledger, lost_s, ran_s = booked(job, attempt, event, outcome, moment)
     ended = replace(
         attempt,

@@ -45,12 +45,13 @@ def parse(argv: list[str]) -> tuple[Home, Config]:
     parser.add_argument("--on-term", choices=("drain", "leave"), default="drain")
     parser.add_argument("--only", metavar="NAME")
     parser.add_argument("--follow", type=int, metavar="PID")
+    parser.add_argument("--isolate", action="store_true")
     parser.add_argument("--no-mirrors", action="store_true")
     options = parser.parse_args(argv)
     home = Home(find_home(options.home, os.environ, Path.cwd()))
-    return home, Config(
-        options.on_term == "drain", options.only, options.follow, mirrors=not options.no_mirrors
-    )
+    drains = options.on_term == "drain"
+    how = {"isolate": options.isolate, "mirrors": not options.no_mirrors}
+    return home, Config(drains, options.only, options.follow, **how)
 
 
 def main(argv: list[str]) -> int:

@@ -19,7 +19,7 @@ from runner.core.job import Job
 from runner.core.restart import EXIT_CONFIG, EXIT_RETRY
 from runner.storage import lock, mirrored
 from runner.storage.layout import AttemptPaths, Home
-from runner.supervisor import launch, mirrors, process, traces, vacancy
+from runner.supervisor import confining, launch, mirrors, process, traces, vacancy
 from runner.supervisor.cgroups import Groups
 from runner.supervisor.ends import MACHINES_FAULT, read, read_outcome, signs_s
 from runner.supervisor.loop import Loop
@@ -98,6 +98,7 @@ class Attempts:
         self._caught_up = caught_up
         self.spares = spares
         self.live: dict[str, Live] = {}
+        self.isolate = False  #: every job is kept from the files of others
         self.groups: Groups | None = None  #: control groups for them, where the daemon has any to give
         #: What the shims hold for snapshots, held here too: what no disk took is there for the next one.
         self._memories: dict[str, int] = {}
@@ -182,6 +183,7 @@ class Attempts:
                 attempt.fetch = mirrors.start_fetch(self._home, job)
                 self._loop.on_readable(attempt.fetch, lambda: self._fetch_ended(attempt))
                 return
+            job = confining.confined(self._home, job) if self.isolate else job
             memory_fd = self._memories.get(job.name)
             spare = self.spares.ready(job, memory_fd)
             pid = launch.start_shim(self._home, job, memory_fd, self.groups, spare)

@@ -17,7 +17,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 _WRITE_FILE = 1 << 1
 _REMOVE_AND_MAKE = sum(1 << bit for bit in range(4, 13))
 _REFER, _TRUNCATE = 1 << 13, 1 << 14
-_REFER_SINCE, _TRUNCATE_SINCE = 2, 3
+REFER_SINCE, _TRUNCATE_SINCE = 2, 3
 #: Of these a rule for a single file takes no more than that.
 _FOR_FILES = _WRITE_FILE | _TRUNCATE
 
@@ -43,7 +43,7 @@ def write_only_below(paths: list[str], libc: ctypes.CDLL) -> None:
         OSError: the kernel has no Landlock that can do it, or one of the paths is not there.
     """
     known = version(libc)
-    if known < _REFER_SINCE:
+    if known < REFER_SINCE:
         raise OSError(
             "[isolation] needs Landlock, which this kernel does not have (Linux 5.19 or newer, lsm=)"
         )

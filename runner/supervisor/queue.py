@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from runner.core.admission import admit
+from runner.core.admission import admit, begun
 from runner.core.events import Admitted, AnyEvent, Preempt
 from runner.core.inventory import Capacity
 from runner.core.job import ACTIVE, State
 from runner.core.table import Decision
 from runner.supervisor import allotment, launch
-from runner.supervisor.book import Book
+from runner.supervisor.book import Book, moment
 from runner.supervisor.gpus import Gpus
 from runner.supervisor.loop import Loop, Soon
 
@@ -55,7 +55,7 @@ class Queue:
         self._retries = Soon(loop, self.ask)
         self._gpus = Gpus(loop, self.ask)
         self._capacity = Capacity(allotment.cpus(), (), allotment.memory_bytes())
-        self._since: dict[str, float] = {}
+        self._since: dict[str, float] | None = None  # nobody knows yet but the records
         self._untold: dict[str, str] = {}  # what queued jobs wait for, and their records do not say yet
         self._with_gpus = True  # a job waits for GPUs, or has some
         self.closed = False  #: nothing is started any more
@@ -82,8 +82,9 @@ class Queue:
             self._retries.ask(_RETRY_S)
             return
         capacity = replace(self._capacity, gpus=self._gpus.devices)
-        jobs, now_s = self._book.jobs, time.monotonic()
-        plan = admit(jobs.values(), capacity, alone=self._alone, now_s=now_s, since=self._since)
+        jobs, now_s, now = self._book.jobs, time.monotonic(), moment().iso
+        since = begun(jobs.values(), now_s, now) if self._since is None else self._since
+        plan = admit(jobs.values(), capacity, alone=self._alone, now_s=now_s, since=since, now=now)
         self._turns.rest(_REST * (time.monotonic() - now_s))
         self._since = plan.since
         for name, reason in plan.preempt.items():

@@ -119,6 +119,7 @@ class Spares:
         self._home = home
         self._loop = loop
         self._note = note
+        self.isolate = False  #: every job is, so that none has a spare
         self._waiting: dict[str, Spare] = {}
         self._not_before: dict[tuple[str, int], float] = {}
 
@@ -131,8 +132,8 @@ class Spares:
         """
         if job.spec.restart.spare is Kind.NONE or job.spec.command or job.state is not State.RUNNING:
             return
-        if job.spec.env_file or job.spec.isolation.write is not None:
-            return  # only a process that has just been started has these; settings refuse it by now
+        if self.isolate or job.spec.env_file or job.spec.isolation.write is not None:
+            return  # only a process that has just been started has these; settings refuse them by now
         limit, spare = job.spec.limits.memory_bytes, self._waiting.get(job.name)
         if spare is not None:
             if limit is not None and used_bytes() + spare.resident_bytes() > limit:

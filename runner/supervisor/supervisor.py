@@ -21,7 +21,7 @@ from runner.core.recovery import Adopt, Launch, Resume, recover
 from runner.core.table import Decision, decide
 from runner.storage import durable, eventlog, records
 from runner.storage.layout import Home
-from runner.supervisor import cgroups, folders, notify, process
+from runner.supervisor import cgroups, confining, folders, notify, process
 from runner.supervisor.arrivals import QUIET_S
 from runner.supervisor.attempts import Attempts
 from runner.supervisor.book import Book, moment
@@ -61,6 +61,7 @@ class Config:
     drain_on_term: bool = True  #: on SIGTERM: let workers checkpoint and stop; else leave them training
     only: str | None = None  #: serve this one job, and end when it does
     follow_pid: int | None = None  #: drain when this process ends
+    isolate: bool = False  #: keep every job from the files of others
     mirrors: bool = True  #: copy checkpoints to the jobs' mirrors, and fetch them from there
 
 
@@ -79,6 +80,7 @@ class Supervisor:
         self.attempts = Attempts(
             home, self.loop, self._attempt_ended, self.mirrors.must_fetch, self._caught_up, self.spares
         )
+        self.attempts.isolate = self.spares.isolate = config.isolate
         self.vitals = Vitals(home, self.attempts, self.book)
         self.draining = False
         self.exec_again = False
@@ -86,8 +88,7 @@ class Supervisor:
         self._looks = Soon(self.loop, self._look)
         self._quiet_looks = Soon(self.loop, self._looks.ask)
         self._chores = Soon(self.loop, self._work)
-        alone = config.only is not None
-        self.queue = Queue(self.loop, self.book, self.handle, self._chores.ask, alone=alone)
+        self.queue = Queue(self.loop, self.book, self.handle, self._chores.ask, alone=config.only is not None)
         self.book.on_change = self.queue.ask
         self._relays: deque[str] = deque()
         self._locks: list[int] = []
@@ -100,7 +101,10 @@ class Supervisor:
 
         Raises:
             AlreadyRunningError: another supervisor serves it.
+            UsageError: its jobs cannot be isolated from one another.
         """
+        if self.config.isolate:
+            confining.check(self.home)
         self.home.create()
         self._locks = hold(self.home, self.config.only)
         self.attempts.groups = cgroups.take(self.home, os.environ)

@@ -104,6 +104,25 @@ def test_gpus_as_their_tool_tells_of_them(
     assert (of(answer, "gpus")["level"], of(answer, "gpus")["found"]) == (level, found)
 
 
+@pytest.mark.parametrize(
+    ("shown", "advice"),
+    [({"CUDA_VISIBLE_DEVICES": ""}, 'CUDA_VISIBLE_DEVICES="" hides'), ({}, "jobs would train on processors")],
+)
+def test_gpus_that_tensorflow_does_not_see(
+    tmp_path: Path, packages: Path, monkeypatch: pytest.MonkeyPatch, shown: dict[str, str], advice: str
+) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'H100, GPU-1, 81559 MiB, 3 MiB'\n")
+    tool.chmod(0o755)
+    monkeypatch.delitem(ENVIRON, "CUDA_VISIBLE_DEVICES", raising=False)
+    environ = {"PATH": f"{tool.parent}:{os.environ['PATH']}", **shown}
+    found = of(doctor(tmp_path / "home", packages, environ=environ), "tensorflow")
+    assert found["found"].endswith("sees 0 GPUs, nvidia-smi lists 1")
+    assert found["level"] == "note"
+    assert found["advice"].startswith(advice)
+
+
 def test_few_open_files(tmp_path: Path, packages: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))

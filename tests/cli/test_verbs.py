@@ -70,6 +70,7 @@ def test_names_complete_in_the_shell(runner):
         (["logs", "x", "--attempt", "many"], "--attempt"),
         (["export", "x"], "Missing argument"),
         (["supervise", "--on-term", "maybe"], "--on-term"),
+        (["supervise", "--isolate", "--home", "/tmp/runner-home"], "--isolate "),
         (["drill", ".", "--kills", "-1"], "--kills"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from runner.core.events import Admitted, Ended, Event, Reported, Request, Retry, Sight
 from runner.core.failure import NOT_FINITE, Failure, Retreat
-from runner.core.job import State
+from runner.core.job import Outcome, State
 from runner.core.restart import EXIT_RETRY
 from runner.core.spec import JobSpec, LimitsSpec, Nan
 from tests.core.life import Life, queued, spec
@@ -48,6 +48,18 @@ def twice_the_same() -> Life:
     assert life.job.state is State.RUNNING, "the durable step has advanced: at once"
     assert life.job.retreat is None
     return fail(life, LATE, resumed(30))
+
+
+@pytest.mark.parametrize("kind", ["MemoryError", "ResourceExhaustedError"])
+def test_an_allocation_that_fails_is_out_of_memory_and_the_same_failure_if_it_is(kind: str) -> None:
+    life = fail(Life(), {**LATE, "kind": kind}, saved(30))
+    assert life.job.attempts[0].outcome is Outcome.OUT_OF_MEMORY
+    for _ in range(2):
+        fail(life, {**LATE, "kind": kind}, resumed(30))
+    assert life.job.state is State.FAILED
+    assert fail(Life(), {**LATE, "kind": kind}, code=78).job.attempts[0].outcome is Outcome.FAILED
+    fatal = Life(queued(spec(fatal_exit_codes=(1,))))
+    assert fail(fatal, {**LATE, "kind": kind}).job.state is State.FAILED
 
 
 def test_the_third_try_of_the_same_failure_begins_further_back() -> None:

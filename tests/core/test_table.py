@@ -10,6 +10,7 @@ import pytest
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
 from runner.core.events import Admitted, AnyEvent, Ended, Prioritize, Reported, Request, Sight
 from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Outcome, State
+from runner.core.reports import LOG_BYTES
 from runner.core.table import TABLE, Ignore, Move, Refuse, decide, publish, refusal
 from tests.core.life import (
     ADMITTED,
@@ -653,6 +654,36 @@ def test_facts_are_relayed_as_they_are_but_cannot_say_what_is_ours_to_say() -> N
     }
     assert (note["seq"], note["event"]) == (3, "note")
     assert decision.job.facts_read == 10
+
+
+def test_a_flood_of_facts_is_dropped_and_said_but_changes_the_record() -> None:
+    life, read, step = in_state(State.RUNNING), 0, 0
+    while not life.job.facts_dropped and step < 1000:
+        read, step = read + (1 << 17), step + 1
+        life.on(Reported(({**saved(step).facts[0], "more": "x" * 999},), read), after_s=0.25)
+    assert LOG_BYTES <= step << 17 < LOG_BYTES * 1.01
+    for more in (1, 2):
+        life.on(Reported((*saved(step + more).facts, {}), read + more), after_s=0.25)
+        assert life.job.outbox == ()
+    assert (life.job.durable_step, life.job.facts_dropped) == (step + 2, 5)
+    life.on(Reported((), read + 3), after_s=3600.0)
+    life.on(Reported(({"event": "warning"},), read + 4))
+    assert [line["event"] for line in life.job.outbox] == ["facts-dropped", "warning"]
+    assert life.job.outbox[0]["count"] == 5
+    life.on(Reported(({"event": "warning"},), read + (4 << 20)))
+    life.on(KILLED)
+    assert [line["event"] for line in life.job.outbox][:2] == ["facts-dropped", "ended"]
+    life.on(Reported(({"event": "warning"},), 9 << 20))
+    assert life.job.outbox[-1]["event"] == "facts-dropping", "the next attempt has no more"
+
+
+def test_a_month_of_honest_facts_is_logged() -> None:
+    life = in_state(State.RUNNING)
+    for hour in range(1, 30 * 24 + 1):  # each minute a checkpoint, and one that is removed
+        facts = [{**saved(hour).facts[0], "more": "x" * 250}, {"event": "pruned", "more": "x" * 250}] * 60
+        life.job = decide(life.job, Reported(tuple(facts), 48_000 * hour), at(hour * 3600)).job
+        life.job = replace(life.job, outbox=())
+    assert life.job.facts_dropped == 0
 
 
 def test_publish_counts_on() -> None:

@@ -7,11 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runner.core.job import Outcome, State
+from runner.core.reports import LOG_BYTES
 from runner.storage import records, requests
 from runner.supervisor import process
 from tests.system.conftest import Site, wait_for
@@ -45,6 +47,41 @@ def test_a_flood_of_facts_delays_nobody_and_is_cut_off(site: Site) -> None:
     assert_serves(site)
     site.ask("cancel", "flood")
     site.wait("flood", State.CANCELLED, timeout_s=60)
+
+
+def test_a_flood_of_facts_does_not_fill_the_log_of_events(site: Site) -> None:
+    saved = '{"event": "checkpoint", "path": "checkpoints/a", "step": 7, "epoch": 0}'
+    flood = f"(yes '{{}}' | head -n 30000; echo '{saved}') > {FACTS}"
+    site.submit(
+        "flood", command=["sh", "-c", f"until [ -e go ]; do sleep 0.02; done; {flood}; exec sleep 60"]
+    )
+    daemon = site.start()
+    site.wait("flood", State.RUNNING)
+    daemon.kill()
+    daemon.wait()
+    paths = site.home.job("flood")
+    job = records.load_job(paths.record)
+    records.save_job(paths.record, replace(job, facts_logged=LOG_BYTES - 1000))
+    (site.home.folder("flood") / "go").touch()
+    site.start()
+    wait_for(lambda: (job := site.job("flood")) and job.durable_step == 7, "the checkpoint")
+    site.ask("cancel", "flood")
+    site.wait("flood", State.CANCELLED)
+    assert paths.events.stat().st_size < 10_000
+    (dropped,) = [event["count"] for event in site.events("flood") if event["event"] == "facts-dropped"]
+    assert dropped == 30_001
+
+
+def test_a_script_that_asks_for_too_much_memory_is_told_as_out_of_memory(site: Site) -> None:
+    folder = site.home.folder("greedy")
+    folder.mkdir()
+    (folder / "train.py").write_text("bytearray(1 << 60)\n")
+    (folder / "job.toml").write_text("[restart]\nbudget = 0\n")
+    (folder / ".submitted.json").write_text('{"version": 1, "source": null}')
+    site.start()
+    job = site.wait("greedy", State.FAILED)
+    assert [(attempt.outcome, attempt.exit_code) for attempt in job.attempts] == [(Outcome.OUT_OF_MEMORY, 1)]
+    assert "out-of-memory" in job.reason
 
 
 def test_a_process_may_have_any_name(site: Site) -> None:

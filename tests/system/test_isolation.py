@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -290,21 +291,38 @@ def elsewhere() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("isolated", [True, False])
-def test_an_isolated_job_writes_only_where_it_may(elsewhere: Path, isolated: bool) -> None:
-    if landlock.version(ctypes.CDLL(None)) < 2:
-        pytest.skip("needs Landlock (Linux 5.19)")
+needs_landlock = pytest.mark.skipif(
+    landlock.version(ctypes.CDLL(None)) < landlock.REFER_SINCE, reason="needs Landlock (Linux 5.19)"
+)
+
+
+@needs_landlock
+@pytest.mark.parametrize("by", ["job.toml", "daemon", "both", None])
+def test_an_isolated_job_writes_only_where_it_may(elsewhere: Path, by: str | None) -> None:
     site = Site(elsewhere / "home")
     other, out = site.home.job("victim").dir, elsewhere / "out"
     for folder in (other, out):
         folder.mkdir()
     (other / "notes").touch()
-    toml = f'[isolation]\nwrite = ["{out}"]\n' if isolated else ""
+    toml = f'[isolation]\nwrite = ["{out}"]\n' if by in {"job.toml", "both"} else ""
     site.submit("writer", command=[sys.executable, "-c", WRITER, str(other), str(out)], toml=toml + ONCE)
+    for name, folder in (("state", site.home.state), ("all", elsewhere)):
+        site.submit(name, command=["true"], toml=f'[isolation]\nwrite = ["{folder}"]\n')
     try:
-        site.start()
+        site.start(*["--isolate"] * (by in {"daemon", "both"}))
         site.wait("writer", State.SUCCEEDED)
+        for name in ("state", "all"):
+            ended = site.wait(name, State.SUCCEEDED, State.FAILED)
+            assert ("where other jobs have their files" in ended.reason) == (by in {"daemon", "both"})
     finally:
         site.close()
     told = (site.home.folder("writer") / "result").read_text().split()
-    assert told == ["True"] * 3 + [str(not isolated)] * 2
+    assert told == ["True"] * 2 + [str(by != "daemon")] + [str(by is None)] * 2
+
+
+@needs_landlock
+def test_a_home_where_any_job_may_write_cannot_be_isolated(site: Site, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TMPDIR", str(site.home.root.parent))
+    assert site.start("--isolate").wait(timeout=30) == 2
+    assert "--isolate protects nothing in" in site.log.read_text()
+    assert not site.home.supervisor.exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from runner.cli import facts, status
+from runner.core.admission import AGING_S
 from runner.core.job import Job, Outcome, State
 from runner.storage import records
 from runner.supervisor import allotment
@@ -115,6 +116,25 @@ def test_what_cannot_delay_the_one_that_waits_passes_it(site: Site) -> None:
     for name in ("big", "long"):
         site.wait(name, State.SUCCEEDED)
     assert site.job("big").started_at <= site.job("long").started_at
+
+
+def test_what_a_job_has_waited_counts_in_the_next_daemon_too(site: Site) -> None:
+    whole = f"[resources]\ncpus = {CPUS}\n"
+    site.submit("first", "100000", "0.01", toml=whole)
+    daemon = site.start()
+    site.wait("first", State.RUNNING)
+    for name, priority in (("high", 1), ("low", 0)):
+        site.submit(name, "5", "0.01", toml=f"priority = {priority}\n{whole}")
+        waits(site, name, "free slot")
+    daemon.kill()
+    daemon.wait()
+    record = site.home.job("low").record
+    low = records.load_job(record)
+    records.save_job(record, replace(low, ledger=replace(low.ledger, waiting_s=2 * AGING_S)))
+    site.start()
+    site.ask("cancel", "first")
+    low, high = (site.wait(name, State.SUCCEEDED) for name in ("low", "high"))
+    assert low.started_at < high.started_at
 
 
 @pytest.fixture
