@@ -153,7 +153,7 @@ class Spares:
         when = self._not_before.get((job.name, job.attempt))
         if when is not None:
             return time.monotonic() >= when
-        if self._home.job(job.name).attempt(job.attempt).imported.exists():
+        if os.access(self._home.job(job.name).attempt(job.attempt).imported, os.F_OK):
             before = [when for key, when in self._not_before.items() if key[0] == job.name and when < _NEVER]
             self._forget_times(job.name)
             # What was short, or killed, is not tried sooner because there is another attempt.

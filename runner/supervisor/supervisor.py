@@ -364,7 +364,7 @@ class Supervisor:
         facts = self.home.job(name).attempt(job.attempt).facts
         return (
             job
-            if not facts.exists() or eventlog.read_from(facts, job.facts_read)[1] == job.facts_read
+            if not os.access(facts, os.F_OK) or eventlog.read_from(facts, job.facts_read)[1] == job.facts_read
             else None
         )
 

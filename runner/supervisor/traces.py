@@ -27,7 +27,7 @@ def beside(home: Home, job: Job) -> Found:
     boots = (job.current.boot if job.current else "", shim.boot if shim else "")
     return Found(
         locked=lock.is_locked(paths.lock),
-        started=attempt.shim.exists(),
+        started=os.access(attempt.shim, os.F_OK),  # False where the job lets nobody look
         ended=read_outcome(attempt),
         rebooted=any(boot and boot != process.boot_id() for boot in boots),
     )

@@ -221,20 +221,3 @@ def test_a_daemon_that_started_anew_reaps_its_shims(site: Site) -> None:
         return [pid for pid in pids if process._stat(int(pid))[:1] == ["Z"]]
 
     wait_for(lambda: not zombies(), "every shim to be reaped")
-
-
-def test_a_cancel_outlives_the_daemon_that_took_it(site: Site) -> None:
-    """The daemon dies after the record says "cancel" and before the shim was told."""
-    site.start()
-    site.submit("deaf", "3000", "0.01", "--ignore-term", toml='[limits]\ngrace = "1h"\n')
-    wait_for(lambda: site.count("deaf") >= 10, "progress")
-    shim = site.identity("deaf", "shim", 1)
-    os.kill(shim.pid, signal.SIGSTOP)  # it hears nothing while the daemon lives
-    site.ask("cancel", "deaf")
-    site.wait("deaf", State.STOPPING)
-    site.daemons[-1].kill()
-    site.daemons[-1].wait()
-    assert records.load_job(site.home.job("deaf").record).asked == "kill"
-    site.start()
-    os.kill(shim.pid, signal.SIGCONT)
-    site.wait("deaf", State.CANCELLED, timeout_s=15)

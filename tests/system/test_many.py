@@ -18,7 +18,7 @@ from runner.core.table import Decision, decide
 from runner.storage import records, requests
 from runner.storage.layout import Home
 from runner.supervisor import allotment, arrivals
-from runner.supervisor.book import Book
+from runner.supervisor.book import Book, moment
 from runner.supervisor.broom import Broom
 from runner.supervisor.intake import Inbox, take_up
 from runner.supervisor.loop import Loop, Soon
@@ -277,7 +277,7 @@ def test_what_rests_comes_after_what_waits() -> None:
 def put_records(home: Home, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a daemon made of so many folders, in less time; only the last has its folder."""
     put_folder(home, f"job-{count:05d}")
-    job = take_up(home, f"job-{count:05d}", count, Moment("2026-01-01T00:00:00.000+00:00"))
+    job = take_up(home, f"job-{count:05d}", count, moment())  # now: jobs age in the queue
     job = replace(job, outbox=(), reason="waits for a free slot")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _fd: None)
