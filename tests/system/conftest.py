@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import pytest
 
 from runner.core.job import Job, State
-from runner.storage import eventlog, records, requests
+from runner.errors import UnreadableRecordError
+from runner.storage import eventlog, lock, records, requests
 from runner.storage.layout import Home
 from runner.supervisor import process
 
@@ -117,6 +118,21 @@ class Site:
             if daemon.poll() is None:
                 daemon.kill()
             daemon.wait()
+        until = time.monotonic() + 20
+        self._end_all()
+        while any(lock.is_locked(self.home.job(name).lock) for name in self.home.recorded()):
+            assert time.monotonic() < until, "a shim does not end"
+            self._end_all()  # one that had just been started may have begun something since
+            time.sleep(0.01)
+
+    def _end_all(self) -> None:
+        """Kill what the jobs run; their shims end then, those that are stopped too."""
+        for name in self.home.recorded():
+            for folder in self.home.job(name).attempts.glob("*"):
+                with contextlib.suppress(OSError, UnreadableRecordError):
+                    shim = process.Identity.parse(records.load_json(folder / "shim.json").get("shim"))
+                    if shim is not None and process.is_alive(shim):
+                        os.kill(shim.pid, signal.SIGCONT)
         for number in process.carrying(("RUNNER_HOME", str(self.home.root))):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
