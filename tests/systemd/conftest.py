@@ -22,6 +22,8 @@ from runner.storage import records, requests
 from runner.storage.layout import Home
 
 T = TypeVar("T")
+#: Once in a hundred times unshare(1) fails by itself ("sigprocmask unblock failed").
+BOOTS = 3
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parent.parent
 UNIT = "training-runner.service"
@@ -70,15 +72,19 @@ class Lab:
         self.pid = 0
 
     def boot(self) -> None:
-        self._shell = subprocess.Popen(
-            [HERE / "systemd-lab", "sh", "-c", "echo $LAB_PID; read _"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "LAB_BIND": self._binds},
-        )
-        assert self._shell.stdout is not None
-        self.pid = int(self._shell.stdout.readline() or 0)
+        for _ in range(BOOTS):
+            self._shell = subprocess.Popen(
+                [HERE / "systemd-lab", "sh", "-c", "echo $LAB_PID; read _"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "LAB_BIND": self._binds},
+            )
+            assert self._shell.stdout is not None
+            self.pid = int(self._shell.stdout.readline() or 0)
+            if self.pid:
+                break
+            self._shell.wait()
         assert self.pid, "the lab did not boot"
         # In place of downloading two gigabytes: the dependencies are those of this suite.
         self.write(
