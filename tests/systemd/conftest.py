@@ -22,7 +22,7 @@ from runner.storage import records, requests
 from runner.storage.layout import Home
 
 T = TypeVar("T")
-#: Once in a hundred times unshare(1) fails by itself ("sigprocmask unblock failed").
+#: Now and then unshare(1) fails by itself ("sigprocmask unblock failed").
 BOOTS = 3
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parent.parent
