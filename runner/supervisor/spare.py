@@ -4,7 +4,8 @@ A hot one has run the script as well, up to its `fit` (`training.hot`); from her
 
 One for each job, for its next attempt: renewed when it was used, dropped when the job needs it no longer, or
 waits, when it does not match what the attempt would be started with, and when memory becomes short. A spare
-that fails in any way costs nothing: the attempt is started as without one. It ends with this supervisor.
+that fails costs nothing, or where it was not ready yet as long again as it has had: the attempt is started as
+without one. It ends with this supervisor.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ _CHANNEL_FD = 5
 _RESERVED_FDS = (3, 4)  # for what is handed over
 _MESSAGE_BYTES = 65536
 _REASON_MAX = 500
-#: An attempt that has trained for so long gets a spare; another one where memory was short, or it was killed.
+#: A first attempt that has trained for so long gets a spare. Later ones get theirs at once: what was killed
+#: may be soon again.
 SETTLE_S = 1.0
+#: One that is not ready is used where it was begun so long ago: what is left to it is less than a start.
+HEAD_START_S = 2.0
+#: Before another one, where memory was short, and where it was killed.
 SHORT_S = 60.0
 KILLED_S = 600.0
 _NEVER = math.inf
@@ -66,6 +71,7 @@ class Spare:
     match: tuple[Any, ...]  #: what its attempt must be started with
     folder: AttemptPaths
     beside: int  #: the attempt that trains
+    begun_s: float  #: monotonic
     ready: bool = False
 
     def hand_over(
@@ -82,7 +88,7 @@ class Spare:
         if _match(plan) != self.match:
             log.info("%s: the spare is of no use: what the attempt is started with has changed", self.name)
             return False
-        if not self.ready or self._is_gone():
+        if self._is_gone() or not (self.ready or time.monotonic() - self.begun_s >= HEAD_START_S):
             return False
         fds = [lock_fd] if memory is None else [lock_fd, memory]
         try:
@@ -150,15 +156,18 @@ class Spares:
 
     def _is_due(self, job: Job) -> bool:
         """Tell whether the attempt has told what it imports, and has then trained for a while."""
-        when = self._not_before.get((job.name, job.attempt))
-        if when is not None:
-            return time.monotonic() >= when
-        if os.access(self._home.job(job.name).attempt(job.attempt).imported, os.F_OK):
-            before = [when for key, when in self._not_before.items() if key[0] == job.name and when < _NEVER]
+        key, now_s = (job.name, job.attempt), time.monotonic()
+        if key not in self._not_before:
+            if not os.access(self._home.job(job.name).attempt(job.attempt).imported, os.F_OK):
+                return False
+            settled_s = now_s + (SETTLE_S if job.attempt == 1 else 0.0)
+            before = [
+                when for (name, _), when in self._not_before.items() if name == job.name and when < _NEVER
+            ]
             self._forget_times(job.name)
             # What was short, or killed, is not tried sooner because there is another attempt.
-            self._not_before[job.name, job.attempt] = max([time.monotonic() + SETTLE_S, *before])
-        return False
+            self._not_before[key] = max([settled_s, *before])
+        return now_s >= self._not_before[key]
 
     def _forget_times(self, name: str) -> None:
         """Forget when the job may have its next spare."""
@@ -187,7 +196,7 @@ class Spares:
             return
         finally:
             theirs.close()
-        spare = Spare(job.name, pid, pidfd, ours, _match(plan), folder, job.attempt)
+        spare = Spare(job.name, pid, pidfd, ours, _match(plan), folder, job.attempt, time.monotonic())
         self._waiting[job.name] = spare
         self._loop.on_readable(ours.fileno(), lambda: self._hear(spare))
 

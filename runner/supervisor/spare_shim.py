@@ -9,7 +9,8 @@ Once it is, a keeper waits, too.
   on the way, it is held as long as the attempt may come to life.
 - Until then nothing is held here. The socket's other end closed (the supervisor is dead, or does not want us
   any more), the worker gone, a signal: the worker is killed with all that it has started, and this ends.
-- A worker that does not answer at once, or is gone, is replaced by one that is just started.
+- A worker that is ready does so at once; one that is not has as long again as it has had, for what is left
+  to it is less than a start. Who takes longer, or is gone, is replaced by one that is just started.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ CHANNEL_FD = 5
 MEMORY_FD = 4
 #: In the environment of the worker: the descriptor of its socket to us.
 SPARE = "RUNNER_SPARE"
-#: For a worker that waits to take its orders.
+#: For a worker that is ready to take its orders.
 ANSWER_S = 1.0
 MESSAGE_BYTES = 65536
+#: What a worker says that has taken its orders (`training.spare`).
+TAKEN = b"{}"
 #: Of what the worker has printed while it waited, that much goes into the attempt's log.
 OUTPUT_BYTES = 65536
 #: What is different for each attempt; the worker is told.
@@ -66,6 +69,8 @@ class Waiting:
 
     def __init__(self, folder: str, wake: int, libc: Any):
         self.folder = folder
+        self.began_s = time.monotonic()
+        self.ready = False
         self.wake = wake
         self.libc = libc
         self.supervisor = socket.socket(fileno=CHANNEL_FD)
@@ -80,7 +85,7 @@ class Waiting:
         self.worker: int = self.start_waiting(launch["argv"], theirs, lambda: None)
         self.keeper = 0  # not started yet
         self.to_keeper: socket.socket | None = None
-        self.tell(ready=False)
+        self.tell()
 
     def start_waiting(self, argv: list[str], channel: socket.socket, settle: Callable[[], None]) -> int:
         """Start a process that waits at its end of a socket; return its pid."""
@@ -99,14 +104,14 @@ class Waiting:
             with contextlib.suppress(OSError):
                 self.keeper = self.start_waiting(self.launch["keeper"], theirs, shim.birth.stand_back)
 
-    def tell(self, ready: bool) -> None:
+    def tell(self) -> None:
         """Write down who we are, and whether the worker is ready."""
         about = {
             "version": 1,
             "shim": shim.lineage.identity(os.getpid()),
             "worker": shim.lineage.identity(self.worker),
             "keeper": shim.lineage.identity(self.keeper) if self.keeper else None,
-            "ready": ready,
+            "ready": self.ready,
         }
         with contextlib.suppress(OSError):
             shim.jsonfile.write_json(os.path.join(self.folder, "shim.json"), about)
@@ -128,15 +133,15 @@ class Waiting:
     def pass_on(self) -> None:
         """Tell the supervisor what the worker says; end with it."""
         message = self.heard()
-        try:
-            ready = bool(json.loads(message)["ready"])
-        except (ValueError, TypeError, LookupError, RecursionError):  # nothing: it is gone; or no word of it
+        word = says_ready(message)
+        if word is None:  # it is gone; or no word of it
             self.end()
+        self.ready = word
         with contextlib.suppress(OSError):
             self.supervisor.send(message)
-        if ready:
+        if self.ready:
             self.start_keeper()
-        self.tell(ready=ready)
+        self.tell()
 
     def heard(self) -> bytes:
         """Return the worker's message; nothing once it is gone."""
@@ -179,10 +184,13 @@ class Waiting:
                 os.dup2(log, number)
             self.copy_output(log)
             orders = {"environ": {name: launch["env"][name] for name in FOR_EACH}}
-            if self.answers(json.dumps(orders).encode(), [log, *handed]):
+            taken = self.answers(json.dumps(orders).encode(), [log, *handed])
+            self.copy_output(log)  # since then
+            if taken:
                 return self.worker
         finally:
             os.close(log)
+            self.log.close()
             self.channel.close()
         sys.stderr.write("shim: the spare does not answer: a new process is started\n")
         with contextlib.suppress(ProcessLookupError):  # it alone: the keeper is our child by now
@@ -218,17 +226,37 @@ class Waiting:
 
     def answers(self, orders: bytes, fds: list[int]) -> bool:
         """Send the worker its orders, and tell whether it has taken them."""
-        try:
+        with contextlib.suppress(OSError):
             socket.send_fds(self.channel, [orders], fds)
-            if not select.select([self.channel], [], [], ANSWER_S)[0]:
-                return False
-        except OSError:
-            return False
-        return bool(self.heard())
+            if not self.ready:
+                hurry(self.worker)
+            patience_s = ANSWER_S if self.ready else time.monotonic() - self.began_s
+            while self.awaits(patience_s):
+                message = self.heard()
+                word = says_ready(message)
+                if not word:
+                    return message == TAKEN
+                patience_s = ANSWER_S  # it is ready now, and takes them next
+        return False
+
+    def awaits(self, patience_s: float) -> bool:
+        """Wait for the worker's next message; False where none comes in time, or somebody wants it to end."""
+        signals: list[int] = []
+        watched: list[Any] = [self.channel, self.wake]
+        until_s = time.monotonic() + patience_s
+        while not signals and (left_s := until_s - time.monotonic()) > 0:
+            found = select.select(watched, [], [], left_s)[0]
+            if self.channel in found:
+                return True
+            if self.wake in found:
+                signals = [number for number in os.read(self.wake, 512) if number != signal.SIGCHLD]
+        for number in signals:
+            os.kill(os.getpid(), number)  # once more, for who looks now
+        return False
 
     def copy_output(self, log: int) -> None:
         """Put what the worker has printed while it waited into the attempt's log."""
-        with contextlib.suppress(OSError), self.log:
+        with contextlib.suppress(OSError):
             os.write(log, self.log.read(OUTPUT_BYTES))
 
     def clear(self) -> None:
@@ -256,6 +284,21 @@ class Waiting:
                 about = json.load(file)
             if about["shim"] == shim.lineage.identity(os.getpid()):
                 os.unlink(path)
+
+
+def hurry(pid: int) -> None:
+    """Give a process that stands back the priority that we have."""
+    with contextlib.suppress(OSError):  # it has ended; or it keeps its own
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), os.getpriority(os.PRIO_PROCESS, 0))
+
+
+def says_ready(message: bytes) -> bool | None:
+    """Tell whether a worker's message says that it is ready, or never will be; None where it says neither."""
+    try:
+        return bool(json.loads(message)["ready"])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from runner.training import room
@@ -43,7 +44,13 @@ def may_return() -> bool:
 class Background:
     """A time during which this process stands back."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_wanted: Callable[[float], bool]):
+        """Begin.
+
+        Args:
+            is_wanted: waits until this process is wanted, so many seconds at most; tells whether it is.
+        """
+        self._is_wanted = is_wanted
         self._niceness: int | None = None  # to return to
         self._score = ""
         self._paced = False
@@ -68,7 +75,7 @@ class Background:
         if time.monotonic() - self._entered_s > _PATIENCE_S:
             self.work_again()
         if self._paced:
-            time.sleep(_REST * min(1.0, time.monotonic() - self._worked_s))
+            self._paced = not self._is_wanted(_REST * min(1.0, time.monotonic() - self._worked_s))
             self._worked_s = time.monotonic()
 
     def work_again(self) -> None:

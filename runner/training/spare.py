@@ -102,7 +102,7 @@ class Waiting:
         self._cold = cold or (hindrance(self._environ) if self._plan["spare"] == "hot" else "")
         self.entropy = Entropy(int(self._plan["seed"]))
         self._imported = Imported(self.entropy, self._environ)
-        self._background = Background()
+        self._background = Background(lambda rest_s: bool(select.select([channel], [], [], rest_s)[0]))
         self._files: dict[str, int] = {}
         self._left: list[str] = []
         self._changed: dict[str, str] = {}  # in the environment, as the shim has told

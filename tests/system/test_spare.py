@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from runner.core.job import State
 from runner.storage import lock
 from runner.supervisor import process
+from runner.supervisor.spare import HEAD_START_S
 from tests.system.conftest import Site, assert_events_in_order, wait_for
 from tests.system.spares import COUNTS, FITS, FOR_EVER, WAIT_S, spare_of, submit, waits
 
@@ -45,6 +48,17 @@ if os.path.exists("told"):
     os.write(int(environ[b"RUNNER_SPARE"]), b"[" * 60_000)
 """
 IMPORTS_IT = "import changes_its_mind\nopen('told', 'w').close()\n" + COUNTS
+#: A package whose import takes a spare until it is let go on.
+HESITATES = """
+import os, time
+if b"RUNNER_SPARE=" in open("/proc/self/environ", "rb").read():
+    with open("hesitates", "w") as out:
+        out.write(str(os.getpid()))
+    print("it hesitates", flush=True)
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    print("it goes on", flush=True)
+"""
 
 LIMIT_BYTES = 1 << 30 | 1 << 29
 #: Takes as much memory as a file says.
@@ -135,6 +149,40 @@ def test_what_a_spare_ends_with_is_what_an_undisturbed_run_ends_with(site: Site)
     events = [event for event in site.events("disturbed") if event["event"].startswith("spare")]
     assert [event["event"] for event in events][:2] == ["spare-ready", "spare-took-over"]
     assert events[0]["left"] < 50 < events[0]["modules"], "all was imported but what training itself does"
+
+
+@pytest.mark.parametrize("how", ["in time", "too late", "unwanted"])
+def test_one_that_is_not_ready_yet_is_waited_for(site: Site, tmp_path: Path, how: str) -> None:
+    """For as long again as it has had, and not where the job is to end."""
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    (packages / "hesitates.py").write_text(HESITATES)
+    site.start()
+    env = f'[env]\nPYTHONPATH = "{packages}:{os.environ.get("PYTHONPATH", "")}"\n'
+    submit(site, "count", toml=env, script="import hesitates\n" + COUNTS)
+    folder = site.home.folder("count")
+    spare = wait_for(lambda: (folder / "hesitates").exists() and (folder / "hesitates").read_text(), "it")
+    shim = psutil.Process(int(spare)).parent()
+    wait_for(lambda: time.time() - shim.create_time() > HEAD_START_S + 0.5, "it to be worth waiting for")
+    os.kill(site.identity("count", "worker").pid, signal.SIGKILL)
+    wait_for(lambda: site.identity("count", "shim", 2).pid == shim.pid, "it to be handed over")
+    if how == "unwanted":
+        site.ask("cancel", "count")
+        site.wait("count", State.CANCELLED)
+        assert len(starts(site, "count")) == 1
+        return
+    if how == "in time":
+        (folder / "go").touch()
+    wait_for(lambda: len(site.trace("count")) == 2, "count to be started again")
+    pid, attempt, _ = starts(site, "count")[1]
+    assert attempt == "2"
+    assert (pid == spare) == (how == "in time")
+    assert os.getpriority(os.PRIO_PROCESS, int(pid)) == os.getpriority(os.PRIO_PROCESS, 0)
+    if how == "in time":
+        wait_for(lambda: "spare-took-over" in site.kinds("count"), "that to be recorded")
+    told = site.home.job("count").attempt(2).log.read_text()
+    assert "it hesitates" in told
+    assert ("it goes on" in told) == (how == "in time")
 
 
 def test_one_attempt_comes_of_it_where_the_supervisor_dies_meanwhile(site: Site) -> None:

@@ -19,7 +19,7 @@ def told():
     return sorted(nice), Path("/proc/self/oom_score_adj").read_text().strip()
 
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-background = Background()
+background = Background(lambda rest_s: False)
 print(may_return(), told(), sep="|")
 background.enter()
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # it begins as low
