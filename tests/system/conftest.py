@@ -22,6 +22,8 @@ from runner.storage.layout import Home
 from runner.supervisor import process
 
 T = TypeVar("T")
+#: For the log of events to follow a record that was just written.
+FOLLOW_S = 2.0
 COUNTER = Path(__file__).with_name("counter.py")
 
 
@@ -76,9 +78,16 @@ class Site:
         return wait_for(reached, f"{name} to be {' or '.join(states)}", timeout_s)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        found = list(eventlog.read(self.home.job(name).events))
-        assert not any(isinstance(event, eventlog.Torn) for event in found)
-        return [event for event in found if isinstance(event, dict)]
+        """Return the log of events; where the record is ahead of it, a moment is waited for it to follow."""
+        until = time.monotonic() + FOLLOW_S
+        while True:
+            found = list(eventlog.read(self.home.job(name).events))
+            assert not any(isinstance(event, eventlog.Torn) for event in found)
+            events = [event for event in found if isinstance(event, dict)]
+            job = self.job(name)
+            if job is None or not job.outbox or job.outbox[-1] in events or time.monotonic() > until:
+                return events
+            time.sleep(0.002)
 
     def kinds(self, name: str) -> list[str]:
         return [event["event"] for event in self.events(name)]
