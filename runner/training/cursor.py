@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,6 +43,18 @@ def describe(
         "validation_num_batches": validation.num_batches(),
         "validation_generators": [listed(array) for array in validation.values()],
     }
+
+
+def executions(iterator: Any) -> tuple[int | None, int]:
+    """Return after how many executions and batches an epoch is over; None, 0 where nobody knows yet."""
+    batches = int(iterator.steps_per_epoch or iterator._num_batches or 0)
+    return (math.ceil(batches / iterator.steps_per_execution), batches) if batches > 0 else (None, 0)
+
+
+def completed(iterator: Any, done: int) -> int:
+    """Return how many batches so many executions of an epoch are; the last one may hold fewer."""
+    batches: int = done * iterator.steps_per_execution
+    return min(batches, int(iterator.num_batches)) if iterator.num_batches else batches
 
 
 def go_to(

@@ -24,13 +24,10 @@ from collections.abc import Callable
 from typing import Any
 
 from runner.core.exactness import Kind
-from runner.errors import StorageError
-from runner.storage import checkpoint
 from runner.storage.checkpoint import Snapshot
 from runner.training import capture, doubts, fingerprint, finished, values, variables
 from runner.training.capture import Camera
 from runner.training.fitlog import FitLog
-from runner.training.report import now_text
 from runner.training.stopping import leave
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import BAD_CONFIGURATION, Worker
@@ -310,18 +307,10 @@ class EpochFit:
         self._script.lost = self._script.lost or f"fit {self._number}, before it, is not kept"
 
     def _save_finished(self) -> int | None:
-        worker = self._worker
         self._fixed["finished"] = {"params": {}}
-        try:
-            worker.saver.flush()
-            path = finished.path_of(worker, self._number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            size = checkpoint.write(path, self._take(self._arguments["epochs"]), created=now_text())
-            worker.saver.outdate()
-        except (OSError, StorageError, ValueError) as error:
+        size = finished.save(self._worker, self._number, lambda: self._take(self._arguments["epochs"]))
+        if size is None:
             self._lose()
-            worker.facts("save-failed", path=finished.name(worker, self._number), reason=str(error))
-            return None
         return size
 
     def _restore_finished(self) -> Any:

@@ -7,10 +7,11 @@ at its call, in order: variables, callbacks, History, random generators. What th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.errors import BadCheckpointError
 from runner.storage import checkpoint
@@ -24,6 +25,9 @@ from runner.training.report import now_text
 from runner.training.variables import ChangedScriptError
 from runner.training.worker import Worker
 
+if TYPE_CHECKING:
+    from runner.training.fitting import Fit
+
 
 def path_of(worker: Worker, number: int) -> Path:
     """Return where the end of fit `number` is kept."""
@@ -35,28 +39,41 @@ def name(worker: Worker, number: int) -> str:
     return str(path_of(worker, number).relative_to(worker.launch.paths.dir))
 
 
-def save(worker: Worker, number: int, snapshot: Snapshot, iterator: Any) -> int:
-    """Save the end of a fit durably; return its size in bytes.
-
-    Raises:
-        OSError, StorageError: it could not be saved.
-    """
-    fit = worker.fit
-    state = {
-        **snapshot.state,
-        "finished": {
-            "params": dict(fit.listeners.params) if fit is not None else {},
-            "element_spec": _spec_node(iterator._distributed_dataset.element_spec),
-            "datasets": fit.left_behind() if fit is not None else {},
-            "pulled": {} if fit is None else fit.pulled(),
+def of(fit: Fit, snapshot: Snapshot) -> Snapshot:
+    """Return the end of a fit that has just trained: the snapshot with what the fit leaves."""
+    left = {
+        "params": dict(fit.listeners.params),
+        "element_spec": _spec_node(fit.iterator._distributed_dataset.element_spec),
+        "datasets": {
+            "train": makers.left_behind(fit.iterator, fit.position),
+            "validation": makers.left_behind(fit.validation.epochs, fit.validation),
         },
+        "pulled": fit.makers.pulled(fit.iterator, fit.position, fit.validation, ran_out=fit.ran_out),
     }
-    done = Snapshot(
-        snapshot.step, snapshot.epoch, state, snapshot.arrays, snapshot.links, snapshot.attributes
-    )
+    return replace(snapshot, state={**snapshot.state, "finished": left})
+
+
+def save(worker: Worker, number: int, take: Callable[[], Snapshot]) -> int | None:
+    """Save the end of a fit durably, all checkpoints before it being on the disk.
+
+    Args:
+        worker: this process's.
+        number: of the fit.
+        take: returns its end.
+
+    Returns:
+        Its size in bytes; None where it could not be saved: that is reported, and the fit will be done again.
+    """
     path = path_of(worker, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return checkpoint.write(path, done, created=now_text())
+    try:
+        worker.saver.flush()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = checkpoint.write(path, take(), created=now_text())
+        worker.saver.outdate()
+    except Exception as error:  # noqa: BLE001 - the fit is done; without this file it is done again
+        worker.facts("save-failed", path=name(worker, number), reason=str(error))
+        return None
+    return size
 
 
 def load(worker: Worker, number: int) -> Snapshot | None:

@@ -10,36 +10,32 @@ resuming ends the attempt, because going on would be wrong.
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from runner.core.exactness import Kind
 from runner.storage.checkpoint import Snapshot
-from runner.training import capture, cursor, fingerprint, finished, stepcode, values
+from runner.training import capture, cursor, finished, stepcode, values
 from runner.training.capture import Camera, traces_of
-from runner.training.classify import Exactness, classify, flaw_of_step, flaw_of_validation
+from runner.training.classify import flaw_of_step
 from runner.training.datasets import operations_of_step
-from runner.training.entangled import Entangled
 from runner.training.fitlog import FitLog
 from runner.training.held import Values
 from runner.training.holding import Holding
 from runner.training.listeners import Listener
-from runner.training.makers import Makers, left_behind
+from runner.training.makers import Makers
 from runner.training.order import Order
 from runner.training.position import Position
 from runner.training.rebuild import rebuild, traced_step
+from runner.training.rereading import Rereading
 from runner.training.tracing import Traces
 from runner.training.variables import ChangedScriptError, optimizers_of
+from runner.training.verdict import Verdict
 from runner.training.worker import Worker
 
 
 class Fit:
     """The runner's side of one call of `fit`."""
-
-    _lost: Sequence[str] = ()  #: what the last resume could not put back
 
     def __init__(
         self,
@@ -73,21 +69,23 @@ class Fit:
         self.done = 0  #: executions of the training function in this epoch
         self.logs: Any = None  #: what the last step returned
         self.end_logs: Any = None  #: the same, for an epoch that was resumed after its last step
-        self.exactness: Exactness | None = None
+        self.verdict = Verdict(worker, number)
+        self._rereading = Rereading(worker, number, self.makers, self.verdict)
         self._camera = Camera(model, worker.entropy, lend=lambda layout: worker.saver.lend(layout))
         self._owners: list[stepcode.Owner] = []
         self._order: Order | None = None
         self._base_step = worker.step
         self._epoch_step = worker.step
         self._epoch_drawn = 0  #: batches of the present iterator before this epoch's first
-        self._trained = self._resumed = self._ran_out = False
+        self._trained = self._resumed = False
+        self.ran_out = False  #: the training data are at their end
         self._log = FitLog(worker, number, self._camera)
         self._holding = Holding(worker, self._take_fleeting)
         self._traces = Traces(worker, model)
         self._initial_epoch: list[int | None] = []  #: of the model, where a resume changes it
         self._steps_seen: int | None = None
         self._fixed: dict[str, Any] = {}
-        self._flaw: str | None = None  #: of validation, once it is known
+        self._lost: Sequence[str] = ()  #: what the last resume could not put back
 
     # -- called as the fit begins ---------------------------------------------------------------------------
 
@@ -98,35 +96,13 @@ class Fit:
             return
         self.iterator = iterator
         with self._log.surviving(unless=self.saved is not None):
-            self._classify(iterator)
-        if self.exactness is None:
-            self._classified(Exactness(False, "its data could not be looked at", "epoch"))
-
-    def _classify(self, iterator: Any) -> None:
-        distributed = getattr(self.model, "_distribute_strategy", None) is not None
-        maker = self.makers.look_into(iterator, training=True)
-        dataset, flaw = iterator._distributed_dataset, self.makers.flaw()
-        exactness = classify(iterator.data_adapter, dataset, distributed, maker, flaw)
-        stateless = type(iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
-        self.position = Position(exactness.method, stateless=stateless)
-        self.position.order = self._order
-        self.makers.adopt_training(iterator, self.position)
-        self._classified(exactness)
-
-    def _classified(self, exactness: Exactness) -> None:
-        """Tell how the fit can be resumed, from now on."""
-        self.exactness = exactness
-        self.worker.classify(self.number, exactness.kind, exactness.reason)
-
-    def _doubt(self, reason: str, method: str | None = None) -> None:
-        """Note that the fit cannot be resumed exactly, where `reason` says why.
-
-        Args:
-            reason: in words; "" where there is none.
-            method: how to skip from now on; None: as before.
-        """
-        if reason and self.exactness is not None and self.exactness.exact:
-            self._classified(Exactness(False, reason, method or self.exactness.method))
+            exactness = self.verdict.examine(self.model, iterator, self.makers)
+            stateless = type(iterator.data_adapter).__name__ in {"ArrayDataAdapter", "PyDatasetAdapter"}
+            self.position = Position(exactness.method, stateless=stateless)
+            self.position.order = self._order
+            self.makers.adopt_training(iterator, self.position)
+            self.verdict.settle(exactness)
+        self.verdict.settle_unseen()
 
     def shuffle_arrays(self, tensorflow: Any, *, within_batches: bool) -> Callable[..., Any]:
         """Return the stand-in for `tf.random.shuffle` while Keras makes a dataset of unseeded arrays."""
@@ -181,9 +157,9 @@ class Fit:
 
     def _restore(self, leave: Set[str] = frozenset()) -> None:
         assert self.saved is not None
-        callbacks, owners = self.listeners.callbacks, self._owners
+        listening = self.listeners.callbacks
         try:
-            self._lost = capture.restore(self.model, self.saved, callbacks, owners, leave=leave)
+            self._lost = capture.restore(self.model, self.saved, listening, self._owners, leave=leave)
         except ChangedScriptError as reason:
             self.worker.refuse(str(reason))
 
@@ -194,7 +170,7 @@ class Fit:
         iterator, worker = self.iterator, self.worker
         stop, clock, progress, saver = worker.stop, time.monotonic, worker.progress, worker.saver
         size = iterator.steps_per_execution
-        self.done, self._ran_out = 0, False
+        self.done, self.ran_out = 0, False
         holding = self._holding
         holding.begin_epoch()
         inner = original(iterator)
@@ -202,7 +178,7 @@ class Fit:
         done = self._arrive(inner) if self.saved is not None else 0
         self.makers.set_out(iterator, position)
         base = self._epoch_drawn = position.drawn - done * size
-        total, batches = self._executions()
+        total, batches = cursor.executions(iterator)
         self._epoch_step = worker.step - (batches if done and done == total else done * size)
         iterators = position.iterators
         while True:
@@ -220,13 +196,13 @@ class Fit:
             try:
                 item = next(inner)
             except StopIteration:
-                self._ran_out = True
+                self.ran_out = True
                 return
             if position.iterators != iterators or self._steps_seen is not None:
                 iterators = position.iterators
                 base = self._epoch_drawn = position.drawn - done * size
                 self._count_on(size)
-                self._tell_replayed()
+                self._rereading.tell(self.position)
             if holding.held:
                 holding.let_go()
             yield item
@@ -243,20 +219,15 @@ class Fit:
         if self._steps_seen is not None:
             self.iterator._steps_seen, self._steps_seen = self._steps_seen + size, None
 
-    def _executions(self) -> tuple[int | None, int]:
-        """Return after how many executions and batches the epoch is over; None, 0 where nobody knows yet."""
-        batches = int(self.iterator.steps_per_epoch or self.iterator._num_batches or 0)
-        return (math.ceil(batches / self.iterator.steps_per_execution), batches) if batches > 0 else (None, 0)
-
     def _tell(self) -> None:
-        worker = self.worker
-        worker.vigil.look_at_loss(self.logs)
-        worker.progress.set(
-            step=worker.step,
+        progress = self.worker.progress
+        self.worker.vigil.look_at_loss(self.logs)
+        progress.set(
+            step=self.worker.step,
             epoch=self.epoch,
             step_in_epoch=self.done * self.iterator.steps_per_execution,
             steps_per_epoch=self.iterator.num_batches,
-            metrics=values.of_logs(self.logs) or worker.progress.values["metrics"],
+            metrics=values.of_logs(self.logs) or progress.values["metrics"],
         )
 
     # -- snapshots ------------------------------------------------------------------------------------------
@@ -266,37 +237,26 @@ class Fit:
         if self._log.broken or not self._trained or self.worker.stop.cut_short:
             return False
         with self._log.surviving():
-            self._look_again()
-        return not self._log.broken and (self._is_exact() or done == 0)
-
-    def _look_again(self) -> None:
-        """Notice that the data are not what they were taken for."""
-        assert self.exactness is not None
-        if self.exactness.exact:
-            self._doubt(self.makers.flaw(), "epoch")
-        self._doubt("; ".join(self.worker.tell_lost(self.number, self.makers.lost())))
-
-    def _may_leave(self) -> bool:
-        return self._trained and self.worker.stop.may_leave
+            self.verdict.look_again(self.makers)
+        return not self._log.broken and (self.verdict.within_epochs or done == 0)
 
     def _save(self, done: int) -> None:
         """Take a checkpoint here; where a stop is asked for, save it and end."""
-        stopping = self._may_leave()
+        stopping = self._trained and self.worker.stop.may_leave
         began = time.monotonic()
         snapshot: Snapshot | None = None
         size = self._camera.known_size()
         hold = not stopping and size is not None and self.worker.saver.holds(size)
-        wanted = stopping or not self.worker.stop.requested
         self.worker.vigil.look_at_loss(self.logs)
-        if wanted and self._may_save(done):
+        if (stopping or not self.worker.stop.requested) and self._may_save(done):
             with self._log.surviving():
                 snapshot = self.take(Values.HELD if hold else Values.COPIED)
         if stopping:
             self.worker.leave_with(snapshot)
         elif snapshot is not None:
             with self._log.surviving():
-                develop = self._camera.develop if hold else None
-                self.worker.saver.submit(snapshot, time.monotonic() - began, develop)
+                took_s, develop = time.monotonic() - began, self._camera.develop if hold else None
+                self.worker.saver.submit(snapshot, took_s, develop)
 
     def take(self, how: Values = Values.COPIED) -> Snapshot:
         """Return a snapshot of this safe point; see `Camera.take`."""
@@ -327,7 +287,7 @@ class Fit:
             **self._fixed,
             "cursor": cursor.describe(self.iterator, self.position, self.validation, self.epoch, self.done),
             "traces": self._traces.state(),
-            "validation_flaw": self._flaw,
+            "validation_flaw": self.verdict.flaw,
             **self.worker.state(),
         }
 
@@ -338,7 +298,8 @@ class Fit:
         saved = self.saved
         assert saved is not None
         place = saved.state["cursor"]
-        with self._reading_again(saved) as left:
+        watched = [*map(Listener, self.listeners.callbacks), *self._owners]
+        with self._rereading.of(saved, self.position, watched) as left:
             done = cursor.go_to(place, self.iterator, self.position, self.validation, inner)
             replayed = self.makers.train is not None and (done > 0 or self.position.reopens)
             if replayed and done == 0:
@@ -354,50 +315,10 @@ class Fit:
         self._trained = self._resumed = True
         self.worker.metrics.restore(saved.state)
         self.worker.saved = self.saved = None
-        self._look_again()
-        self._tell_resumed(saved)
+        self.verdict.look_again(self.makers)
+        reasons = self.verdict.reasons(saved, self._fixed["fingerprint"], self._lost)
+        self.worker.tell_resumed(saved, reasons, self._rereading.took_s(self.position))
         return done
-
-    @contextlib.contextmanager
-    def _reading_again(self, saved: Snapshot) -> Iterator[set[str]]:
-        """Let the block read data again; yield what takes the names of what that leaves to the data."""
-        theirs: set[str] = set()
-        maker = self.makers.train
-        self.makers.aim(saved, self.position)
-        if maker is None:
-            yield theirs
-            return
-        maker.prepare()
-        entangled = Entangled([*map(Listener, self.listeners.callbacks), *self._owners])
-        yield theirs
-        changed = entangled.changed()
-        if maker.from_start:
-            names = ", ".join(sorted(changed))
-            self._doubt(f"callbacks have what making the data changes: {names}" if changed else "")
-        else:
-            theirs |= changed
-
-    def _tell_resumed(self, saved: Snapshot) -> None:
-        assert self.exactness is not None
-        reasons = fingerprint.differences(saved.state["fingerprint"], self._fixed["fingerprint"])
-        if not self.exactness.exact:
-            reasons.append(self.exactness.reason)
-        self._flaw = saved.state.get("validation_flaw")
-        if self._flaw and saved.state["cursor"]["validation_iterators"]:
-            reasons.append(self._flaw)
-        reasons += self.worker.tell_lost(self.number, self._lost)
-        self.worker.tell_resumed(saved, reasons, self._replay_s())
-
-    def _replay_s(self) -> float:
-        """Return what reading again has taken since this was asked last; 0 where nothing had to be."""
-        replay_s, self.position.replay_s = self.position.replay_s, 0.0
-        return replay_s if self.exactness is not None and self.exactness.kind is Kind.BY_REPLAY else 0.0
-
-    def _tell_replayed(self) -> None:
-        """Say what reading again took, where the iterator of a resumed fit was opened after a safe point."""
-        replay_s = self._replay_s()
-        if replay_s:
-            self.worker.tell_replayed(self.number, replay_s)
 
     # -- the training function ------------------------------------------------------------------------------
 
@@ -417,13 +338,10 @@ class Fit:
         with self._log.surviving(unless=self.saved is not None):
             operations = operations_of_step(traced_step(function))
             self._owners = stepcode.owners(self.model, operations)
-            self._doubt(flaw_of_step(operations))
+            self.verdict.doubt(flaw_of_step(operations))
 
     def _trace_is_exact(self) -> bool:
-        return self._is_exact() and not self.makers
-
-    def _is_exact(self) -> bool:
-        return self.exactness is not None and self.exactness.method != "epoch"
+        return self.verdict.within_epochs and not self.makers
 
     # -- epochs and validation ------------------------------------------------------------------------------
 
@@ -440,22 +358,8 @@ class Fit:
         self.makers.adopt_validation(iterator, self.validation, self.iterator)
         if maker is not None:
             dataset = iterator._distributed_dataset
-        if self._flaw is None:
-            self._flaw = flaw_of_validation(iterator, maker)
-            if self._flaw:
-                self.worker.classify(self.number, Kind.NOT_EXACT, self._flaw)
+        self.verdict.judge_validation(iterator, maker)
         return self.validation.counted(dataset)
-
-    def left_behind(self) -> dict[str, Any]:
-        """Return what the fit leaves of its datasets."""
-        return {
-            "train": left_behind(self.iterator, self.position),
-            "validation": left_behind(self.validation.epochs, self.validation),
-        }
-
-    def pulled(self) -> dict[str, int | None]:
-        """Return how many batches the fit has taken from its generators; None: all that one had."""
-        return self.makers.pulled(self.iterator, self.position, self.validation, ran_out=self._ran_out)
 
     def test_ended(self, logs: Any = None) -> None:  # noqa: ARG002 - as Keras calls it
         """Note that validation is over; the callbacks follow."""
@@ -470,18 +374,12 @@ class Fit:
     def epoch_ended(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Note the epoch's metrics when all callbacks have seen its end; keep the model if it is the best."""
         worker = self.worker
-        worker.step = self._epoch_step + self._completed()
+        worker.step = self._epoch_step + cursor.completed(self.iterator, self.done)
         metrics = self._log.end_epoch(epoch, logs)
         if self._log.broken or not self._trained or self._log.cut_short():
             return
         with self._log.surviving():
             self._log.consider(epoch, metrics)
-
-    def _completed(self) -> int:
-        size = self.iterator.steps_per_execution
-        total = self.iterator.num_batches
-        done: int = self.done * size
-        return min(done, int(total)) if total else done
 
     # -- the end --------------------------------------------------------------------------------------------
 
@@ -498,13 +396,5 @@ class Fit:
         self._log.finish(self._save_finished if keep else None)
 
     def _save_finished(self) -> int | None:
-        worker = self.worker
         self.done = 0
-        try:
-            worker.saver.flush()
-            size = finished.save(worker, self.number, self.take(), self.iterator)
-            worker.saver.outdate()
-        except Exception as error:  # noqa: BLE001 - the fit is done; without this file it is done again
-            worker.facts("save-failed", path=finished.name(worker, self.number), reason=str(error))
-            return None
-        return size
+        return finished.save(self.worker, self.number, lambda: finished.of(self, self.take()))

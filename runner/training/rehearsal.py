@@ -53,12 +53,11 @@ class Rehearsal(Fit):
         iterator.data_adapter.on_epoch_end()
 
     def _look_closer(self, item: Any) -> None:
-        assert self.exactness is not None
         if self._take_fleeting() is None or self._log.broken:
             self.worker.classify(self.number, Kind.NOT_EXACT, _CANNOT_SAVE)
-        if self.exactness.kind is Kind.BY_REPLAY:
+        if self.verdict.by_replay:
             self._replay = self._measure(item)
-        self._look_again()
+        self.verdict.look_again(self.makers)
 
     def _measure(self, item: Any) -> dict[str, Any]:
         """Read on for a moment; return what reading again will take."""
@@ -88,9 +87,8 @@ class Rehearsal(Fit):
 
     def finish(self) -> None:
         """Say what was learnt."""
-        assert self.exactness is not None
         self.close()
-        self.worker.facts("rehearsed", fit=self.number, method=self.exactness.method, replay=self._replay)
+        self.worker.facts("rehearsed", fit=self.number, method=self.verdict.method, replay=self._replay)
         self.worker.phase("after", tell=True)
 
 
