@@ -114,12 +114,16 @@ class Mortal(victim.Mortal):
         tell(self.clock, kind)
 
 
-class Late(keras.callbacks.Callback):
-    """The last of the callbacks: at an epoch's end all others have done their work."""
+class Telling(keras.callbacks.Callback):
+    """Tells the clock of its moments."""
 
     def __init__(self, clock):
         super().__init__()
         self.clock = clock
+
+
+class Late(Telling):
+    """The last of the callbacks: at an epoch's end all others have done their work."""
 
     def on_epoch_end(self, epoch, logs=None):
         tell(self.clock, "late")
@@ -128,12 +132,8 @@ class Late(keras.callbacks.Callback):
         tell(self.clock, "tested")
 
 
-class Ended(keras.callbacks.Callback):
+class Ended(Telling):
     """Tells only of steps that are completed."""
-
-    def __init__(self, clock):
-        super().__init__()
-        self.clock = clock
 
     def on_train_batch_end(self, batch, logs=None):
         tell(self.clock, "train")
