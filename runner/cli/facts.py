@@ -21,6 +21,7 @@ from runner.core.ledger import causes, goodput
 from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage import disk, mirrored, records
 from runner.storage.layout import SUBMITTED_MARK, Home, JobPaths
+from runner.supervisor.process import Identity, boot_id, is_alive
 from runner.supervisor.traces import stopped_shim
 
 UNREADABLE = "unreadable"
@@ -152,8 +153,6 @@ def _mirror(paths: JobPaths, spec: dict[str, Any]) -> dict[str, Any] | None:
 
 def _spare(paths: JobPaths) -> str | None:
     """Tell whether a spare is "ready" to take over, or "warming"; None where there is none."""
-    from runner.supervisor.process import Identity, is_alive
-
     try:
         about = records.load_json(paths.spare.shim)
     except (OSError, UnreadableRecordError):
@@ -284,8 +283,6 @@ def _present(record: dict[str, Any], state: State, attempts: list[dict[str, Any]
 
 
 def _age_s(attempt: dict[str, Any]) -> float:
-    from runner.supervisor.process import boot_id
-
     moment = Moment(datetime.now(UTC).isoformat(), 0.0, time.monotonic(), boot_id())
     boot, began_s = str(attempt.get("boot") or ""), float(attempt.get("began_s") or 0.0)
     return Attempt(0, attempt["started_at"], boot=boot, began_s=began_s).age_s(moment)
@@ -307,8 +304,6 @@ def _exit_code(state: State, attempts: list[dict[str, Any]]) -> int | None:
 
 
 def _worker_pid(paths: JobPaths, attempt: int) -> int | None:
-    from runner.supervisor.process import Identity, is_alive
-
     try:
         worker = Identity.parse(records.load_json(paths.attempt(attempt).shim).get("worker"))
     except (OSError, UnreadableRecordError):

@@ -94,14 +94,14 @@ class Lab:
         self._environ = dict(os.environ)
         if hangs or spoils:
             self._environ |= _hooked(self.root / "hook")
-        preload = _faketime() if clock else None
+        preload = faketime() if clock else None
         if preload is not None:
             if "LD_PRELOAD" not in spec.env:  # the job has the true time
                 _give(
                     self.source / FILE, "env", f"LD_PRELOAD = {json.dumps(os.environ.get('LD_PRELOAD', ''))}"
                 )
             self.set_clock(0)
-            self._environ |= _clocked(self._clock, preload)
+            self._environ |= clocked(self._clock, preload)
 
     @property
     def _clock(self) -> Path:
@@ -201,13 +201,13 @@ def _hooked(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def _faketime() -> Path | None:
+def faketime() -> Path | None:
     """Return where libfaketime is; None where it is not."""
     paths = (Path("/usr", place, "faketime", _FAKETIME_FILE) for place in _FAKETIME)
     return next((path for path in paths if path.exists()), None)
 
 
-def _clocked(said: Path, preload: Path) -> dict[str, str]:
+def clocked(said: Path, preload: Path) -> dict[str, str]:
     """Return what gives a program the clock that a file says, and leaves it what else counts time."""
     alone = ("FAKETIME_NO_CACHE", "DONT_FAKE_MONOTONIC", "FAKETIME_DONT_FAKE_MONOTONIC", "NO_FAKE_STAT")
     preloads = ":".join([str(preload), *filter(None, [os.environ.get("LD_PRELOAD")])])

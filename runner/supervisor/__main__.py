@@ -49,9 +49,13 @@ def parse(argv: list[str]) -> tuple[Home, Config]:
     parser.add_argument("--no-mirrors", action="store_true")
     options = parser.parse_args(argv)
     home = Home(find_home(options.home, os.environ, Path.cwd()))
-    drains = options.on_term == "drain"
-    how = {"isolate": options.isolate, "mirrors": not options.no_mirrors}
-    return home, Config(drains, options.only, options.follow, **how)
+    return home, Config(
+        drain_on_term=options.on_term == "drain",
+        only=options.only,
+        follow_pid=options.follow,
+        isolate=options.isolate,
+        mirrors=not options.no_mirrors,
+    )
 
 
 def main(argv: list[str]) -> int:

@@ -40,6 +40,8 @@ _REFUSED_S = 1.0
 _BIRTH_S = 10.0
 #: Between two looks at what keeps an attempt from its end; a shim stopped at so many in a row stays so.
 _HELD_LOOK_S, _STOPPED_LOOKS = 1.0, 3
+#: What keeps an attempt from its end is told no more often than so, in so many characters.
+_TOLD_S, _STUCK_TEXT_MAX = 5.0, 500
 _UNSEEN = Ended(reason="its shim was killed; nobody saw the end")
 
 
@@ -80,6 +82,8 @@ class Attempts:
         must_fetch: Callable[[Job], bool],
         caught_up: Callable[[str], Job | None],
         spares: Spares,
+        *,
+        isolate: bool,
     ) -> None:
         """Begin.
 
@@ -90,6 +94,7 @@ class Attempts:
             must_fetch: tells whether a job's checkpoints are to be looked for on its mirror first.
             caught_up: returns a job's record once all is in it that was reported; None: to be asked again.
             spares: what waits to take over.
+            isolate: keep every job from the files of others.
         """
         self._home = home
         self._loop = loop
@@ -98,7 +103,7 @@ class Attempts:
         self._caught_up = caught_up
         self.spares = spares
         self.live: dict[str, Live] = {}
-        self.isolate = False  #: every job is kept from the files of others
+        self._isolate = isolate
         self.groups: Groups | None = None  #: control groups for them, where the daemon has any to give
         #: What the shims hold for snapshots, held here too: what no disk took is there for the next one.
         self._memories: dict[str, int] = {}
@@ -157,10 +162,12 @@ class Attempts:
         if stopped:
             self._send(attempt)  # it is let go on where it was asked for something
         held = traces.stopped_shim(attempt.paths) if attempt.stopped >= _STOPPED_LOOKS else ""
-        said = str(read(attempt.paths.stuck).get("text") or "") or attempt.stray or held
+        # Its folder is the job's too, which may write there what it likes.
+        told = str(read(attempt.paths.stuck).get("text") or "")[:_STUCK_TEXT_MAX]
+        said = told or attempt.stray or held
         if said == attempt.stuck:
             return ""
-        attempt.stuck = said
+        attempt.stuck, attempt.stuck_at = said, now_s + _TOLD_S
         return said
 
     def drop_memory(self, name: str) -> None:
@@ -183,9 +190,9 @@ class Attempts:
                 attempt.fetch = mirrors.start_fetch(self._home, job)
                 self._loop.on_readable(attempt.fetch, lambda: self._fetch_ended(attempt))
                 return
-            job = confining.confined(self._home, job) if self.isolate else job
+            job = confining.confined(self._home, job) if self._isolate else job
             memory_fd = self._memories.get(job.name)
-            spare = self.spares.ready(job, memory_fd)
+            spare = self.spares.of(job, memory_fd)
             pid = launch.start_shim(self._home, job, memory_fd, self.groups, spare)
             self.spares.release(job.name, used=spare is not None and pid == spare.pid)
         except launch.StillLockedError:

@@ -7,6 +7,7 @@ the home has. Limits: this is about files (see `landlock`); all jobs are still o
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def check(home: Home) -> None:
     if landlock.version(ctypes.CDLL(None)) < landlock.REFER_SINCE:
         raise UsageError("--isolate needs Landlock (Linux 5.19 or newer, lsm=); run without it")
     for folder in map(Path, landlock.usual()):
-        if home.root.resolve().is_relative_to(folder.resolve()):
+        if _real(home.root).is_relative_to(_real(folder)):
             raise UsageError(
                 f"--isolate protects nothing in {home.root}: every job may write below {folder};"
                 " put the home elsewhere (or TMPDIR, where it is that)"
@@ -39,10 +40,15 @@ def confined(home: Home, job: Job) -> Job:
     Raises:
         OSError: its job.toml wants to write where other jobs have their files.
     """
-    root = home.root.resolve()
-    folders = [(path, Path(path).resolve()) for path in job.spec.isolation.write or ()]
+    root = _real(home.root)
+    folders = [(path, _real(path)) for path in job.spec.isolation.write or ()]
     for path, folder in folders:
         if folder.is_relative_to(root) or root.is_relative_to(folder):
             raise OSError(f"isolation.write names {path}, where other jobs have their files")
     write = tuple(str(folder) for _, folder in folders)
     return replace(job, spec=replace(job.spec, isolation=IsolationSpec(write=write)))
+
+
+def _real(path: Path | str) -> Path:
+    """Return where a path leads; links in a circle raise nothing, unlike in `Path.resolve`."""
+    return Path(os.path.realpath(path))

@@ -42,8 +42,10 @@ _REASON_MAX = 500
 #: A first attempt that has trained for so long gets a spare. Later ones get theirs at once: what was killed
 #: may be soon again.
 SETTLE_S = 1.0
-#: One that is not ready is used where it was begun so long ago: what is left to it is less than a start.
+#: One that is not ready is used where it was begun so long ago, and no longer: less is left to it than to a
+#: new process, where nothing blocks it.
 HEAD_START_S = 2.0
+BLOCKED_S = 60.0
 #: Before another one, where memory was short, and where it was killed.
 SHORT_S = 60.0
 KILLED_S = 600.0
@@ -88,7 +90,8 @@ class Spare:
         if _match(plan) != self.match:
             log.info("%s: the spare is of no use: what the attempt is started with has changed", self.name)
             return False
-        if self._is_gone() or not (self.ready or time.monotonic() - self.begun_s >= HEAD_START_S):
+        age_s = time.monotonic() - self.begun_s
+        if self._is_gone() or not (self.ready or HEAD_START_S <= age_s <= BLOCKED_S):
             return False
         fds = [lock_fd] if memory is None else [lock_fd, memory]
         try:
@@ -114,18 +117,19 @@ class Spare:
 class Spares:
     """The spares of all jobs."""
 
-    def __init__(self, home: Home, loop: Loop, note: Callable[..., None]) -> None:
+    def __init__(self, home: Home, loop: Loop, note: Callable[..., None], *, isolate: bool) -> None:
         """Begin.
 
         Args:
             home: of the jobs.
             loop: the supervisor's.
             note: records an event of a job: its name, the event, details.
+            isolate: every job is kept from the files of others, so that none has a spare.
         """
         self._home = home
         self._loop = loop
         self._note = note
-        self.isolate = False  #: every job is, so that none has a spare
+        self._isolate = isolate
         self._waiting: dict[str, Spare] = {}
         self._not_before: dict[tuple[str, int], float] = {}
 
@@ -138,7 +142,7 @@ class Spares:
         """
         if job.spec.restart.spare is Kind.NONE or job.spec.command or job.state is not State.RUNNING:
             return
-        if self.isolate or job.spec.env_file or job.spec.isolation.write is not None:
+        if self._isolate or job.spec.env_file or job.spec.isolation.write is not None:
             return  # only a process that has just been started has these; settings refuse them by now
         limit, spare = job.spec.limits.memory_bytes, self._waiting.get(job.name)
         if spare is not None:
@@ -177,9 +181,9 @@ class Spares:
         self._not_before[job.name, job.attempt] = _NEVER
         paths = self._home.job(job.name)
         folder = paths.spare
-        plan = launch.launch_plan(self._home, replace(job, attempt=job.attempt + 1))
-        plan["imported"] = str(paths.attempt(job.attempt).imported)
         try:
+            plan = launch.launch_plan(self._home, replace(job, attempt=job.attempt + 1))
+            plan["imported"] = str(paths.attempt(job.attempt).imported)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             log.warning("%s: there is no spare: %s", job.name, error)
@@ -228,7 +232,7 @@ class Spares:
             self._not_before[spare.name, spare.beside] = time.monotonic() + again_s
             self.dismiss(spare.name, reason)
 
-    def ready(self, job: Job, memory: int | None) -> Spare | None:
+    def of(self, job: Job, memory: int | None) -> Spare | None:
         """Return the spare for the job's attempt, which is to be started; None where it has none.
 
         Args:

@@ -121,27 +121,26 @@ class Waiting:
         while True:
             watched: list[Any] = [self.supervisor, self.channel, self.wake]
             found = select.select(watched, [], [])[0]
-            if self.supervisor in found:
-                return self.taken()
             if self.wake in found:
                 self.pending += [n for n in os.read(self.wake, 512) if n != signal.SIGCHLD]
-                if self.pending and not select.select([self.supervisor], [], [], 0)[0]:
-                    self.end()
-            if self.channel in found:
-                self.pass_on()
+            if self.supervisor in found or self.pending or (self.channel in found and not self.pass_on()):
+                with contextlib.suppress(OSError):  # what is handed over from now on is refused
+                    self.supervisor.shutdown(socket.SHUT_RD)
+                return self.taken()
 
-    def pass_on(self) -> None:
-        """Tell the supervisor what the worker says; end with it."""
+    def pass_on(self) -> bool:
+        """Tell the supervisor what the worker says; False where it is gone, or that is no word of it."""
         message = self.heard()
         word = says_ready(message)
-        if word is None:  # it is gone; or no word of it
-            self.end()
+        if word is None:
+            return False
         self.ready = word
         with contextlib.suppress(OSError):
             self.supervisor.send(message)
         if self.ready:
             self.start_keeper()
         self.tell()
+        return True
 
     def heard(self) -> bytes:
         """Return the worker's message; nothing once it is gone."""
@@ -151,7 +150,7 @@ class Waiting:
             return b""
 
     def taken(self) -> str:
-        """Take what the supervisor hands over: the lock, the memory and the attempt."""
+        """Take what the supervisor hands over, the lock, the memory, the attempt; end where it does not."""
         try:
             message, fds, _, _ = socket.recv_fds(self.supervisor, MESSAGE_BYTES, 2)
         except OSError:
@@ -184,9 +183,8 @@ class Waiting:
                 os.dup2(log, number)
             self.copy_output(log)
             orders = {"environ": {name: launch["env"][name] for name in FOR_EACH}}
-            taken = self.answers(json.dumps(orders).encode(), [log, *handed])
-            self.copy_output(log)  # since then
-            if taken:
+            if self.answers(json.dumps(orders).encode(), [log, *handed]):
+                self.copy_output(log)  # since then
                 return self.worker
         finally:
             os.close(log)
@@ -225,39 +223,30 @@ class Waiting:
         return pid
 
     def answers(self, orders: bytes, fds: list[int]) -> bool:
-        """Send the worker its orders, and tell whether it has taken them."""
+        """Send the worker its orders, and tell whether it has taken them; or is to end, as it is."""
         with contextlib.suppress(OSError):
             socket.send_fds(self.channel, [orders], fds)
             if not self.ready:
                 hurry(self.worker)
-            patience_s = ANSWER_S if self.ready else time.monotonic() - self.began_s
-            while self.awaits(patience_s):
-                message = self.heard()
-                word = says_ready(message)
-                if not word:
-                    return message == TAKEN
-                patience_s = ANSWER_S  # it is ready now, and takes them next
-        return False
-
-    def awaits(self, patience_s: float) -> bool:
-        """Wait for the worker's next message; False where none comes in time, or somebody wants it to end."""
-        signals: list[int] = []
-        watched: list[Any] = [self.channel, self.wake]
-        until_s = time.monotonic() + patience_s
-        while not signals and (left_s := until_s - time.monotonic()) > 0:
-            found = select.select(watched, [], [], left_s)[0]
-            if self.channel in found:
-                return True
-            if self.wake in found:
-                signals = [number for number in os.read(self.wake, 512) if number != signal.SIGCHLD]
-        for number in signals:
-            os.kill(os.getpid(), number)  # once more, for who looks now
+            until_s = time.monotonic() + (ANSWER_S if self.ready else time.monotonic() - self.began_s)
+            watched: list[Any] = [self.channel, self.wake]
+            while found := select.select(watched, [], [], max(0.0, until_s - time.monotonic()))[0]:
+                if self.channel in found:
+                    message = self.heard()
+                    if not says_ready(message):
+                        return message == TAKEN
+                    until_s = time.monotonic() + ANSWER_S  # it is ready now, and takes them next
+                elif numbers := [n for n in os.read(self.wake, 512) if n != signal.SIGCHLD]:
+                    for number in numbers:
+                        os.kill(os.getpid(), number)  # once more, for who looks now
+                    return True
         return False
 
     def copy_output(self, log: int) -> None:
         """Put what the worker has printed while it waited into the attempt's log."""
         with contextlib.suppress(OSError):
             os.write(log, self.log.read(OUTPUT_BYTES))
+            self.log.seek(0, os.SEEK_END)
 
     def clear(self) -> None:
         """Kill the worker and all that it has started."""
@@ -288,9 +277,11 @@ class Waiting:
 
 def hurry(pid: int) -> None:
     """Give a process that stands back the priority that we have."""
-    with contextlib.suppress(OSError):  # it has ended; or it keeps its own
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(OSError):  # it has ended
         for thread in os.listdir(f"/proc/{pid}/task"):
-            os.setpriority(os.PRIO_PROCESS, int(thread), os.getpriority(os.PRIO_PROCESS, 0))
+            with contextlib.suppress(OSError):  # it alone has; or it keeps its own
+                os.setpriority(os.PRIO_PROCESS, int(thread), ours)
 
 
 def says_ready(message: bytes) -> bool | None:

@@ -76,11 +76,9 @@ class Supervisor:
         self.loop = Loop()
         self.inbox = Inbox(self.book, self.handle, config.only)
         self.mirrors = Mirrors(home, self.loop, self.book, wanted=config.mirrors)
-        self.spares = Spares(home, self.loop, self._note)
-        self.attempts = Attempts(
-            home, self.loop, self._attempt_ended, self.mirrors.must_fetch, self._caught_up, self.spares
-        )
-        self.attempts.isolate = self.spares.isolate = config.isolate
+        self.spares = Spares(home, self.loop, self._note, isolate=config.isolate)
+        how = self._attempt_ended, self.mirrors.must_fetch, self._caught_up
+        self.attempts = Attempts(home, self.loop, *how, self.spares, isolate=config.isolate)
         self.vitals = Vitals(home, self.attempts, self.book)
         self.draining = False
         self.exec_again = False

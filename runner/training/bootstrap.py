@@ -8,6 +8,7 @@ taken out of printed tracebacks), and this file stands in `sys.orig_argv`.
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import importlib.util
 import itertools
@@ -48,6 +49,7 @@ def main() -> NoReturn:
     imports.install()
     here = worker.start(orders, imported=stood.imported if stood is not None else None, hot=hot)
     instrument.arrange(here)
+    _watch_exit()
     assert orders.entry is not None
     if hot is None:
         run_script(orders.entry, orders.args)
@@ -89,14 +91,30 @@ def run_script(entry: str, args: tuple[str, ...]) -> None:
 
 def _end_as_asked() -> None:
     """End a script that a handler of its own has ended on SIGTERM, with 0, as one that has stopped."""
+    if code := _asked_code():
+        raise SystemExit(code)
+
+
+def _asked_code() -> int:
+    """Return, and say, the exit code of a script that ends with 0: another one where its handler ends it."""
     from runner.training import stopping, worker
 
     here = worker.current()
-    if here is not None and here.stop.left_to_script:
-        here.say(
-            "runner: the script's own handler has ended it on SIGTERM: it has stopped (75), not succeeded"
-        )
-        raise SystemExit(stopping.STOPPED)
+    if here is None or not here.stop.left_to_script:
+        return 0
+    here.say("runner: the script's own handler has ended it on SIGTERM: it has stopped (75), not succeeded")
+    return stopping.STOPPED
+
+
+def _watch_exit() -> None:
+    """Hold `os._exit(0)` to the same; not in the children of this process."""
+    leave, here = os._exit, os.getpid()
+
+    @functools.wraps(leave)
+    def _exit(status: int) -> NoReturn:
+        leave(_asked_code() if status == 0 and os.getpid() == here else status)
+
+    os._exit = _exit
 
 
 def _end_with(error: BaseException) -> NoReturn:

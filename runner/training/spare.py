@@ -52,6 +52,8 @@ _LOOK_S = 2.0
 #: What was looked at when the worker died is not looked at again for so long.
 _LOOKED_S = 2.0
 _MESSAGE_BYTES = 65536
+#: Its exit code: nobody may take it for an attempt that has succeeded.
+UNUSED = 75
 
 
 class UnfitError(Exception):
@@ -239,7 +241,7 @@ class Waiting:
             if self._channel.fileno() in found:
                 message, fds = _receive(self._channel)
                 if not message:
-                    os._exit(0)  # its shim has ended
+                    os._exit(UNUSED)  # its shim has ended
                 return json.loads(message), fds
             if training in found:  # the orders will follow: what the attempt has left is written first
                 watched.unregister(training)
@@ -327,7 +329,7 @@ class Waiting:
         said = {"ready": False, "reason": reason[:_REASON_MAX], "again": again}
         with contextlib.suppress(OSError):
             self._channel.send(json.dumps(said).encode())
-        os._exit(0)
+        os._exit(UNUSED)
 
 
 def _module(entry: os.DirEntry[str]) -> str:

@@ -119,7 +119,7 @@ def test_faults_of_a_training_are_got_over_too(tmp_path):
     assert report["same"]["same"]
 
 
-needs_faketime = pytest.mark.skipif(lab._faketime() is None, reason="needs Debian's package libfaketime")
+needs_faketime = pytest.mark.skipif(lab.faketime() is None, reason="needs Debian's package libfaketime")
 
 
 @needs_faketime

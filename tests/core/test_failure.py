@@ -12,7 +12,7 @@ from runner.core.failure import NOT_FINITE, Failure, Retreat
 from runner.core.job import Outcome, State
 from runner.core.restart import EXIT_RETRY
 from runner.core.spec import JobSpec, LimitsSpec, Nan
-from tests.core.life import Life, queued, spec
+from tests.core.life import CANCEL, Life, queued, spec
 
 BUG = {"kind": "ValueError", "message": "no such class", "where": ["train.py:7 in step"], "started": True}
 LATE = {**BUG, "step": 40}
@@ -203,6 +203,16 @@ def test_a_retry_begins_a_new_count() -> None:
     life.on(Retry(life.job.spec))
     assert life.job.retreat is None
     assert fail(life, LATE, resumed(10)).job.state is State.BACKOFF
+
+
+@pytest.mark.parametrize("step_s", [-86400.0, 0.0, 86400.0])
+def test_two_faults_count_since_a_retry_however_the_clock_is_set(step_s: float) -> None:
+    life = Life().all([Admitted(), reported(saved(10), saved(30)), Ended(signal="SIGSEGV")])
+    crashed(life, 30)
+    life.step_s = step_s
+    life.all([CANCEL, Retry(life.job.spec)])
+    assert crashed(life, 30).job.retreat is None, "what was before counts no more"
+    assert crashed(life, 30).job.retreat is not None
 
 
 @pytest.mark.parametrize("step_s", [-86400.0, 0.0, 86400.0])

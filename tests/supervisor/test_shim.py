@@ -59,24 +59,27 @@ loaded["jsonfile"].write_outcome(sys.argv[2], attempt.outcome(None, 1.0))
 """
 
 
-def test_gpu_memory_that_stays_is_told_with_the_end(tmp_path: Path) -> None:
+@pytest.fixture
+def occupied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An nvidia-smi to which pid 7 has memory of a GPU for ever."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 7\n")
     tool.chmod(0o755)
-    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    subprocess.run([sys.executable, "-c", WAITS_FOR_A_GPU, SHIM, tmp_path], env=environ, check=True)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("occupied")
+def test_gpu_memory_that_stays_is_told_with_the_end(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", WAITS_FOR_A_GPU, SHIM, tmp_path], check=True)
     ended = ends.read_outcome(AttemptPaths(tmp_path))
     assert isinstance(ended, Ended)
     assert ended.warning == "GPU memory of the attempt is not free 0.5 s after its end"
 
 
+@pytest.mark.usefixtures("occupied")
 def test_gpu_memory_that_stays_after_a_killed_shim_is_told_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 7\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(vacancy, "GPU_S", 0.5)
     assert vacancy.had_gpus(AttemptPaths(tmp_path))
     loop, told = Loop(), list[str]()

@@ -264,6 +264,17 @@ def test_a_shim_that_is_stopped_is_told_and_goes_on_when_it_is_asked(site: Site)
     assert site.kinds("count").count("stuck") == 1
 
 
+def test_what_a_job_says_of_being_stuck_is_cut_off(site: Site) -> None:
+    site.start()
+    says = 'echo \'{"text": "\'"$(yes x | head -c 200000 | tr -d "\\n")"\'"}\' > "$RUNNER_STATE/said"; '
+    says += 'mv "$RUNNER_STATE/said" "$RUNNER_STATE/attempts/0001/stuck.json"; exec sleep 60'
+    site.submit("says", command=["sh", "-c", says])
+    told = wait_for(lambda: [e["reason"] for e in site.events("says") if e["event"] == "stuck"], "it")
+    assert told == ["x" * 500]
+    site.ask("cancel", "says")
+    site.wait("says", State.CANCELLED)
+
+
 def test_what_outlives_its_shim_and_does_not_die_is_waited_for(site: Site) -> None:
     site.start()
     site.submit("count", "60", "0.01")

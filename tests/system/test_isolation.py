@@ -321,6 +321,24 @@ def test_an_isolated_job_writes_only_where_it_may(elsewhere: Path, by: str | Non
 
 
 @needs_landlock
+def test_links_in_a_circle_where_a_job_may_write_end_no_daemon(elsewhere: Path, tmp_path: Path) -> None:
+    site, circle = Site(elsewhere / "home"), tmp_path / "circle"
+    circle.mkdir()
+    turns = (
+        f"import os\nos.rmdir({str(circle)!r})\nos.symlink('circle', {str(circle)!r})\nraise SystemExit(1)"
+    )
+    write = f'[isolation]\nwrite = ["{circle}"]\n'
+    try:
+        daemon = site.start("--isolate")
+        site.submit("turns", command=[sys.executable, "-c", turns], toml=write + "[restart]\nbudget = 2\n")
+        site.wait("turns", State.FAILED)
+        assert circle.is_symlink()
+        assert daemon.poll() is None
+    finally:
+        site.close()
+
+
+@needs_landlock
 def test_a_home_where_any_job_may_write_cannot_be_isolated(site: Site, monkeypatch: Any) -> None:
     monkeypatch.setenv("TMPDIR", str(site.home.root.parent))
     assert site.start("--isolate").wait(timeout=30) == 2

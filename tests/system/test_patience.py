@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.cli import lab
 from runner.core.hang import PATIENCE
 from runner.core.job import Outcome, State
 from runner.supervisor import process
@@ -34,7 +35,6 @@ BUSY_S = 0.0 if LONG else 2.0
 #: Below this no limit is learned, which is too long for the short form.
 LEARNED_S = PATIENCE["train"].floor_s
 DAY_S = 86400
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 #: libfaketime has no time.sleep under a monotonic clock that it leaves alone.
 SLEEP = """
 import select
@@ -85,7 +85,8 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], No
 
     The monotonic clock, as when a real one is set, goes on.
     """
-    if not Path(FAKETIME).exists():
+    preload = lab.faketime()
+    if preload is None:
         pytest.skip("needs Debian's package libfaketime")
     said = tmp_path / "clock"
 
@@ -95,10 +96,8 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], No
         staged.rename(said)
 
     step(0)
-    monkeypatch.setenv("LD_PRELOAD", FAKETIME)
-    monkeypatch.setenv("FAKETIME_TIMESTAMP_FILE", str(said))
-    for name in ("FAKETIME_NO_CACHE", "DONT_FAKE_MONOTONIC", "FAKETIME_DONT_FAKE_MONOTONIC", "NO_FAKE_STAT"):
-        monkeypatch.setenv(name, "1")
+    for name, value in lab.clocked(said, preload).items():
+        monkeypatch.setenv(name, value)
     return step
 
 

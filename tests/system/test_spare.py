@@ -166,10 +166,14 @@ def test_one_that_is_not_ready_yet_is_waited_for(site: Site, tmp_path: Path, how
     wait_for(lambda: time.time() - shim.create_time() > HEAD_START_S + 0.5, "it to be worth waiting for")
     os.kill(site.identity("count", "worker").pid, signal.SIGKILL)
     wait_for(lambda: site.identity("count", "shim", 2).pid == shim.pid, "it to be handed over")
+    # Nobody waits for it but its job: it stands back no longer.
+    wait_for(lambda: os.getpriority(os.PRIO_PROCESS, int(spare)) == shim.nice(), "it to be hurried")
     if how == "unwanted":
         site.ask("cancel", "count")
         site.wait("count", State.CANCELLED)
-        assert len(starts(site, "count")) == 1
+        told = site.home.job("count").attempt(2).log.read_text()
+        assert "a new process is started" not in told
+        assert not psutil.pid_exists(int(spare))
         return
     if how == "in time":
         (folder / "go").touch()
@@ -177,7 +181,6 @@ def test_one_that_is_not_ready_yet_is_waited_for(site: Site, tmp_path: Path, how
     pid, attempt, _ = starts(site, "count")[1]
     assert attempt == "2"
     assert (pid == spare) == (how == "in time")
-    assert os.getpriority(os.PRIO_PROCESS, int(pid)) == os.getpriority(os.PRIO_PROCESS, 0)
     if how == "in time":
         wait_for(lambda: "spare-took-over" in site.kinds("count"), "that to be recorded")
     told = site.home.job("count").attempt(2).log.read_text()
@@ -229,6 +232,18 @@ def test_a_spare_that_is_of_no_use_costs_nothing(site: Site) -> None:
         assert (pid == str(spares[name].pid)) == (name == "hidden"), name
     assert again["hidden"][2] == str(site.home.folder("hidden") / "numpy.py")
     assert not any(process.is_alive(spares[name]) for name in names if name != "hidden")
+
+
+def test_a_folder_that_cannot_be_looked_at_costs_the_spare_alone(site: Site) -> None:
+    site.start()
+    submit(site, "count")
+    wait_for(lambda: site.home.job("count").attempt(1).launch.exists(), "it to be started")
+    (site.home.folder("count") / ".venv").symlink_to("a" * 300)
+    wait_for(
+        lambda: "count: there is no spare: [Errno 36]" in site.log.read_text(), "that to be told", WAIT_S
+    )
+    assert site.daemons[0].poll() is None
+    assert site.job("count").state is State.RUNNING
 
 
 def test_it_counts_as_memory_of_its_job_and_goes_first(site: Site) -> None:

@@ -42,6 +42,34 @@ def test_what_is_lowered_comes_back_to_all_threads() -> None:
     assert (f"{niceness + 10}]" in within) == (may_return == "True")
 
 
+PACES = """
+import time
+from runner.training import background
+background.may_return = lambda: False  # whoever runs this may
+rests = []
+def is_wanted(rest_s):
+    rests.append(rest_s)
+    return len(rests) == 2
+stands_back = background.Background(is_wanted)
+stands_back.enter()
+for _ in range(4):
+    until = time.monotonic() + 0.1
+    while time.monotonic() < until:
+        pass
+    stands_back.pace()
+print(*rests)
+"""
+
+
+def test_who_may_not_take_a_priority_back_rests_until_it_is_wanted() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PACES], capture_output=True, text=True, check=True, timeout=30
+    )
+    rests = [float(word) for word in done.stdout.split()]
+    assert len(rests) == 2, "it is wanted then"
+    assert min(rests) >= 0.3, "three times as long as it has worked"
+
+
 def test_short_memory_is_seen() -> None:
     total_kb = Path("/proc/meminfo").read_text().split()[1]
     assert "MiB of memory are free" in shortage(1024 * int(total_kb) + 1)

@@ -65,6 +65,7 @@ OWN_ENDS = {
         "def mine(*_):\n    signal.signal(signal.SIGTERM, ours)\n    sys.exit()\n"
         "ours = signal.signal(signal.SIGTERM, mine)\nready()\ntime.sleep(60)\n"
     ),
+    "at once": "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\nready()\ntime.sleep(60)\n",
     "from its loop": (
         "asked = []\nsignal.signal(signal.SIGTERM, lambda *_: asked.append(1))\nready()\n"
         "while not asked:\n    time.sleep(0.01)\n"
@@ -85,9 +86,10 @@ def test_a_script_that_ends_itself_with_0_because_it_was_asked_has_stopped(tmp_p
     "text",
     [
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n",  # and nobody asks
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\nos._exit(0)\n",
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.kill(os.getpid(), signal.SIGTERM)\n",
     ],
-    ids=["never asked", "deaf"],
+    ids=["never asked", "never asked, and ends at once", "deaf"],
 )
 def test_a_script_that_gets_to_its_end_has_done_so(tmp_path: Path, text: str) -> None:
     attempt = Job(tmp_path, "train.py", text=f"import os, signal, sys\n{text}").run()
