@@ -21,6 +21,9 @@ from runner.core.spec import JobSpec
 #: Version of job.json; a reader refuses a newer one.
 RECORD_VERSION = 1
 
+#: The most that the wall clock alone may say has passed: one that was never set is off by decades.
+UNSEEN_S_MAX = 30 * 86_400.0
+
 #: Attempts kept in the record; older ones stay readable in attempts/ and in events.jsonl.
 ATTEMPTS_MAX = 200
 
@@ -139,9 +142,8 @@ class Attempt:
 
     def age_s(self, moment: Moment) -> float:
         """Seconds since its start; by the wall clock after another boot, and of an older record."""
-        if self.boot and self.boot == moment.boot:
-            return max(0.0, moment.clock_s - self.began_s)
-        return seconds_between(self.started_at, moment.iso)
+        known_s = max(self.resumed_s or 0.0, self.saved_s or 0.0)
+        return elapsed_s(self.started_at, self.boot, self.began_s, moment, known_s)
 
     @property
     def spent_s(self) -> float:
@@ -205,6 +207,8 @@ class Job:
     ledger: Ledger = field(default_factory=Ledger)
     #: What was before, in the queue or in backoff, is in the ledger; older records: None.
     since: str | None = None
+    since_boot: str = ""  #: id of the machine's boot at `since`; "" in older records
+    since_s: float = 0.0  #: that boot's monotonic clock at `since`
     pace: dict[str, float] = field(default_factory=dict)  #: longest pause of each phase, in s (see `hang`)
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
     facts_logged: int = 0  #: how much of events.jsonl the job's facts take, in bytes
@@ -275,6 +279,17 @@ class Job:
         """Return the record with its newest attempt replaced, or `attempt` added when its number is new."""
         kept = tuple(a for a in self.attempts if a.number != attempt.number)
         return replace(self, attempts=(*kept, attempt)[-ATTEMPTS_MAX:])
+
+
+def elapsed_s(since: str, boot: str, since_s: float, moment: Moment, known_s: float = 0.0) -> float:
+    """Seconds since a time, by the monotonic clock of its boot.
+
+    Of another boot, and of an older record, by the wall clock, which may have been set: by no more than
+    `UNSEEN_S_MAX` beyond the `known_s` that had passed already.
+    """
+    if boot and boot == moment.boot:
+        return max(0.0, moment.clock_s - since_s)
+    return min(seconds_between(since, moment.iso), known_s + UNSEEN_S_MAX)
 
 
 def seconds_between(earlier: str | None, later: str) -> float:

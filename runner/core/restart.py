@@ -113,11 +113,10 @@ def _same_again(job: Job, failure: Failure, times: int) -> str:
 
 def _crashed_alike(job: Job) -> bool:
     """Tell whether the last two attempts resumed from the same step, and died there by the same fault."""
-    asked_at = job.asked_at or ""
     two = [
         (one.signal, one.start_step)
-        for one in job.attempts[-2:]
-        if one.outcome is Outcome.CRASHED and one.resumed_at is not None and one.started_at >= asked_at
+        for one in job.since_asked[-2:]
+        if one.outcome is Outcome.CRASHED and one.resumed_at is not None
     ]
     return len(two) == 2 and two[0] == two[1] and two[0][0] in _FAULTS and job.durable_step <= two[0][1]
 

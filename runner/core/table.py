@@ -97,7 +97,7 @@ def publish(job: Job, moment: Moment, event: str, /, **details: Any) -> Job:
 
 
 def _enter(job: Job, state: State, moment: Moment, reason: str = "", **details: Any) -> Job:
-    job = replace(passed(job, moment.iso), state=state, reason=reason)
+    job = replace(passed(job, moment), state=state, reason=reason)
     if state in SETTLED:
         job = replace(job, finished_at=moment.iso)
     if reason:
@@ -113,7 +113,7 @@ def _start(job: Job, moment: Moment, admitted: Admitted | None = None) -> Decisi
     number = max(job.attempt, job.folders) + 1
     previous = job.current
     gpus = admitted.gpus if admitted else previous.gpus if previous else None
-    job = restarted(passed(job, moment.iso))
+    job = restarted(passed(job, moment))
     clock: dict[str, Any] = {"boot": moment.boot, "began_s": moment.clock_s}
     job = replace(
         job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step, gpus=gpus, **clock)),

@@ -9,7 +9,7 @@ import pytest
 
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
 from runner.core.events import Admitted, AnyEvent, Ended, Prioritize, Reported, Request, Sight
-from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Outcome, State
+from runner.core.job import ACTIVE, SETTLED, UNSEEN_S_MAX, Attempt, Goal, Job, Outcome, State
 from runner.core.reports import LOG_BYTES
 from runner.core.table import TABLE, Ignore, Move, Refuse, decide, publish, refusal
 from tests.core.life import (
@@ -537,6 +537,34 @@ def test_the_time_that_the_machine_was_off_is_down_not_trained() -> None:
     ledger = life.job.ledger
     assert (ledger.useful_s, ledger.lost_s, ledger.down_s) == (60, 10, 2 * DAY_S + 5 - 1 - 70)
     assert life.job.attempts[0].spent_s == 70
+
+
+@pytest.mark.parametrize("step_s", [DAY_S, -DAY_S, 20_000 * DAY_S])
+def test_a_clock_that_is_set_is_neither_waited_nor_down(step_s: float) -> None:
+    life = Life(queued(since=at(0).iso, since_boot="boot"), step_s=step_s)
+    life.on(ADMITTED, 10)
+    life.on(saved(100), 3600)
+    life.on(KILLED, 0)  # the next attempt is started at once
+    life.on(KILLED, 1)
+    life.step_s = 0.0
+    life.on(BACKOFF_OVER, 2)
+    life.step_s = step_s
+    life.on(ADMITTED, 5)
+    ledger = life.job.ledger
+    assert (ledger.useful_s, ledger.down_s, ledger.waiting_s) == (3600, 1 + 2, 10 + 5)
+
+
+@pytest.mark.parametrize(
+    ("step_s", "waited_s"), [(DAY_S, DAY_S + 9), (-DAY_S, 0), (20_000 * DAY_S, UNSEEN_S_MAX)]
+)
+def test_across_a_boot_there_is_the_wall_clock_alone_and_it_is_believed_up_to_a_month(
+    step_s: float, waited_s: float
+) -> None:
+    life = in_state(State.RUNNING).all([PAUSE, asked(75), RESUME])
+    before_s = life.job.ledger.waiting_s
+    life.boot, life.step_s = "next", step_s
+    life.on(ADMITTED, 9)
+    assert life.job.ledger.waiting_s - before_s == waited_s
 
 
 def test_what_is_told_after_a_late_return_cannot_make_more_useful_than_ran() -> None:
