@@ -311,7 +311,10 @@ def _causes(record: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str,
 
 def _exit_code(state: State, attempts: list[dict[str, Any]]) -> int | None:
     """Return the code that `runner wait` ends with: it depends on the state and the last attempt alone."""
-    last = tuple(Attempt(0, "", exit_code=attempt.get("exit_code")) for attempt in attempts[-1:])
+    last = tuple(
+        Attempt(0, "", exit_code=attempt.get("exit_code"), signal=attempt.get("signal"))
+        for attempt in attempts[-1:]
+    )
     return Job("", state, "", 0, attempts=last).exit_code
 
 

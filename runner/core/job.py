@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from signal import Signals
 from typing import Any
 
 from runner.core.actions import Ask
@@ -240,9 +241,9 @@ class Job:
         if self.state not in SETTLED:
             return None
         last = self.current
-        if last is None or not last.exit_code:
+        if last is None:
             return 1
-        return last.exit_code
+        return last.exit_code or _signal_code(last.signal) or 1
 
     @property
     def past(self) -> Past:
@@ -279,6 +280,15 @@ class Job:
         """Return the record with its newest attempt replaced, or `attempt` added when its number is new."""
         kept = tuple(a for a in self.attempts if a.number != attempt.number)
         return replace(self, attempts=(*kept, attempt)[-ATTEMPTS_MAX:])
+
+
+def _signal_code(name: str | None) -> int | None:
+    """Return what a shell returns for a death by that signal; real-time ones have numbers for names."""
+    if name is None:
+        return None
+    if name in Signals.__members__:
+        return 128 + Signals[name]
+    return 128 + int(name) if name.isascii() and name.isdecimal() and len(name) <= 2 else None
 
 
 def elapsed_s(since: str, boot: str, since_s: float, moment: Moment, known_s: float = 0.0) -> float:
