@@ -210,6 +210,8 @@ class Job:
     since: str | None = None
     since_boot: str = ""  #: id of the machine's boot at `since`; "" in older records
     since_s: float = 0.0  #: that boot's monotonic clock at `since`
+    #: What the attempts that have ended since `retry` have run, against `limits.wall`; older records: None.
+    spent_s: float | None = None
     pace: dict[str, float] = field(default_factory=dict)  #: longest pause of each phase, in s (see `hang`)
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
     facts_logged: int = 0  #: how much of events.jsonl the job's facts take, in bytes
@@ -251,6 +253,11 @@ class Job:
         spent = self.ledger
         lived_s = spent.useful_s + spent.lost_s + spent.down_s + spent.checkpoint_s
         return Past(lived_s, sum(attempt.outcome in DEATHS for attempt in self.attempts))
+
+    @property
+    def ran_s(self) -> float:
+        """Seconds that ended attempts have run, as `limits.wall` counts them."""
+        return self.spent_s if self.spent_s is not None else sum(a.spent_s for a in self.since_asked)
 
     @property
     def failures(self) -> list[Failure | None]:

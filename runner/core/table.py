@@ -150,6 +150,7 @@ def _asked_now(job: Job, moment: Moment) -> Job:
 
 
 def _resume(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
+    job = replace(job, spent_s=job.ran_s)  # an older record has it from attempts that now count no more
     return Decision(_enter(_asked_now(job, moment), State.QUEUED, moment))
 
 
@@ -228,7 +229,7 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
         ran_s=ran_s,
     )
     return publish(
-        replace(job.with_attempt(ended).paced(event.pace), ledger=ledger),
+        replace(job.with_attempt(ended).paced(event.pace), ledger=ledger, spent_s=job.ran_s + ran_s),
         moment,
         "ended",
         outcome=outcome.value,
@@ -300,6 +301,7 @@ def _retry(job: Job, event: Retry, moment: Moment) -> Decision:
         retreat=None,
         mark_step=job.durable_step if job.attempt else -1,
         backoff_s=0.0,
+        spent_s=0.0,
         finished_at=None,
     )
     return Decision(_enter(_asked_now(job.unpaced(), moment), State.QUEUED, moment))

@@ -66,8 +66,7 @@ class Vitals:
         if allowed_s is None:
             return None
         if attempt.wall_s < 0:
-            earlier = sum(a.spent_s for a in job.since_asked)
-            attempt.wall_s = earlier + _ran_s(job, attempt)
+            attempt.wall_s = job.ran_s + _ran_s(job, attempt)
         attempt.wall_s += min(since_s, _GAP_MAX_S)
         if attempt.wall_s <= allowed_s:
             return None

@@ -9,7 +9,7 @@ import pytest
 
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
 from runner.core.events import Admitted, AnyEvent, Ended, Prioritize, Reported, Request, Sight
-from runner.core.job import ACTIVE, SETTLED, UNSEEN_S_MAX, Attempt, Goal, Job, Outcome, State
+from runner.core.job import ACTIVE, ATTEMPTS_MAX, SETTLED, UNSEEN_S_MAX, Attempt, Goal, Job, Outcome, State
 from runner.core.reports import LOG_BYTES
 from runner.core.table import TABLE, Ignore, Move, Refuse, decide, publish, refusal
 from tests.core.life import (
@@ -583,6 +583,27 @@ def test_an_attempt_of_an_older_record_is_booked_by_its_dates() -> None:
     life.on(KILLED, 40)
     assert (life.job.ledger.useful_s, life.job.ledger.lost_s) == (60, 40)
     assert Attempt(1, at(1).iso, ended_at=at(31).iso).spent_s == 30
+
+
+def test_all_attempts_since_a_retry_count_however_many_and_a_pause_changes_nothing() -> None:
+    life = Life(queued(spec(budget=10**6)))
+    for _ in range(ATTEMPTS_MAX + 50):
+        life.on(ADMITTED)
+        life.on(KILLED, 3600)
+        life.on(BACKOFF_OVER)
+    assert life.job.ran_s == 3600 * (ATTEMPTS_MAX + 50)
+    life.all([PAUSE, RESUME, ADMITTED])
+    life.on(WALL_OVER, 50)
+    assert life.on(KILLED, 10).job.ran_s == 3600 * (ATTEMPTS_MAX + 50) + 60
+    assert life.on(retry()).job.ran_s == 0
+
+
+@pytest.mark.parametrize("way", [(), (PAUSE, RESUME)])
+def test_what_the_attempts_of_an_older_record_ran_counts_too(way: tuple[AnyEvent, ...]) -> None:
+    life = in_state(State.BACKOFF)
+    life.job = replace(life.job, spent_s=None)
+    life.all([*way, *(() if way else (BACKOFF_OVER,)), ADMITTED])
+    assert life.on(KILLED, 30).job.ran_s == 1 + 30
 
 
 def test_a_held_job_is_neither_down_nor_waiting() -> None:
