@@ -248,6 +248,12 @@ class Job:
         return last.exit_code or _signal_code(last.signal) or 1
 
     @property
+    def has_trained(self) -> bool:
+        """Whether training had begun in an attempt, as far as is known."""
+        begun = any(a.failure is not None and a.failure.started for a in self.attempts)
+        return begun or max(self.durable_step, self.mark_step) > 0
+
+    @property
     def past(self) -> Past:
         """What the attempts so far have lived through."""
         spent = self.ledger
