@@ -193,7 +193,7 @@ def _ask(goal: Goal, ask: Ask, reason: str) -> Step:
 def _limit(job: Job, event: Limit, moment: Moment) -> Decision:
     ask = Ask.STOP
     if event.kind is Sight.HUNG:
-        job, ask = replace(job, hung=True), Ask.HANG
+        job, ask = replace(job.paced(event.pace), hung=True), Ask.HANG
     elif event.kind is Sight.MEMORY_OVER:
         job, ask = replace(job, starved=True), Ask.KILL
     else:

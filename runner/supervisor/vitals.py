@@ -47,8 +47,8 @@ class Vitals:
             attempt.worker = identity.pid if identity is not None else None
         attempt.watch.look(job, now, attempt.worker)
         # Once the worker has been reaped, its shim clears up after it: that may take long, and is no hang.
-        if (reason := attempt.watch.hangs(job)) and (attempt.worker is None or _is_there(attempt.worker)):
-            return Limit(Sight.HUNG, reason)
+        if (hang := attempt.watch.hangs(job)) and (attempt.worker is None or _is_there(attempt.worker)):
+            return hang
         since_s, attempt.looked_at = now - (attempt.looked_at or now), attempt.looked_at or now
         if 0.0 < since_s < LOOK_S:
             return None
