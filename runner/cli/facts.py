@@ -16,7 +16,7 @@ from typing import Any
 
 from runner.core.best import SUFFIXES
 from runner.core.exactness import Kind
-from runner.core.job import ACTIVE, SETTLED, Attempt, Job, Ledger, Moment, State, seconds_between
+from runner.core.job import ACTIVE, SETTLED, Attempt, Job, Ledger, Moment, State, elapsed_s
 from runner.core.ledger import causes, goodput
 from runner.errors import NoSuchJobError, UnreadableRecordError
 from runner.storage import disk, mirrored, records
@@ -275,17 +275,26 @@ def _present(record: dict[str, Any], state: State, attempts: list[dict[str, Any]
     """Return what the present time will be booked as, and how much of it there is, in seconds."""
     if state in ACTIVE:
         return "useful_s", _age_s(attempts[-1]) if attempts else 0.0
-    now = datetime.now(UTC).isoformat()
     if state is State.BACKOFF:
-        return "down_s", seconds_between(record.get("since"), now)
+        return "down_s", _rested_s(record, record.get("since"))
     since = record.get("since") or (None if attempts else record.get("submitted_at"))
-    return "waiting_s", seconds_between(since, now) if state is State.QUEUED else 0.0
+    return "waiting_s", _rested_s(record, since) if state is State.QUEUED else 0.0
+
+
+def _rested_s(record: dict[str, Any], since: str | None) -> float:
+    if since is None:
+        return 0.0
+    boot, since_s = str(record.get("since_boot") or ""), float(record.get("since_s") or 0.0)
+    return elapsed_s(since, boot, since_s, _moment())
 
 
 def _age_s(attempt: dict[str, Any]) -> float:
-    moment = Moment(datetime.now(UTC).isoformat(), 0.0, time.monotonic(), boot_id())
     boot, began_s = str(attempt.get("boot") or ""), float(attempt.get("began_s") or 0.0)
-    return Attempt(0, attempt["started_at"], boot=boot, began_s=began_s).age_s(moment)
+    return Attempt(0, attempt["started_at"], boot=boot, began_s=began_s).age_s(_moment())
+
+
+def _moment() -> Moment:
+    return Moment(datetime.now(UTC).isoformat(), 0.0, time.monotonic(), boot_id())
 
 
 _PARTS = tuple(part.name for part in fields(Ledger))
@@ -299,7 +308,10 @@ def _causes(record: dict[str, Any], attempts: list[dict[str, Any]]) -> dict[str,
 
 def _exit_code(state: State, attempts: list[dict[str, Any]]) -> int | None:
     """Return the code that `runner wait` ends with: it depends on the state and the last attempt alone."""
-    last = tuple(Attempt(0, "", exit_code=attempt.get("exit_code")) for attempt in attempts[-1:])
+    last = tuple(
+        Attempt(0, "", exit_code=attempt.get("exit_code"), signal=attempt.get("signal"))
+        for attempt in attempts[-1:]
+    )
     return Job("", state, "", 0, attempts=last).exit_code
 
 

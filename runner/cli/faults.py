@@ -308,7 +308,7 @@ def _disk(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
 
 
 FAULTS: dict[str, Strike] = {
-    "clock": _clock,  # the first: a job that ends while it is set has been off by a day in its ledger
+    "clock": _clock,
     "worker": _worker,
     "supervisor": _supervisor,
     "both": _both,

@@ -24,7 +24,7 @@ def command(
         float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Wait no longer than this.")
     ] = None,
 ) -> None:
-    """Wait until jobs have ended; exit with their own code.
+    """Wait until jobs have ended; exit with their own code, 128+n after signal n.
 
     Of several jobs it is the first code that is not 0.
     """

@@ -25,8 +25,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from runner.core.inventory import Capacity, Need, Slots, devices_of, need_of
-from runner.core.job import SETTLED, Job, Outcome, State, seconds_between
-from runner.core.ledger import waited_s
+from runner.core.job import SETTLED, Job, Moment, Outcome, State
+from runner.core.ledger import rested_s, waited_s
+from runner.core.spec import PRIORITY_MAX
 
 #: For so long at most a job is held up by those that pass it.
 PATIENCE_S = 3600.0
@@ -61,7 +62,7 @@ def admit(
     alone: bool = False,
     now_s: float = 0.0,
     since: Mapping[str, float] | None = None,
-    now: str = "",
+    now: Moment | None = None,
 ) -> Plan:
     """Choose what to start and what to stop.
 
@@ -71,7 +72,7 @@ def admit(
         alone: of one job, whatever it comes after; no GPU is hidden from it.
         now_s: the time, by any clock that does not go back.
         since: that of the plan before; of the first plan, `begun`.
-        now: the time as records have it; without it nobody ages.
+        now: the time that records are held against; without it nobody ages.
     """
     known = list(jobs)
     by_name = {job.name: job for job in known}
@@ -87,15 +88,16 @@ def admit(
     return turns.plan
 
 
-def aged(job: Job, now: str) -> int:
-    """Return the job's priority with what it has waited for."""
-    return job.spec.priority + (int(waited_s(job, now) // AGING_S) if now else 0)
+def aged(job: Job, now: Moment | None) -> int:
+    """Return the job's priority with what it has waited for; never more than a job may ask for."""
+    days = int(waited_s(job, now) // AGING_S) if now is not None else 0
+    return min(job.spec.priority + days, max(PRIORITY_MAX, job.spec.priority))
 
 
-def begun(jobs: Iterable[Job], now_s: float, now: str) -> dict[str, float]:
+def begun(jobs: Iterable[Job], now_s: float, now: Moment) -> dict[str, float]:
     """Return when each queued job began to wait, by the clock of `now_s`, as far as its record tells."""
     queued = (job for job in jobs if job.state is State.QUEUED)
-    return {job.name: now_s - seconds_between(job.since, now) for job in queued}
+    return {job.name: now_s - (rested_s(job, now) if job.since else 0.0) for job in queued}
 
 
 @dataclass
@@ -117,7 +119,7 @@ class _Turns:
         capacity: Capacity,
         now_s: float,
         since: Mapping[str, float],
-        now: str,
+        now: Moment | None,
         *,
         alone: bool,
     ) -> None:

@@ -109,6 +109,7 @@ class Limit:
 
     kind: Kind
     reason: str
+    pace: Mapping[str, float] = field(default_factory=dict)  #: what later attempts are allowed for it
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ progress. A heartbeat: its Python can run, which its watcher thread shows once a
 sees whether it is able to run at all. `CONDITIONS` says what the three mean together, `limit_s` how long
 that may last: a limit of the job's own (`limits.startup` before the first step, `limits.hang` after it), or
 one for the phase that is learned from the longest pause in it that ended by itself, in this attempt or an
-earlier one of the same job.
+earlier one of the same job. Where an attempt hangs before its first step, and the job has no limit of its own
+for that, the next attempt has twice as long: the first steps of some take their time, and show no work.
 
 Time is what the supervisor's own monotonic clock saw, which stands still while the machine is suspended, and
 no look at an attempt counts for more than a second. So a slow or stopped supervisor, a suspended machine, a
@@ -93,8 +94,12 @@ PATIENCE: dict[str, Patience] = {
     SILENCE: Patience(3600.0, 1800.0),
     OTHER: Patience(1800.0, 300.0),
 }
+#: What attempts are allowed before the first step since one hung there; kept beside the pauses, bounded.
+STARTUP_LIMIT = "limits.startup"
+_STARTUP_S_MAX = 7200.0
+_PHASES = frozenset(PATIENCE) | STARTUP
 #: What `Job.pace` may hold.
-PACED = frozenset(PATIENCE) | STARTUP - {""}
+PACED = _PHASES - {""} | {STARTUP_LIMIT}
 
 
 @dataclass(frozen=True)
@@ -149,12 +154,12 @@ def limit_s(phase: str, limits: LimitsSpec, pace: Mapping[str, float]) -> float:
         pace: the longest pauses that are known.
     """
     patience, longest_s = PATIENCE.get(_kind(phase)), pace.get(_kind(phase))
-    if phase == "":  # a command may never report, and not know how
-        return max(limits.startup_s, limits.hang_s or 0.0)
     if patience is None:  # before the first step
-        if limits.startup_s != LimitsSpec.startup_s or longest_s is None:
-            return limits.startup_s
-        return max(limits.startup_s, _learned_s(longest_s))
+        own = limits.startup_s != LimitsSpec.startup_s
+        startup_s = limits.startup_s if own else max(limits.startup_s, pace.get(STARTUP_LIMIT, 0.0))
+        if phase == "":  # a command may never report, and not know how
+            return max(startup_s, limits.hang_s or 0.0)
+        return startup_s if own or longest_s is None else max(startup_s, _learned_s(longest_s))
     if limits.hang_s is not None:
         return limits.hang_s
     if longest_s is None:
@@ -174,7 +179,7 @@ def hangs(pulse: Pulse, limits: LimitsSpec, pace: Mapping[str, float]) -> str | 
     allowed_s = limit_s(pulse.phase, limits, known)
     if math.isinf(allowed_s):
         return None
-    idle_s = pulse.idle_s + max(0.0, pulse.starved_s - STARVED_LIMITS * allowed_s)
+    idle_s = _idle_s(pulse, allowed_s)
     if idle_s <= allowed_s:
         return None
     which = "limits.startup" if _kind(pulse.phase) in STARTUP else "limits.hang"
@@ -184,7 +189,24 @@ def hangs(pulse: Pulse, limits: LimitsSpec, pace: Mapping[str, float]) -> str | 
         alive = ", though its Python runs" if pulse.silent_s <= _BEATS_S else ", nor does its Python run"
         if _is_learned(pulse.phase, limits) and _BEATS_S < pulse.silent_s <= limit_s(SILENCE, limits, known):
             return None  # a long call into native code
-    return f"no progress for {idle_s:.0f} s{where}{alive} ({which} allows {allowed_s:.0f} s)"
+    more_s = lengthened(pulse, limits, pace).get(STARTUP_LIMIT)
+    longer = f", the next attempt {more_s:.0f} s" if more_s is not None else ""
+    return f"no progress for {idle_s:.0f} s{where}{alive} ({which} allows {allowed_s:.0f} s{longer})"
+
+
+def lengthened(pulse: Pulse, limits: LimitsSpec, pace: Mapping[str, float]) -> dict[str, float]:
+    """Return what an attempt that hangs adds to the job's pace: a longer limit before the first step."""
+    hang_counts = pulse.phase == "" and limits.hang_s is not None
+    if _kind(pulse.phase) not in STARTUP or not _is_learned(pulse.phase, limits) or hang_counts:
+        return {}
+    allowed_s = limit_s(pulse.phase, limits, merged(pace, pulse.pace))
+    longer_s = min(2.0 * int(_idle_s(pulse, allowed_s)), _STARTUP_S_MAX)
+    return {STARTUP_LIMIT: longer_s} if longer_s > allowed_s else {}
+
+
+def _idle_s(pulse: Pulse, allowed_s: float) -> float:
+    """Seconds without work, of those spent waiting for a processor what is beyond many limits."""
+    return pulse.idle_s + max(0.0, pulse.starved_s - STARVED_LIMITS * allowed_s)
 
 
 def closely(pulse: Pulse, limits: LimitsSpec, pace: Mapping[str, float]) -> float:
@@ -222,7 +244,7 @@ def _learned_s(longest_s: float) -> float:
 
 
 def _kind(phase: str) -> str:
-    return phase if phase in PACED or phase == "" else OTHER
+    return phase if phase in _PHASES else OTHER
 
 
 def _longer(pace: Mapping[str, float], phase: str, pause_s: float) -> Mapping[str, float]:

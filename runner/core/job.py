@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from signal import Signals
 from typing import Any
 
 from runner.core.actions import Ask
@@ -20,6 +21,9 @@ from runner.core.spec import JobSpec
 
 #: Version of job.json; a reader refuses a newer one.
 RECORD_VERSION = 1
+
+#: The most that the wall clock alone may say has passed: one that was never set is off by decades.
+UNSEEN_S_MAX = 30 * 86_400.0
 
 #: Attempts kept in the record; older ones stay readable in attempts/ and in events.jsonl.
 ATTEMPTS_MAX = 200
@@ -139,9 +143,8 @@ class Attempt:
 
     def age_s(self, moment: Moment) -> float:
         """Seconds since its start; by the wall clock after another boot, and of an older record."""
-        if self.boot and self.boot == moment.boot:
-            return max(0.0, moment.clock_s - self.began_s)
-        return seconds_between(self.started_at, moment.iso)
+        known_s = max(self.resumed_s or 0.0, self.saved_s or 0.0)
+        return elapsed_s(self.started_at, self.boot, self.began_s, moment, known_s)
 
     @property
     def spent_s(self) -> float:
@@ -205,6 +208,10 @@ class Job:
     ledger: Ledger = field(default_factory=Ledger)
     #: What was before, in the queue or in backoff, is in the ledger; older records: None.
     since: str | None = None
+    since_boot: str = ""  #: id of the machine's boot at `since`; "" in older records
+    since_s: float = 0.0  #: that boot's monotonic clock at `since`
+    #: What the attempts that have ended since `retry` have run, against `limits.wall`; older records: None.
+    spent_s: float | None = None
     pace: dict[str, float] = field(default_factory=dict)  #: longest pause of each phase, in s (see `hang`)
     facts_read: int = 0  #: bytes of the newest attempt's facts.jsonl that are relayed
     facts_logged: int = 0  #: how much of events.jsonl the job's facts take, in bytes
@@ -236,9 +243,15 @@ class Job:
         if self.state not in SETTLED:
             return None
         last = self.current
-        if last is None or not last.exit_code:
+        if last is None:
             return 1
-        return last.exit_code
+        return last.exit_code or _signal_code(last.signal) or 1
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether training had begun in an attempt, as far as is known."""
+        begun = any(a.failure is not None and a.failure.started for a in self.attempts)
+        return begun or max(self.durable_step, self.mark_step) > 0
 
     @property
     def past(self) -> Past:
@@ -246,6 +259,11 @@ class Job:
         spent = self.ledger
         lived_s = spent.useful_s + spent.lost_s + spent.down_s + spent.checkpoint_s
         return Past(lived_s, sum(attempt.outcome in DEATHS for attempt in self.attempts))
+
+    @property
+    def ran_s(self) -> float:
+        """Seconds that ended attempts have run, as `limits.wall` counts them."""
+        return self.spent_s if self.spent_s is not None else sum(a.spent_s for a in self.since_asked)
 
     @property
     def failures(self) -> list[Failure | None]:
@@ -275,6 +293,26 @@ class Job:
         """Return the record with its newest attempt replaced, or `attempt` added when its number is new."""
         kept = tuple(a for a in self.attempts if a.number != attempt.number)
         return replace(self, attempts=(*kept, attempt)[-ATTEMPTS_MAX:])
+
+
+def _signal_code(name: str | None) -> int | None:
+    """Return what a shell returns for a death by that signal; real-time ones have numbers for names."""
+    if name is None:
+        return None
+    if name in Signals.__members__:
+        return 128 + Signals[name]
+    return 128 + int(name) if name.isascii() and name.isdecimal() and len(name) <= 2 else None
+
+
+def elapsed_s(since: str, boot: str, since_s: float, moment: Moment, known_s: float = 0.0) -> float:
+    """Seconds since a time, by the monotonic clock of its boot.
+
+    Of another boot, and of an older record, by the wall clock, which may have been set: by no more than
+    `UNSEEN_S_MAX` beyond the `known_s` that had passed already.
+    """
+    if boot and boot == moment.boot:
+        return max(0.0, moment.clock_s - since_s)
+    return min(seconds_between(since, moment.iso), known_s + UNSEEN_S_MAX)
 
 
 def seconds_between(earlier: str | None, later: str) -> float:

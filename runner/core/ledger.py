@@ -1,8 +1,9 @@
 """Where a job's time goes: seconds waited in the queue, down, useful and lost, and why it was restarted.
 
 Time is booked when it is over: that of an attempt at its end, that in the queue and in backoff when the job
-leaves them. A queue without a supervisor is a queue too: the record does not tell the two apart. How long an
-attempt took is measured by the monotonic clock, and by its shim, which sees the end whoever else does.
+leaves them. A queue without a supervisor is a queue too: the record does not tell the two apart. All of it is
+measured by the monotonic clock, and by the wall clock only across a boot of the machine; how long an attempt
+took by its shim, too, which sees the end whoever else does.
 """
 
 from __future__ import annotations
@@ -13,22 +14,27 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from runner.core.events import Ended
-from runner.core.job import Attempt, Job, Ledger, Moment, Outcome, State, seconds_between
+from runner.core.job import Attempt, Job, Ledger, Moment, Outcome, State, elapsed_s, seconds_between
 
 
-def passed(job: Job, now: str) -> Job:
+def passed(job: Job, moment: Moment) -> Job:
     """Return the record with the time up to now in its ledger, where its state says what that time was."""
-    ledger, spent_s = job.ledger, seconds_between(_since(job), now)
+    ledger, spent_s = job.ledger, rested_s(job, moment)
     if job.state is State.QUEUED:
         ledger = replace(ledger, waiting_s=ledger.waiting_s + spent_s)
     elif job.state is State.BACKOFF:
         ledger = replace(ledger, down_s=ledger.down_s + spent_s)
-    return replace(job, ledger=ledger, since=now)
+    return replace(job, ledger=ledger, since=moment.iso, since_boot=moment.boot, since_s=moment.clock_s)
 
 
-def waited_s(job: Job, now: str) -> float:
+def rested_s(job: Job, moment: Moment) -> float:
+    """Return how much time up to now is not in the ledger, where no attempt runs."""
+    return elapsed_s(_since(job), job.since_boot, job.since_s, moment)
+
+
+def waited_s(job: Job, moment: Moment) -> float:
     """Return how long the job has waited in the queue, in all its life."""
-    queued_s = seconds_between(_since(job), now) if job.state is State.QUEUED else 0.0
+    queued_s = rested_s(job, moment) if job.state is State.QUEUED else 0.0
     return job.ledger.waiting_s + queued_s
 
 

@@ -7,8 +7,9 @@ no progress was made.
 
 The same failure at the same step twice, or the same fault (SIGSEGV, say) after two resumes from the same
 step, may come from what was saved: the next attempt resumes from an older checkpoint. If the same failure
-follows again, the job has failed; so has one that fails twice in the same way as it starts, from a cause that
-time does not mend. Faults are left to the budget.
+follows again, the job has failed; so has one that has never trained and fails twice in the same way as it
+starts, from a cause that time does not mend. One that has trained was able to start: what keeps it from that
+now, such as a disk that is not mounted yet, is left to the budget, and so are faults.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def judge(job: Job, outcome: Outcome, exit_code: int | None, jitter: float, *, r
     if failure is not None and failure.kind == NOT_FINITE:
         return _not_finite(job, failure)
     times = _times_in_a_row(job.failures, failure) if failure is not None else 0
-    if failure is not None and times >= failure.times_max:
+    if failure is not None and times >= failure.times_max and (failure.started or not job.has_trained):
         return GiveUp(_same_again(job, failure, times))
     verdict = _by_budget(job, outcome, exit_code, jitter, rebooted=rebooted)
     if isinstance(verdict, Again):

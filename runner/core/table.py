@@ -97,7 +97,7 @@ def publish(job: Job, moment: Moment, event: str, /, **details: Any) -> Job:
 
 
 def _enter(job: Job, state: State, moment: Moment, reason: str = "", **details: Any) -> Job:
-    job = replace(passed(job, moment.iso), state=state, reason=reason)
+    job = replace(passed(job, moment), state=state, reason=reason)
     if state in SETTLED:
         job = replace(job, finished_at=moment.iso)
     if reason:
@@ -113,7 +113,7 @@ def _start(job: Job, moment: Moment, admitted: Admitted | None = None) -> Decisi
     number = max(job.attempt, job.folders) + 1
     previous = job.current
     gpus = admitted.gpus if admitted else previous.gpus if previous else None
-    job = restarted(passed(job, moment.iso))
+    job = restarted(passed(job, moment))
     clock: dict[str, Any] = {"boot": moment.boot, "began_s": moment.clock_s}
     job = replace(
         job.with_attempt(Attempt(number, moment.iso, start_step=job.durable_step, gpus=gpus, **clock)),
@@ -150,6 +150,7 @@ def _asked_now(job: Job, moment: Moment) -> Job:
 
 
 def _resume(job: Job, _event: AnyEvent, moment: Moment) -> Decision:
+    job = replace(job, spent_s=job.ran_s)  # an older record has it from attempts that now count no more
     return Decision(_enter(_asked_now(job, moment), State.QUEUED, moment))
 
 
@@ -192,7 +193,7 @@ def _ask(goal: Goal, ask: Ask, reason: str) -> Step:
 def _limit(job: Job, event: Limit, moment: Moment) -> Decision:
     ask = Ask.STOP
     if event.kind is Sight.HUNG:
-        job, ask = replace(job, hung=True), Ask.HANG
+        job, ask = replace(job.paced(event.pace), hung=True), Ask.HANG
     elif event.kind is Sight.MEMORY_OVER:
         job, ask = replace(job, starved=True), Ask.KILL
     else:
@@ -228,7 +229,7 @@ def _close(job: Job, event: Ended, outcome: Outcome, moment: Moment) -> Job:
         ran_s=ran_s,
     )
     return publish(
-        replace(job.with_attempt(ended).paced(event.pace), ledger=ledger),
+        replace(job.with_attempt(ended).paced(event.pace), ledger=ledger, spent_s=job.ran_s + ran_s),
         moment,
         "ended",
         outcome=outcome.value,
@@ -300,6 +301,7 @@ def _retry(job: Job, event: Retry, moment: Moment) -> Decision:
         retreat=None,
         mark_step=job.durable_step if job.attempt else -1,
         backoff_s=0.0,
+        spent_s=0.0,
         finished_at=None,
     )
     return Decision(_enter(_asked_now(job.unpaced(), moment), State.QUEUED, moment))

@@ -44,6 +44,9 @@ def take_up(home: Home, folder: str, order: int, moment: Moment) -> Job:
         seed=_seed(spec),
         threads=_threads(),
         source=_source(home.folder(name)),
+        since=moment.iso,
+        since_boot=moment.boot,
+        since_s=moment.clock_s,
     )
     return publish(job, moment, State.QUEUED.value, seed=job.seed, threads=job.threads)
 

@@ -82,7 +82,7 @@ class Queue:
             self._retries.ask(_RETRY_S)
             return
         capacity = replace(self._capacity, gpus=self._gpus.devices)
-        jobs, now_s, now = self._book.jobs, time.monotonic(), moment().iso
+        jobs, now_s, now = self._book.jobs, time.monotonic(), moment()
         since = begun(jobs.values(), now_s, now) if self._since is None else self._since
         plan = admit(jobs.values(), capacity, alone=self._alone, now_s=now_s, since=since, now=now)
         self._turns.rest(_REST * (time.monotonic() - now_s))

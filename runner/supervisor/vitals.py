@@ -47,8 +47,8 @@ class Vitals:
             attempt.worker = identity.pid if identity is not None else None
         attempt.watch.look(job, now, attempt.worker)
         # Once the worker has been reaped, its shim clears up after it: that may take long, and is no hang.
-        if (reason := attempt.watch.hangs(job)) and (attempt.worker is None or _is_there(attempt.worker)):
-            return Limit(Sight.HUNG, reason)
+        if (hang := attempt.watch.hangs(job)) and (attempt.worker is None or _is_there(attempt.worker)):
+            return hang
         since_s, attempt.looked_at = now - (attempt.looked_at or now), attempt.looked_at or now
         if 0.0 < since_s < LOOK_S:
             return None
@@ -66,8 +66,7 @@ class Vitals:
         if allowed_s is None:
             return None
         if attempt.wall_s < 0:
-            earlier = sum(a.spent_s for a in job.since_asked)
-            attempt.wall_s = earlier + _ran_s(job, attempt)
+            attempt.wall_s = job.ran_s + _ran_s(job, attempt)
         attempt.wall_s += min(since_s, _GAP_MAX_S)
         if attempt.wall_s <= allowed_s:
             return None

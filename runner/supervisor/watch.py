@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from runner.core.hang import Ability, Look, Pulse, closely, hangs, observe
+from runner.core.events import Limit, Sight
+from runner.core.hang import Ability, Look, Pulse, closely, hangs, lengthened, observe
 from runner.core.job import Job
 from runner.errors import UnreadableRecordError
 from runner.storage import disk, records
@@ -67,8 +68,8 @@ class Watch:
             ),
         )
 
-    def hangs(self, job: Job) -> str | None:
-        """Say that the attempt hangs, where silence means anything.
+    def hangs(self, job: Job) -> Limit | None:
+        """Return by what the attempt hangs, where silence means anything.
 
         A command that never reported may just not know how, and a loop of a script's own says nothing; for
         these limits.hang has to be set.
@@ -81,7 +82,7 @@ class Watch:
         if reason and disk.trouble(self._paths.dir, _DISK_BYTES_MIN):
             self.pulse = Pulse(self.pulse.seen_at, self.pulse.mark, self.pulse.phase, pace=self.pulse.pace)
             return None  # it could not tell of any work, and has as long again
-        return reason
+        return Limit(Sight.HUNG, reason, lengthened(self.pulse, limits, job.pace)) if reason else None
 
     def _read(self) -> None:
         """Read the attempt's progress where it has changed; one left by an earlier attempt counts as none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from runner.cli import facts, ls
 from runner.core.job import Job, State
 from runner.storage import records
 from runner.storage.layout import printable_name
+from runner.supervisor import intake
+from runner.supervisor.book import moment
 from tests.cli.conftest import wait_for
 
 
@@ -132,6 +135,15 @@ def test_of_two_jobs_of_one_name_one_is_taken(runner):
     assert sum("there is a job of that name already" in text for text in complaints) == 1
     assert facts.gather(runner.home, "digits")["state"] == "queued"
     assert [path.name for path in runner.home.jobs.iterdir() if path.suffix == ".tmp"] == []
+
+
+@pytest.mark.parametrize(("state", "part"), [(State.QUEUED, "waiting_s"), (State.BACKOFF, "down_s")])
+def test_a_clock_that_was_never_set_makes_no_wait_of_decades(runner, state, part):
+    runner("submit", str(runner.folder("digits")))
+    job = intake.take_up(runner.home, "digits", 1, moment())
+    job = replace(job, state=state, since="1970-01-01T00:00:00.000+00:00")
+    records.save_job(runner.home.job("digits").record, job)
+    assert facts.gather(runner.home, "digits")["goodput"][part] < 3600
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_wait_returns_the_jobs_own_code(served):
     assert answer.out.startswith("odd: failed: exit code 78 (bad configuration) is never retried")
     killed = served.folder("killed", command=["sh", "-c", "kill -9 $$"], toml="[restart]\nbudget = 0\n")
     served("submit", str(killed))
-    assert served("wait", "killed").code == 1
+    assert served("wait", "killed").code == 128 + 9
 
 
 def _waited_s(served, name):

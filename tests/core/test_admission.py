@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.core.admission import AGING_S, FRUITLESS_MAX, PATIENCE_S, Plan, admit, begun
+from runner.core.admission import AGING_S, FRUITLESS_MAX, PATIENCE_S, Plan, admit, aged, begun
 from runner.core.inventory import Capacity, Device, Slots, devices_of, need_of
-from runner.core.job import ACTIVE, Attempt, CheckpointRef, Job, Ledger, Outcome, State
+from runner.core.job import ACTIVE, UNSEEN_S_MAX, Attempt, CheckpointRef, Job, Ledger, Outcome, State
 from runner.core.ledger import passed
-from runner.core.spec import JobSpec, LimitsSpec, ResourcesSpec
+from runner.core.spec import PRIORITY_MAX, JobSpec, LimitsSpec, ResourcesSpec
 from tests.core.life import at
 
 BOTH = (Device("GPU-0"), Device("GPU-1"))
@@ -262,25 +262,34 @@ def test_who_made_room_is_told_why_it_waits() -> None:
 
 def test_a_day_in_the_queue_counts_as_one_priority() -> None:
     old, new = job("b"), replace(job("a", priority=2), since=at(2 * AGING_S - 1).iso)
-    assert admit([old, new], Capacity(1), now=at(2 * AGING_S - 1).iso).start == ("a",)
-    assert admit([old, new], Capacity(1), now=at(2 * AGING_S).iso).start == ("a",), "it came first"
-    assert admit([old, replace(new, order=999)], Capacity(1), now=at(2 * AGING_S).iso).start == ("b",)
+    assert admit([old, new], Capacity(1), now=at(2 * AGING_S - 1)).start == ("a",)
+    assert admit([old, new], Capacity(1), now=at(2 * AGING_S)).start == ("a",), "it came first"
+    assert admit([old, replace(new, order=999)], Capacity(1), now=at(2 * AGING_S)).start == ("b",)
 
 
 def test_who_has_waited_is_not_stopped_and_has_nobody_stopped() -> None:
     low = replace(running("p"), ledger=Ledger(waiting_s=AGING_S))
-    assert admit([low, job("a", priority=1)], Capacity(1), now=at(9).iso).preempt == {}
-    assert admit([low, job("a", priority=2)], Capacity(1), now=at(9).iso).preempt == {"p": "makes room for a"}
-    assert admit([running("p"), job("a")], Capacity(1), now=at(9 * AGING_S).iso).preempt == {}
+    assert admit([low, job("a", priority=1)], Capacity(1), now=at(9)).preempt == {}
+    assert admit([low, job("a", priority=2)], Capacity(1), now=at(9)).preempt == {"p": "makes room for a"}
+    assert admit([running("p"), job("a")], Capacity(1), now=at(9 * AGING_S)).preempt == {}
     queue = [replace(job("a"), ledger=low.ledger), job("b", cpus=2, priority=1)]
-    plan = admit([running("p"), running("q", 1, cpus=2), *queue], Capacity(3), now=at(9).iso)
+    plan = admit([running("p"), running("q", 1, cpus=2), *queue], Capacity(3), now=at(9))
     assert plan.preempt == {}, "there is no room for both"
+
+
+def test_a_clock_that_is_set_makes_no_job_older() -> None:
+    dated = at(0, step_s=-20_000 * AGING_S)
+    low = replace(job("a"), since=dated.iso, since_boot=dated.boot, since_s=dated.clock_s)
+    assert aged(low, at(AGING_S)) == 1
+    assert aged(low, at(9, boot="next")) == UNSEEN_S_MAX // AGING_S, "only the wall clock knows"
+    assert aged(replace(low, ledger=Ledger(waiting_s=20_000 * AGING_S)), at(9)) == PRIORITY_MAX
+    assert begun([low], 7.0, at(9)) == {"a": 7.0 - 9}
 
 
 def test_the_first_plan_knows_from_the_records_since_when_jobs_wait() -> None:
     jobs = [job("r", State.RUNNING), replace(job("a", cpus=2), since=at(100).iso), job("b", wall_s=60)]
     now = at(100 + PATIENCE_S)
-    since = begun(jobs, 7.0, now.iso)
+    since = begun(jobs, 7.0, now)
     assert since == {"a": 7.0 - PATIENCE_S, "b": 7.0}
     assert admit(jobs, Capacity(2), now_s=7.0, since=since).start == ()
     assert admit(jobs, Capacity(2), now_s=7.0).start == ("b",)
@@ -295,17 +304,17 @@ def test_higher_priorities_keep_nobody_longer_than_a_day_each(
     low, needs_h, late = replace(job("a", cpus=size), since=at(0).iso), 30, {}
     bound_h = higher * 24 + runs_h + needs_h + 1
     for hour in range(bound_h + 1):
-        now = at(3600.0 * hour).iso
+        now = at(3600.0 * hour)
         late = {name: one for name, one in late.items() if hour - int(name[1:].split(".")[0]) < runs_h}
         if chance.random() < 0.8:
             fresh = [job(f"h{hour}.{n}", priority=higher, order=1000 + hour) for n in range(size)]
-            late |= {one.name: replace(one, since=now) for one in fresh}
+            late |= {one.name: replace(one, since=now.iso) for one in fresh}
         plan = admit([low, *late.values()], Capacity(size), now_s=3600.0 * hour, now=now)
         if low.name in {*plan.start, *plan.preempt}:
             to = State.RUNNING if plan.start else State.QUEUED
-            low = replace(passed(low, now).with_attempt(Attempt(1, now)), state=to)
+            low = replace(passed(low, now).with_attempt(Attempt(1, now.iso)), state=to)
         for name in set(late) & {*plan.start}:
-            late[name] = replace(late[name].with_attempt(Attempt(1, now)), state=State.RUNNING)
+            late[name] = replace(late[name].with_attempt(Attempt(1, now.iso)), state=State.RUNNING)
         late = {name: one for name, one in late.items() if one.state is State.RUNNING}
         needs_h -= low.state is State.RUNNING
         if not needs_h:

@@ -129,6 +129,30 @@ def test_what_may_pass_is_tried_once_more() -> None:
     assert fail(life, busy).job.state is State.FAILED
 
 
+LATE_MOUNT = {**NO_MODULE, "kind": "FileNotFoundError"}
+
+
+@pytest.mark.parametrize("fact", [NO_MODULE, LATE_MOUNT])
+@pytest.mark.parametrize(
+    "trained", [(saved(500),), ({"event": "raised", **LATE},), (saved(500), {"event": "quarantined"})]
+)
+def test_where_it_has_trained_before_what_keeps_it_from_starting_is_left_to_the_budget(
+    fact: dict[str, Any], trained: tuple[dict[str, Any], ...]
+) -> None:
+    gone = {"path": saved(500)["path"]}
+    life = Life().all([Admitted(), reported(trained[0]), Ended(signal="SIGKILL")])
+    if life.job.state is State.BACKOFF:
+        life.all([Event(Sight.BACKOFF_OVER), Admitted()])
+    life.on(reported(*({**one, **gone} for one in trained[1:])))
+    ends = 0
+    while life.job.state is not State.FAILED:
+        fail(life, fact)
+        ends += 1
+    assert ends >= 5
+    assert "restart.budget = 5" in life.job.reason
+    assert life.job.retreat is None
+
+
 def test_what_fails_before_training_puts_no_checkpoint_aside() -> None:
     down = {**BUG, "kind": "ConnectionError", "message": "refused", "step": 0, "started": False}
     life = fail(fail(Life(), LATE, saved(500)), down)

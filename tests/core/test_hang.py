@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.core.events import Ended
+from runner.core.events import Ended, Limit, Sight
 from runner.core.hang import (
     CONDITIONS,
     FACTOR,
@@ -18,18 +18,20 @@ from runner.core.hang import (
     PATIENCE,
     SILENCE,
     STARTUP,
+    STARTUP_LIMIT,
     Ability,
     Condition,
     Look,
     Pulse,
     hangs,
+    lengthened,
     limit_s,
     merged,
     observe,
     teaches,
 )
 from runner.core.spec import LimitsSpec
-from tests.core.life import ADMITTED, BACKOFF_OVER, KILLED, Life, retry
+from tests.core.life import ADMITTED, BACKOFF_OVER, CANCEL, KILLED, Life, retry
 
 AUTO = LimitsSpec()
 FLOOR_S = PATIENCE["train"].floor_s
@@ -123,6 +125,50 @@ def test_limits(phase: str, limits: LimitsSpec, longest_s: float | None, expecte
     assert limit_s(phase, limits, pace) == expected_s
     assert hangs(seen(phase, expected_s), limits, pace) is None
     assert hangs(seen(phase, expected_s + 1), limits, pace) is not None
+
+
+def test_a_job_whose_start_takes_longer_than_is_usual_gets_there_in_the_end() -> None:
+    """One that tokenises for 100 minutes, say; one that never comes to an end does not grow for ever."""
+    pace: dict[str, float] = {}
+    allowed = []
+    for _ in range(6):
+        allowed.append(limit_s("import", AUTO, pace))
+        pace = merged(pace, lengthened(seen("import", allowed[-1] + 0.5), AUTO, pace))
+    assert allowed == [600, 1200, 2400, 4800, 7200, 7200]
+    longer = {STARTUP_LIMIT: 1200.0}
+    assert {limit_s(phase, AUTO, longer) for phase in STARTUP} == {1200}
+    assert limit_s("train", AUTO, longer) == limit_s("train", AUTO, {})
+    assert limit_s("build", LimitsSpec(startup_s=90.0), longer) == 90
+
+
+@pytest.mark.parametrize(
+    ("pulse", "limits", "pace", "expected_s"),
+    [
+        (seen("build", 601.5), AUTO, {}, 1202),
+        (seen("", 601.5), AUTO, {}, 1202),
+        (seen("import", 3601, silent_s=3601), AUTO, {}, 7200),  # it had longer, as not even its Python ran
+        (seen("import", 7201), AUTO, {STARTUP_LIMIT: 7200.0}, None),
+        (seen("build", 9201), AUTO, {"build": 400.0}, None),  # it has longer by what it has shown
+        (seen("import", 91), LimitsSpec(startup_s=90.0), {}, None),
+        (seen("", 601), LimitsSpec(hang_s=60.0), {}, None),
+        (seen(STARTUP_LIMIT, 1801), AUTO, {}, None),
+        (seen("train", 1801), AUTO, {}, None),
+    ],
+)
+def test_a_hang_before_the_first_step_gives_the_next_attempt_twice_as_long(
+    pulse: Pulse, limits: LimitsSpec, pace: dict[str, float], expected_s: float | None
+) -> None:
+    assert lengthened(pulse, limits, pace) == ({} if expected_s is None else {STARTUP_LIMIT: expected_s})
+    told = f", the next attempt {expected_s} s)"
+    assert str(hangs(pulse, limits, pace)).endswith(told) is (expected_s is not None)
+
+
+def test_what_the_next_attempt_is_allowed_is_kept_until_a_retry() -> None:
+    life = Life().all(
+        [ADMITTED, Limit(Sight.HUNG, "no progress", {STARTUP_LIMIT: 1200.0}), KILLED, BACKOFF_OVER, ADMITTED]
+    )
+    assert life.job.pace == {STARTUP_LIMIT: 1200.0}
+    assert life.all([CANCEL, KILLED, retry()]).job.pace == {}
 
 
 def test_a_first_validation_of_half_an_hour_is_none() -> None:

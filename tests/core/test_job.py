@@ -6,7 +6,7 @@ import pytest
 
 from runner.core.events import Ended
 from runner.core.job import ACTIVE, ATTEMPTS_MAX, SETTLED, Attempt, Ledger, State, seconds_between
-from tests.core.life import ADMITTED, CANCEL, KILLED, OK, STOP, Life, at, command, in_state, queued
+from tests.core.life import ADMITTED, CANCEL, KILLED, OK, STOP, Life, at, command, in_state, queued, spec
 
 
 def test_no_state_is_both_active_and_settled() -> None:
@@ -22,10 +22,19 @@ def test_only_success_returns_0_and_only_what_has_ended_returns(state: State) ->
 
 @pytest.mark.parametrize(
     ("ended", "code"),
-    [(Ended(exit_code=78), 78), (Ended(exit_code=125), 125), (OK, 0)],
+    [
+        *((Ended(exit_code=78), 78), (Ended(exit_code=125), 125), (OK, 0), (KILLED, 137)),
+        *(
+            (Ended(signal="SIGSEGV"), 139),
+            (Ended(signal="34"), 162),
+            (Ended(signal="SIGWHAT"), 1),
+            (Ended(), 1),
+        ),
+    ],
 )
 def test_wait_returns_the_jobs_own_code(ended: Ended, code: int) -> None:
-    assert in_state(State.RUNNING).on(ended).job.exit_code == code
+    life = Life(queued(spec(budget=0))).all([ADMITTED, ended])
+    assert life.job.exit_code == code
 
 
 def test_a_command_that_ended_with_0_when_asked_to_is_cancelled_with_1() -> None:
@@ -33,9 +42,9 @@ def test_a_command_that_ended_with_0_when_asked_to_is_cancelled_with_1() -> None
     assert (life.job.state, life.job.exit_code) == (State.CANCELLED, 1)
 
 
-def test_a_signal_or_nothing_at_all_counts_as_1() -> None:
+def test_what_never_ran_counts_as_1_and_what_was_killed_as_in_a_shell() -> None:
     assert Life().all([CANCEL]).job.exit_code == 1
-    assert Life().all([ADMITTED, CANCEL, KILLED]).job.exit_code == 1
+    assert Life().all([ADMITTED, CANCEL, KILLED]).job.exit_code == 128 + 9
 
 
 def test_the_record_keeps_the_newest_attempts() -> None:

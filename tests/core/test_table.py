@@ -9,7 +9,7 @@ import pytest
 
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
 from runner.core.events import Admitted, AnyEvent, Ended, Prioritize, Reported, Request, Sight
-from runner.core.job import ACTIVE, SETTLED, Attempt, Goal, Job, Outcome, State
+from runner.core.job import ACTIVE, ATTEMPTS_MAX, SETTLED, UNSEEN_S_MAX, Attempt, Goal, Job, Outcome, State
 from runner.core.reports import LOG_BYTES
 from runner.core.table import TABLE, Ignore, Move, Refuse, decide, publish, refusal
 from tests.core.life import (
@@ -539,6 +539,34 @@ def test_the_time_that_the_machine_was_off_is_down_not_trained() -> None:
     assert life.job.attempts[0].spent_s == 70
 
 
+@pytest.mark.parametrize("step_s", [DAY_S, -DAY_S, 20_000 * DAY_S])
+def test_a_clock_that_is_set_is_neither_waited_nor_down(step_s: float) -> None:
+    life = Life(queued(since=at(0).iso, since_boot="boot"), step_s=step_s)
+    life.on(ADMITTED, 10)
+    life.on(saved(100), 3600)
+    life.on(KILLED, 0)  # the next attempt is started at once
+    life.on(KILLED, 1)
+    life.step_s = 0.0
+    life.on(BACKOFF_OVER, 2)
+    life.step_s = step_s
+    life.on(ADMITTED, 5)
+    ledger = life.job.ledger
+    assert (ledger.useful_s, ledger.down_s, ledger.waiting_s) == (3600, 1 + 2, 10 + 5)
+
+
+@pytest.mark.parametrize(
+    ("step_s", "waited_s"), [(DAY_S, DAY_S + 9), (-DAY_S, 0), (20_000 * DAY_S, UNSEEN_S_MAX)]
+)
+def test_across_a_boot_there_is_the_wall_clock_alone_and_it_is_believed_up_to_a_month(
+    step_s: float, waited_s: float
+) -> None:
+    life = in_state(State.RUNNING).all([PAUSE, asked(75), RESUME])
+    before_s = life.job.ledger.waiting_s
+    life.boot, life.step_s = "next", step_s
+    life.on(ADMITTED, 9)
+    assert life.job.ledger.waiting_s - before_s == waited_s
+
+
 def test_what_is_told_after_a_late_return_cannot_make_more_useful_than_ran() -> None:
     life = Life().all([ADMITTED, saved(100), KILLED])
     before = life.job.ledger
@@ -555,6 +583,27 @@ def test_an_attempt_of_an_older_record_is_booked_by_its_dates() -> None:
     life.on(KILLED, 40)
     assert (life.job.ledger.useful_s, life.job.ledger.lost_s) == (60, 40)
     assert Attempt(1, at(1).iso, ended_at=at(31).iso).spent_s == 30
+
+
+def test_all_attempts_since_a_retry_count_however_many_and_a_pause_changes_nothing() -> None:
+    life = Life(queued(spec(budget=10**6)))
+    for _ in range(ATTEMPTS_MAX + 50):
+        life.on(ADMITTED)
+        life.on(KILLED, 3600)
+        life.on(BACKOFF_OVER)
+    assert life.job.ran_s == 3600 * (ATTEMPTS_MAX + 50)
+    life.all([PAUSE, RESUME, ADMITTED])
+    life.on(WALL_OVER, 50)
+    assert life.on(KILLED, 10).job.ran_s == 3600 * (ATTEMPTS_MAX + 50) + 60
+    assert life.on(retry()).job.ran_s == 0
+
+
+@pytest.mark.parametrize("way", [(), (PAUSE, RESUME)])
+def test_what_the_attempts_of_an_older_record_ran_counts_too(way: tuple[AnyEvent, ...]) -> None:
+    life = in_state(State.BACKOFF)
+    life.job = replace(life.job, spent_s=None)
+    life.all([*way, *(() if way else (BACKOFF_OVER,)), ADMITTED])
+    assert life.on(KILLED, 30).job.ran_s == 1 + 30
 
 
 def test_a_held_job_is_neither_down_nor_waiting() -> None:

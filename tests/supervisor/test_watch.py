@@ -18,11 +18,14 @@ from typing import Any
 
 import pytest
 
+from runner.core.events import Limit, Sight
 from runner.core.hang import Ability
 from runner.core.job import Job, State
 from runner.core.spec import JobSpec, LimitsSpec
+from runner.core.table import decide
 from runner.storage.layout import Home
 from runner.supervisor import process
+from runner.supervisor.book import moment
 from runner.supervisor.watch import Watch, starves
 
 LIMIT_S = 10.0
@@ -96,6 +99,26 @@ def test_only_work_is_work(seen: Seen) -> None:
     assert seen.watch.pulse.pace["train"] == 5.0
 
 
+def test_what_does_not_start_in_time_has_twice_as_long_the_next_time(seen: Seen) -> None:
+    seen.job = job(spec=JobSpec())
+    seen.write(work=1, phase="import", heartbeat_s=None)
+    seen.pass_s(600.5)
+    assert seen.watch.hangs(seen.job) is None
+    seen.pass_s(1)
+    hang = seen.watch.hangs(seen.job)
+    assert hang is not None
+    assert (
+        hang.reason
+        == "no progress for 601 s in import (limits.startup allows 600 s, the next attempt 1202 s)"
+    )
+    seen.job = decide(seen.job, hang, moment()).job
+    seen.watch = Watch(seen.paths, 2, seen.now)
+    seen.pass_s(1202.5)
+    assert seen.watch.hangs(seen.job) is None
+    seen.pass_s(1)
+    assert "limits.startup allows 1202 s, the next attempt 24" in str(seen.watch.hangs(seen.job))
+
+
 def test_a_touch_is_a_heartbeat_whatever_the_clock_says(seen: Seen) -> None:
     seen.write(work=1)
     seen.pass_s(1)
@@ -123,7 +146,8 @@ def test_progress_of_a_script_that_knows_no_more_than_steps(seen: Seen) -> None:
     seen.write(step=2, heartbeat_s=None)
     assert seen.pass_s(0.5) == 0.0
     seen.pass_s(11)
-    assert seen.watch.hangs(seen.job) == "no progress for 11 s in train (limits.hang allows 10 s)"
+    line = "no progress for 11 s in train (limits.hang allows 10 s)"
+    assert seen.watch.hangs(seen.job) == Limit(Sight.HUNG, line)
 
 
 def test_who_has_no_disk_to_tell_on_has_as_long_again(seen: Seen) -> None:
