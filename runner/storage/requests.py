@@ -2,6 +2,8 @@
 
 A request works while no supervisor runs, and takes effect when one does. Files are named by the time of
 asking, so that they are taken in order; the supervisor removes each when it has been carried out or refused.
+Each says when the job that is meant was submitted, where it has a record: one that is carried out again, as
+its supervisor died before it could remove it, finds no other job of that name.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class RequestFile:
     verb: str
     name: str
     args: dict[str, Any] = field(default_factory=dict)
+    submitted_at: str | None = None  #: of the job that is meant; None: of whichever has the name
 
 
 def submit_request(home: Home, verb: str, name: str, args: dict[str, Any] | None = None) -> Path:
@@ -39,10 +42,19 @@ def submit_request(home: Home, verb: str, name: str, args: dict[str, Any] | None
     durable.make_folder(home.requests)
     path = home.requests / f"{time.time_ns():020d}-{os.urandom(4).hex()}.json"
     value = {"version": VERSION, "verb": verb, "name": name, "args": args or {}}
+    value["submitted_at"] = _submitted_at(home, name)
     with durable.replacing(path) as fd:
         os.fchmod(fd, 0o644)  # whatever the umask: the supervisor may be another user
         durable.write_all(fd, jsontext.encode(value))
     return path
+
+
+def _submitted_at(home: Home, name: str) -> str | None:
+    try:
+        found = records.load_json(home.job(name).record).get("submitted_at")
+    except (OSError, UnreadableRecordError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def pending(home: Home, limit: int = 1000) -> list[Path]:
@@ -81,4 +93,5 @@ def read(path: Path) -> RequestFile:
     verb, name, args = value.get("verb"), value.get("name"), value.get("args", {})
     if not isinstance(verb, str) or not isinstance(name, str) or not isinstance(args, dict):
         raise UnreadableRecordError(f"{path}: expected verb and name as strings and args as an object")
-    return RequestFile(path, verb, name, args)
+    submitted_at = value.get("submitted_at")
+    return RequestFile(path, verb, name, args, submitted_at if isinstance(submitted_at, str) else None)

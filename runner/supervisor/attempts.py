@@ -36,8 +36,8 @@ _SOON_S = 0.02
 _STRAYS_S, _STRAYS_LOOKS = 1.0, 20
 #: Before trying again what the machine refused.
 _REFUSED_S = 1.0
-#: An adopted shim without shim.json is given this long to write it.
-_BIRTH_S = 10.0
+#: An adopted shim without shim.json is given this long to write it; after the first, /proc is asked, too.
+_BIRTH_S, _INFANCY_S = 10.0, 1.0
 #: Between two looks at what keeps an attempt from its end; a shim stopped at so many in a row stays so.
 _HELD_LOOK_S, _STOPPED_LOOKS = 1.0, 3
 #: What keeps an attempt from its end is told no more often than so, in so many characters.
@@ -233,15 +233,24 @@ class Attempts:
             self._loop.after(_REFUSED_S, lambda: self._spawn_fetched(attempt))
 
     def _find_shim(self, attempt: Live) -> None:
-        """Find the shim that holds the lock; it may be too young to have written its identity."""
+        """Find the shim that holds the lock; it may be too young to have written its identity.
+
+        Or that was refused by the disk, or removed by the job. Who holds the lock longer and is no shim is
+        a stray.
+        """
+        held, young = self._home.job(attempt.name).lock, attempt.waited_s < _INFANCY_S
         identity = traces.read_identity(attempt.paths, "shim")
         pidfd = process.open_pidfd(identity) if identity else None
+        if pidfd is None and not young:
+            identity = traces.find_shim(held)
+            pidfd = process.open_pidfd(identity) if identity else None
         if pidfd is not None:
             attempt.shim, attempt.pidfd = identity, pidfd
             self._watch(attempt)
-        elif lock.is_locked(self._home.job(attempt.name).lock) and attempt.waited_s < _BIRTH_S:
-            attempt.waited_s += _SOON_S
-            self._loop.after(_SOON_S, lambda: self._find_shim(attempt))
+        elif lock.is_locked(held) and attempt.waited_s < _BIRTH_S:
+            pause_s = _SOON_S if young else _HELD_LOOK_S
+            attempt.waited_s += pause_s
+            self._loop.after(pause_s, lambda: self._find_shim(attempt))
         else:
             self._settle(attempt)
 

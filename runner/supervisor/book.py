@@ -50,6 +50,11 @@ class Book:
         """Tell whether the name stands for something."""
         return name in self.jobs or name in self.refused or name in self.postponed
 
+    @property
+    def unread(self) -> set[str]:
+        """Names whose record was not read: nobody here knows of their attempts, which are left alone too."""
+        return self.refused | self.postponed
+
     def next_order(self) -> int:
         """Return a place in the queue behind all that were given out."""
         self._order += 1

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,5 +105,11 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (UnreadableRecordError, OSError) as error:
-        log.error("%s: %s", path, error)
+        _complain(f"{path}: {error}")
         return {}
+
+
+@lru_cache(maxsize=1000)
+def _complain(text: str) -> None:
+    """Say what is wrong with a file, not at each look at it."""
+    log.error("%s", text)

@@ -183,6 +183,9 @@ class Inbox:
         if name not in self._book.jobs:
             log.warning("%s: no such job; the request %r was dropped", name, request.verb)
             return True
+        if request.submitted_at not in {None, self._book.jobs[name].submitted_at}:
+            log.warning("%s: the request %r meant an earlier job; it was dropped", name, request.verb)
+            return True
         try:
             event = self._event_for(request)
         except (BadJobError, ValueError) as error:

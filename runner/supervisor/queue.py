@@ -16,6 +16,7 @@ from runner.supervisor import allotment, launch
 from runner.supervisor.book import Book, moment
 from runner.supervisor.gpus import Gpus
 from runner.supervisor.loop import Loop, Soon
+from runner.supervisor.unread import Unread
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Queue:
         self._turns = Soon(loop, self._admit)
         self._retries = Soon(loop, self.ask)
         self._gpus = Gpus(loop, self.ask)
+        self._unread = Unread(book, self._gpus.shown_to)
         self._capacity = Capacity(allotment.cpus(), (), allotment.memory_bytes())
         self._since: dict[str, float] | None = None  # nobody knows yet but the records
         self._untold: dict[str, str] = {}  # what queued jobs wait for, and their records do not say yet
@@ -61,8 +63,8 @@ class Queue:
         self.closed = False  #: nothing is started any more
 
     def tend(self) -> None:
-        """Look again where devices may have come, gone or got well meanwhile; called now and then."""
-        if self._with_gpus:
+        """Look where devices may have changed, or what nobody watches has ended; called now and then."""
+        if self._with_gpus or self._unread.any_left():
             self.ask()
 
     def ask(self) -> None:
@@ -84,7 +86,8 @@ class Queue:
         capacity = replace(self._capacity, gpus=self._gpus.devices)
         jobs, now_s, now = self._book.jobs, time.monotonic(), moment()
         since = begun(jobs.values(), now_s, now) if self._since is None else self._since
-        plan = admit(jobs.values(), capacity, alone=self._alone, now_s=now_s, since=since, now=now)
+        known = [*jobs.values(), *self._unread.running()]
+        plan = admit(known, capacity, alone=self._alone, now_s=now_s, since=since, now=now)
         self._turns.rest(_REST * (time.monotonic() - now_s))
         self._since = plan.since
         for name, reason in plan.preempt.items():

@@ -212,6 +212,7 @@ class Attempt:
 
     def on_signal(self, number: int) -> None:
         """Do what the supervisor asks."""
+        self.reap()  # who is a zombie by now was not asked
         if self.status is not None:
             return  # it has ended by itself
         if number == signal.SIGTERM:

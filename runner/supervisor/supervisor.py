@@ -206,7 +206,7 @@ class Supervisor:
         for name in list(self.book.jobs):
             self._recover(name)
         if self.attempts.groups is not None and self.config.only is None:
-            self.attempts.groups.sweep(set(self.attempts.live))
+            self.attempts.groups.sweep({*self.attempts.live, *self.book.unread})
         # After SIGHUP: shims of ours that ended before we were ourselves again, and that nobody watches.
         with contextlib.suppress(ChildProcessError):
             while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):

@@ -6,6 +6,7 @@ The job can write there too. Whatever it has put in the place of a file of ours,
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from runner.core.job import ACTIVE, Job
@@ -15,6 +16,9 @@ from runner.storage.layout import AttemptPaths, Home
 from runner.supervisor import process
 from runner.supervisor.ends import read, read_outcome
 from runner.supervisor.process import Identity
+
+#: The shims' programs, and where in its folder in /proc each has its job's lock.
+_PROGRAMS, _LOCK = (b"/shim.py", b"/spare_shim.py"), "fd/3"
 
 
 def beside(home: Home, job: Job) -> Found:
@@ -36,6 +40,27 @@ def beside(home: Home, job: Job) -> Found:
 def read_identity(paths: AttemptPaths, who: str) -> Identity | None:
     """Read the identity of the attempt's `shim` or `worker`; None where it is not known."""
     return Identity.parse(read(paths.shim).get(who))
+
+
+def find_shim(held: Path) -> Identity | None:
+    """Return the shim that holds the lock at `held`, whatever its files say; None where no shim does.
+
+    It is a program of ours that has the lock under the number that it was given. A child that has not become
+    another program yet looks the same, but has come of it.
+    """
+    found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    found = [pid for pid in found if _is_shim(pid, held)]
+    eldest = [pid for pid in found if not any(pid != one and process.descends(pid, one) for one in found)]
+    return process.identify(eldest[0]) if eldest else None
+
+
+def _is_shim(pid: int, held: Path) -> bool:
+    about = Path(f"/proc/{pid}")
+    try:
+        words = (about / "cmdline").read_bytes().split(b"\0")  # ..., the program, its folder, nothing
+        return len(words) > 2 and words[-3].endswith(_PROGRAMS) and (about / _LOCK).samefile(held)
+    except OSError:
+        return False  # it has ended, or is another user's
 
 
 def stopped_shim(paths: AttemptPaths) -> str:

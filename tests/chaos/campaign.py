@@ -17,7 +17,7 @@ from tests.chaos.controls import ActsFirst
 from tests.chaos.deaths import SCENES, Verdict
 from tests.chaos.strikes import KILL, Rules, strikes
 
-#: Of the short form: calls of each scene, and faults.
+#: Of the short form: calls of a shim, and faults.
 SOME, FEW = 2, 12
 SHORT = {"pause_s": 0.25, "length": 0.3}
 #: How often the long form tells how far it is.
@@ -35,7 +35,7 @@ def play_deaths(asked: argparse.Namespace) -> tuple[str, list[str]]:
     runs, found = 0, []
     with _processes(asked.jobs) as pool:
         seeds = [chance.random() for _ in SCENES]
-        by_scene = pool.map(_draw, SCENES, seeds, [some] * len(SCENES))
+        by_scene = pool.map(_draw, SCENES, seeds, [asked.short] * len(SCENES))
         drawn = [(name, numbers) for name, points in zip(SCENES, by_scene, strict=True) for numbers in points]
         names = pool.submit(deaths.play_shim, 0).result().struck
         shims = range(1, 1 + len(names))
@@ -91,8 +91,9 @@ def _processes(number: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"))
 
 
-def _draw(name: str, seed: float, some: int | None) -> list[tuple[int, ...]]:
-    return deaths.deaths(SCENES[name], random.Random(seed), some)
+def _draw(name: str, seed: float, short: bool) -> list[tuple[int, ...]]:
+    scene = SCENES[name]
+    return deaths.deaths(scene, random.Random(seed), scene.some if short else None)
 
 
 def _play(name: str, numbers: tuple[int, ...]) -> Verdict:

@@ -26,7 +26,7 @@ from runner.storage.layout import Home
 from runner.supervisor import launch, process
 from runner.supervisor.supervisor import Config, Supervisor
 from runner.supervisor.traces import read_identity
-from tests.chaos.jobs import ENDURING, SUCCEEDED, Ending, Plan, failed
+from tests.chaos.jobs import ENDURING, SUCCEEDED, Ending, Plan, failed, with_spare
 from tests.chaos.judge import Struck, judge
 from tests.faults import tracer
 from tests.faults.tracer import Act, Call, Kill
@@ -44,7 +44,7 @@ TWICE, TWICE_CALLS = 3, 300
 #: Not epoll_wait: how often it waits is a matter of time; to die meanwhile is to die before the next call.
 NOTICED = frozenset(
     {"write", "pwrite64", "writev", "fsync", "fdatasync", "ftruncate", "rename", "mkdir", "rmdir", "unlink"}
-    | {"unlinkat", "symlink", "flock", "clone", "clone3", "sendto", "select"}
+    | {"unlinkat", "symlink", "flock", "clone", "clone3", "sendto", "sendmsg", "select"}
     | {"kill", "wait4", "epoll_ctl", "waitid", "pidfd_send_signal", "pidfd_open"}
 )
 #: What tests.faults has no names for.
@@ -65,6 +65,7 @@ class Scene:
     name: str
     plans: tuple[Plan, ...]
     before: Callable[[Stage], None] = nothing
+    some: int = 2  #: at how many calls the supervisor is killed in the short form
 
 
 class Stage:
@@ -387,4 +388,35 @@ DRAINS = Scene(
         Plan("beside", SUCCEEDED, ("await-term:0.3",)),
     ),
 )
-SCENES = {scene.name: scene for scene in (ENDS, REQUESTS, ADOPTS, DRAINS)}
+#: Two of the jobs have room, but not two large ones.
+LARGE = f"cpus = {CAPACITY.cpus * 0.9}\npreemptible = true"
+PREEMPTS = Scene(
+    "preempts",
+    (
+        Plan("low", Ending(State.SUCCEEDED, 0, 2), ("facts:1", f"await-term:{UNASKED_S}"), resources=LARGE),
+        Plan("first", SUCCEEDED, (f"await-begun:low:{UNASKED_S}",)),
+        Plan(
+            "high",
+            Ending(State.SUCCEEDED, 0, 1),
+            ("facts:1",),
+            f'after = ["first"]\npriority = 5\n{ENDURING}',
+            resources=LARGE,
+        ),
+    ),
+    some=1,
+)
+SPARES = Scene(
+    "spares",
+    (
+        Plan(
+            "spared",
+            Ending(State.SUCCEEDED, 0, 2),
+            ("facts:1", f"await-spare:{UNASKED_S}", "flaky:1:4", "facts:1"),
+            with_spare("warm"),
+            spared=True,
+        ),
+    ),
+    some=1,
+)
+#: The longest first: nobody waits for it alone.
+SCENES = {scene.name: scene for scene in (SPARES, ENDS, REQUESTS, ADOPTS, DRAINS, PREEMPTS)}

@@ -27,7 +27,7 @@ del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 #: Several at once on any machine.
-SMALL = '[resources]\ncpus = 0.1\n[limits]\nhang = "10m"\n'
+SMALL = "cpus = 0.1"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Plan:
     through_shell: bool = False  #: the worker is a shell, its child does the deeds
     spared: bool = False  #: the deeds are done by a script of Python, which may have a spare
     asks: str = ""  #: what people ask of it while it runs: verbs
+    resources: str = SMALL
 
     @property
     def own_codes(self) -> set[int]:
@@ -64,12 +65,12 @@ class Plan:
         """Put the job's folder in place in one step, as `runner submit` does."""
         staged = home.jobs / f".{self.name}.tmp"
         staged.mkdir()
-        toml = self.toml
+        toml, rest = self.toml, f'[resources]\n{self.resources}\n[limits]\nhang = "10m"\n'
         if self.spared:
             (staged / "train.py").write_text(SPARED)
-            toml = f"args = {json.dumps(self._words(ledgers))}\n{toml}{SMALL}"
+            toml = f"args = {json.dumps(self._words(ledgers))}\n{toml}{rest}"
         elif self.deeds:
-            toml = f"command = {json.dumps(self._command(ledgers))}\n{toml}{SMALL}"
+            toml = f"command = {json.dumps(self._command(ledgers))}\n{toml}{rest}"
         else:
             shutil.copy(TRAINING, staged / "train.py")
         (staged / "job.toml").write_text(toml)

@@ -35,6 +35,7 @@ class Struck:
 
     shims: set[int] = field(default_factory=set)
     workers: set[int] = field(default_factory=set)
+    asked: set[int] = field(default_factory=set)  #: whose shim was told to end, past any supervisor
 
 
 def judge(home: Home, plan: Plan, ledgers: Path, struck: Struck) -> list[str]:
@@ -57,9 +58,10 @@ def judge(home: Home, plan: Plan, ledgers: Path, struck: Struck) -> list[str]:
     found += numbering(job, log)
     found += moves(log)
     found += agreement(job, log, ended)
-    found += ledger(ledgers / plan.name, log, paths)
+    asked = {event["attempt"] for event in log if event["event"] == State.STOPPING.value} | struck.asked
+    found += ledger(ledgers / plan.name, log, paths, asked)
     for event in ended:
-        found += outcome(event, paths, plan, struck)
+        found += outcome(event, paths, plan, struck, asked)
         if plan.deeds:
             found += relayed(event["attempt"], log, paths)
     return [f"{plan.name}: {one}" for one in found]
@@ -125,8 +127,11 @@ def agreement(job: Job, log: Events, ended: Events) -> Iterator[str]:
         yield f"the record's attempts are {kept}, those of the events {told}"
 
 
-def ledger(path: Path, log: Events, paths: JobPaths) -> Iterator[str]:
-    """No attempt was run twice or beside another, none unknown to the events, none after a success."""
+def ledger(path: Path, log: Events, paths: JobPaths, asked: set[int]) -> Iterator[str]:
+    """No attempt was run twice or beside another, none unknown to the events, none after a success.
+
+    An attempt that was `asked` to end may say 0 to that.
+    """
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
@@ -138,15 +143,19 @@ def ledger(path: Path, log: Events, paths: JobPaths) -> Iterator[str]:
         yield f"attempts {ran} ran, {begun} are in the events"
     for number in ran[:-1]:
         told = _outcome(paths, number)
-        if told.get("exit_code") == 0 and not told["asked"]:
+        if told.get("exit_code") == 0 and not (told["asked"] and number in asked):
             yield f"attempt {number} succeeded, and {[one for one in ran if one > number]} ran after it"
 
 
-def outcome(event: dict[str, Any], paths: JobPaths, plan: Plan, struck: Struck) -> Iterator[str]:
+def outcome(
+    event: dict[str, Any], paths: JobPaths, plan: Plan, struck: Struck, asked: set[int]
+) -> Iterator[str]:
     """An attempt's end is what its shim saw; what nobody inflicted did not happen."""
     number, kind, told = event["attempt"], Outcome(event["outcome"]), _outcome(paths, event["attempt"])
     if told and (told["exit_code"], told["signal"]) != (event["exit_code"], event["signal"]):
         yield f"attempt {number} ended {told}, recorded is {event}"
+    if told and told["asked"] and number not in asked:
+        yield f"attempt {number} was asked to end ({told['asked']}), and nobody has"
     if told and told["exit_code"] == 0 and not told["asked"] and kind is not Outcome.SUCCEEDED:
         yield f"attempt {number} succeeded, recorded is {kind}"
     if kind is Outcome.SUCCEEDED and told.get("exit_code") != 0:

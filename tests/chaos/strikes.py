@@ -206,11 +206,14 @@ class Campaign:
             return False
         if who == "shim" and number == KILL:
             self.struck[job.name].shims.add(job.attempt)
+        if who == "shim" and number == TERM:
+            self.struck[job.name].asked.add(job.attempt)
         if who == "worker":
             self.struck[job.name].workers.add(job.attempt)
         if who in SPARES:  # it may be the next attempt's by now
             self.struck[job.name].shims |= {job.attempt, job.attempt + 1}
             self.struck[job.name].workers |= {job.attempt, job.attempt + 1}
+            self.struck[job.name].asked |= {job.attempt, job.attempt + 1}
         if not send(pidfd, number):
             return False
         self.faults[f"{number.name} {who}"] += 1

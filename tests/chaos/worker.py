@@ -177,6 +177,25 @@ def do_await_state(name: str, state: str, limit_s: str) -> None:
     wait_until(reached, float(limit_s))
 
 
+def do_await_begun(name: str, limit_s: str) -> None:
+    """Wait until another job has begun."""
+    wait_until(lambda: os.path.exists(os.path.join(os.path.dirname(LEDGER), name)), float(limit_s))
+
+
+def do_await_spare(limit_s: str) -> None:
+    """Wait until the next attempt has a spare that is ready, in the first attempt."""
+
+    def ready() -> bool:
+        try:
+            with open(os.path.join(STATE, "spare", "shim.json")) as file:
+                return bool(json.load(file)["ready"])
+        except OSError:
+            return False
+
+    if len(lines("start")) == 1:
+        wait_until(ready, float(limit_s))
+
+
 def do_await_orphaned(limit_s: str) -> None:
     """Wait until no supervisor lives that has said who it is, in the first attempt."""
     if len(lines("start")) == 1:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,27 @@ def test_a_worker_that_its_group_does_not_take_is_told_of_once_and_taken_in_late
     attempt.take_in()
     assert (tmp_path / "group" / "cgroup.procs").read_text() == str(os.getpid())
     assert not attempt.deadlines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_worker_that_has_ended_by_itself_was_not_asked(
+    shim: dict[str, Any], number: int, code: int, tmp_path: Path
+) -> None:
+    """The signal comes when the worker is a zombie that nobody has reaped yet."""
+    attempt = shim["Attempt"](0, str(tmp_path), 1.0)
+    attempt.worker = os.posix_spawn("/bin/sh", ["sh", "-c", f"exit {code}"], os.environ)
+    os.waitid(os.P_PID, attempt.worker, os.WEXITED | os.WNOWAIT)
+    wake, signals = os.pipe()
+    os.write(signals, bytes([number, signal.SIGCHLD]))
+    attempt.turn(wake, 10.0)
+    for fd in (wake, signals):
+        os.close(fd)
+    (tmp_path / "outcome.json").write_text(json.dumps(attempt.outcome(None, 1.0)))
+    ended = read_outcome(AttemptPaths(tmp_path))
+    assert isinstance(ended, Ended)
+    assert (ended.exit_code, ended.asked) == (code, False)
+    assert not attempt.killed
 
 
 WAITS_FOR_A_GPU = """

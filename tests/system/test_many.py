@@ -136,6 +136,26 @@ def test_a_request_for_a_folder_far_behind_waits_for_it(desk: Desk) -> None:
     assert desk.book.jobs["z"].state is State.CANCELLED
 
 
+def test_a_request_that_comes_again_does_nothing_to_another_job_of_that_name(desk: Desk) -> None:
+    """Its supervisor died when it was carried out and not yet removed; the job went, another one came."""
+    put_folder(desk.home, "a")
+    desk.inbox.find()
+    desk.finish()
+    request = requests.submit_request(desk.home, "cancel", "a")
+    left = request.read_text()
+    desk.inbox.find()
+    desk.finish()
+    first = desk.book.jobs["a"]
+    assert (first.state, request.exists()) == (State.CANCELLED, False)
+    desk.book.remove("a")
+    wait_for(lambda: moment().iso != first.submitted_at, "another time")
+    put_folder(desk.home, "a")
+    request.write_text(left)
+    desk.inbox.find()
+    desk.finish()
+    assert (desk.book.jobs["a"].state, request.exists()) == (State.QUEUED, False)
+
+
 def test_a_request_for_what_never_comes_keeps_nobody_busy(desk: Desk) -> None:
     desk.book.postponed.add("gone")
     put_requests(desk.home, 1, "gone")

@@ -13,7 +13,7 @@ import pytest
 
 from runner.core.job import State
 from runner.storage import lock
-from runner.supervisor import process
+from runner.supervisor import process, traces
 from runner.supervisor.spare import HEAD_START_S
 from tests.system.conftest import Site, assert_events_in_order, wait_for
 from tests.system.spares import COUNTS, FITS, FOR_EVER, WAIT_S, spare_of, submit, waits
@@ -198,9 +198,11 @@ def test_one_attempt_comes_of_it_where_the_supervisor_dies_meanwhile(site: Site)
     daemon.kill()
     daemon.wait()
     assert lock.is_locked(site.home.job("count").lock), "no other supervisor starts it too"
+    holder = traces.find_shim(site.home.job("count").lock)
     site.start()
     wait_for(lambda: len(site.trace("count")) == 2, "it to count again")
     shim = site.identity("count", "shim", 2)
+    assert shim == holder
     wait_for(lambda: process.is_alive(site.identity("count", "worker", 2)), "its worker")
     waits(site, "count")  # another one, beside an attempt that is looked after
     assert [attempt for _, attempt, _ in starts(site, "count")] == ["1", "2"]

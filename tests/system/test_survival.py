@@ -20,7 +20,7 @@ import pytest
 
 from runner.core.job import Outcome, State, seconds_between
 from runner.storage import records
-from runner.supervisor import process
+from runner.supervisor import process, traces
 from tests.system.conftest import COUNTER, Site, assert_events_in_order, wait_for
 
 
@@ -45,6 +45,27 @@ def test_workers_train_on_and_are_adopted(site: Site) -> None:
     assert job.attempt == 1
     assert job.durable_step == 400
     assert_events_in_order(site.events("count"))
+
+
+@pytest.mark.parametrize("left", ["torn", "none"])
+def test_a_shim_that_no_file_names_is_adopted(site: Site, left: str) -> None:
+    """The disk refused its file, or the job has removed it."""
+    site.start()
+    site.submit("count", "100000", "0.01")
+    wait_for(lambda: site.count("count") >= 20, "progress")
+    shim = site.identity("count", "shim")
+    kill_daemon(site)
+    told = site.home.job("count").attempt(1).shim
+    told.write_text("{")
+    if left == "none":
+        told.unlink()
+    site.start()
+    wait_for(lambda: "adopted" in site.kinds("count"), "the adoption")
+    assert traces.find_shim(site.home.job("count").lock) == shim
+    site.ask("stop", "count")
+    job = site.wait("count", State.CANCELLED)
+    assert (job.attempt, job.current.exit_code, job.current.outcome) == (1, 75, Outcome.STOPPED)
+    assert job.durable_step == site.count("count")
 
 
 @pytest.mark.parametrize(

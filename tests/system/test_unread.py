@@ -1,0 +1,76 @@
+"""A record that cannot be read: what runs of that job runs on, and has its place."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runner.core.job import State
+from runner.supervisor import allotment, process
+from tests.system.conftest import Site, wait_for
+from tests.system.test_isolation import group  # noqa: F401 - a fixture
+
+WAITS = ["sh", "-c", "until [ -e done ]; do sleep 0.05; done"]
+
+
+def wanting(share: float) -> str:
+    return f"[resources]\ncpus = {allotment.cpus() * share}\n"
+
+
+def end(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.kill()
+    daemon.wait()
+
+
+def damage(record: Path) -> None:
+    record.write_text("{")
+
+
+def withhold(record: Path) -> None:
+    """Have the disk refuse it."""
+    record.rename(record.with_name("kept.json"))
+    record.symlink_to(record)
+
+
+def test_attempts_outlive_their_records_and_keep_their_place(site: Site) -> None:
+    daemon = site.start()
+    site.submit("dead", command=["true"], toml=wanting(1))
+    site.wait("dead", State.SUCCEEDED)
+    spoils = {"damaged": damage, "withheld": withhold}
+    for name in spoils:
+        site.submit(name, command=WAITS, toml=wanting(0.5))
+    workers = [site.identity(name, "worker") for name in spoils]
+    end(daemon)
+    for name, spoil in {**spoils, "dead": damage}.items():
+        spoil(site.home.job(name).record)
+    site.submit("next", command=["true"], toml=wanting(1))
+    site.start()
+    wait_for(lambda: (job := site.job("next")) and "free slot" in job.reason, "its reason")
+    assert all(map(process.is_alive, workers))
+    text = site.log.read_text()
+    for name in spoils:
+        assert f"{name}: its record cannot be read, and its attempt 1 runs: it keeps" in text
+        (site.home.folder(name) / "done").touch()
+    assert "dead: its record cannot be read, and its attempt" not in text
+    record = site.home.job("withheld").record
+    record.with_name("kept.json").replace(record)
+    assert site.wait("next", State.SUCCEEDED).attempt == 1
+    assert site.wait("withheld", State.SUCCEEDED).attempt == 1
+
+
+@pytest.mark.usefixtures("group")
+def test_no_group_is_swept_whose_job_has_no_record_that_can_be_read(site: Site) -> None:
+    daemon = site.start()
+    spoils = {"damaged": damage, "withheld": withhold}
+    for name in spoils:
+        site.submit(name, command=WAITS, toml=wanting(0))
+    workers = [site.identity(name, "worker") for name in spoils]
+    end(daemon)
+    for name, spoil in spoils.items():
+        spoil(site.home.job(name).record)
+    site.submit("next", command=["true"], toml=wanting(0))
+    site.start()
+    site.wait("next", State.SUCCEEDED)
+    assert all(map(process.is_alive, workers))
