@@ -18,15 +18,27 @@ def lost_or_gained(expected: dict[str, str], found: dict[str, str]) -> list[str]
     return [name for name in {*expected, *found} if expected.get(name) != found.get(name)]
 
 
-def test_unseeded_arrays(tmp_path: Path, nursery: Nursery) -> None:
-    undisturbed = Job(tmp_path / "undisturbed", "arrays.py", nursery=nursery).run_through().results
-    assert len(undisturbed) == 10
+@pytest.mark.parametrize(
+    ("fits", "kill"),
+    [
+        (
+            "shuffled in-order batches class-weight sample-weight several-steps",
+            "batches/end:1 sample-weight/begin:2 several-steps/test:2",
+        ),
+        (
+            "callbacks two-inputs again-the-same-model noisy-trace",
+            "callbacks/train:20 callbacks/end:3 again-the-same-model/start:1 noisy-trace/test:1"
+            " noisy-trace/train:9",
+        ),
+    ],
+    ids=["options", "callbacks and models"],
+)
+def test_unseeded_arrays(tmp_path: Path, nursery: Nursery, fits: str, kill: str) -> None:
+    names = fits.split()
+    undisturbed = Job(tmp_path / "undisturbed", "arrays.py", nursery=nursery).run_through(*names).results
+    assert len(undisturbed) == len(names)
     job = Job(tmp_path / "killed", "arrays.py", nursery=nursery)
-    kill = (
-        "batches/end:1 sample-weight/begin:2 several-steps/test:2 callbacks/train:20 callbacks/end:3"
-        " again-the-same-model/start:1 noisy-trace/test:1 noisy-trace/train:9"
-    )
-    assert lost_or_gained(undisturbed, job.run_through(kill=kill).results) == []
+    assert lost_or_gained(undisturbed, job.run_through(*names, kill=kill).results) == []
     assert all(fact["exact"] for fact in job.facts_of("resumed"))
     assert [f["message"] for f in job.facts_of("warning") if "cannot be captured" in f["message"]] == []
     lines = [(line["fit"], line["epoch"]) for line in job.metrics()]

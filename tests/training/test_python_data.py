@@ -4,36 +4,53 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.training.harness import Job
 from tests.training.nursery import Nursery
 from tests.training.test_exact_resume import lost_or_gained
 
 
-def test_data_that_python_code_makes(tmp_path: Path, nursery: Nursery) -> None:
-    """Generators and PyDatasets, killed in the middle of epochs, at their ends and while validating."""
-    undisturbed = Job(tmp_path / "undisturbed", "python_data.py", nursery=nursery).run_through().results
-    assert len(undisturbed) == 12
+@pytest.mark.parametrize(
+    ("fits", "kill", "reason"),
+    [
+        (
+            "shared passes several-steps validated the-same-again arrays",
+            "shared/train:8 validated/test:5 the-same-again/train:7",
+            "by replay: a Python generator makes the data",
+        ),
+        (
+            "pieces in-order big threads processes finite",
+            "pieces/train:9 pieces/test:8 big/train:16 threads/train:9 processes/train:8 finite/train:6",
+            "by replay of the epoch: a PyDataset makes the data",
+        ),
+    ],
+    ids=["generators", "PyDatasets"],
+)
+def test_data_that_python_code_makes(
+    tmp_path: Path, nursery: Nursery, fits: str, kill: str, reason: str
+) -> None:
+    """Killed in the middle of epochs, at their ends and while validating."""
+    names = fits.split()
+    undisturbed = Job(tmp_path / "undisturbed", "python_data.py", nursery=nursery).run_through(*names).results
+    assert len(undisturbed) == len(names)
     job = Job(tmp_path / "killed", "python_data.py", nursery=nursery)
-    kill = (
-        "shared/train:8 validated/test:5 the-same-again/train:7 pieces/train:9 pieces/test:8 big/train:16"
-        " threads/train:9 processes/train:8 finite/train:6"
-    )
-    killed = job.run_through(kill=kill, every=("steps", 1), saved=True)
+    killed = job.run_through(*names, kill=kill, every=("steps", 1), saved=True)
     assert lost_or_gained(undisturbed, killed.results) == []
     assert all(fact["exact"] for fact in job.facts_of("resumed"))
-    reasons = {fact["fit"]: fact["reason"] for fact in job.facts_of("classified")}
-    assert reasons[0] == "by replay: a Python generator makes the data"
-    assert reasons[6] == "by replay of the epoch: a PyDataset makes the data"
+    assert {fact["fit"]: fact["reason"] for fact in job.facts_of("classified")}[0] == reason
 
 
 def test_data_that_python_code_makes_are_as_in_plain_python(tmp_path: Path, nursery: Nursery) -> None:
-    plain = Job(tmp_path / "plain", "python_data.py").plain("--seeded").results
+    # The others have unseeded `default_rng`s, which differ from process to process in plain Python.
+    alike = "--seeded", "shared", "passes", "arrays", "threads", "processes", "finite"
+    plain = Job(tmp_path / "plain", "python_data.py").plain(*alike).results
     job = Job(tmp_path / "killed", "python_data.py", nursery=nursery)
-    killed = job.run_through("--seeded", kill="validated/train:12 pieces/train:13", saved=True)
-    # Unseeded `default_rng`s differ from process to process in plain Python. The losses are compared, for
-    # how far plain Keras has read ahead of an endless generator when the training ends is left to chance.
-    alike = {"shared", "passes", "arrays", "threads", "processes", "finite"}
-    losses = [{name: results[name].split()[1] for name in alike} for results in (plain, killed.results)]
+    killed = job.run_through(*alike, kill="passes/train:12 threads/train:13", saved=True)
+    # The losses are compared, for how far plain Keras has read ahead of an endless generator when the
+    # training ends is left to chance.
+    losses = [{name: said.split()[1] for name, said in found.items()} for found in (plain, killed.results)]
+    assert len(losses[0]) == 6
     assert losses[0] == losses[1]
 
 

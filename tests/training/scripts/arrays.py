@@ -4,7 +4,7 @@ import sys
 
 import keras
 import numpy as np
-from victim import Mortal, say
+from victim import Mortal, say, wanted
 
 if "--seeded" in sys.argv:
     keras.utils.set_random_seed(11)
@@ -30,6 +30,8 @@ def make(built=True, **compile_options):
 
 
 def variant(name, model=None, more=(), **options):
+    if not wanted(name):
+        return
     model = model or make()
     options.setdefault("epochs", 2)
     inputs = options.pop("x", x)
@@ -42,7 +44,6 @@ def variant(name, model=None, more=(), **options):
         **options,
     )
     say(name, model, history)
-    return history
 
 
 variant("shuffled", make(built=False))
@@ -52,42 +53,41 @@ variant("class-weight", class_weight={0: 1.0, 1: 3.0})
 variant("sample-weight", sample_weight=weights)
 variant("several-steps", make(steps_per_execution=3), validation_data=(x[:20], y[:20]))
 
-stopper = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
-plateau = keras.callbacks.ReduceLROnPlateau(patience=1, factor=0.5, min_delta=0.01)
-keeper = keras.callbacks.ModelCheckpoint("best.weights.h5", save_best_only=True, save_weights_only=True)
-rows = keras.callbacks.CSVLogger("rows.csv")
-drawn = []
-remember = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: drawn.append(np.random.rand()))
-counter = 0
+if wanted("callbacks"):
+    stopper = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
+    plateau = keras.callbacks.ReduceLROnPlateau(patience=1, factor=0.5, min_delta=0.01)
+    keeper = keras.callbacks.ModelCheckpoint("best.weights.h5", save_best_only=True, save_weights_only=True)
+    rows = keras.callbacks.CSVLogger("rows.csv")
+    drawn = []
+    remember = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: drawn.append(np.random.rand()))
+    counter = 0
 
+    class Counting(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            global counter
+            counter += 1
 
-class Counting(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        global counter
-        counter += 1
-
-
-model = make()
-history = model.fit(
-    x,
-    y,
-    batch_size=8,
-    epochs=7,
-    validation_split=0.25,
-    verbose=0,
-    callbacks=[Mortal("callbacks"), stopper, plateau, keeper, rows, remember, Counting()],
-)
-with open("rows.csv") as file:
-    table = file.read()
-model_at_best = make()
-model_at_best.build((None, 6))
-model_at_best.load_weights("best.weights.h5")
-best = [float(w.sum()) for w in model_at_best.get_weights()]
-say(
-    "callbacks", model, history, drawn, counter, table, best,
-    stopper.wait,
-    stopper.best, stopper.stopped_epoch, plateau.wait, plateau.min_delta, keeper.best, rows.append,
-)  # fmt: skip
+    model = make()
+    history = model.fit(
+        x,
+        y,
+        batch_size=8,
+        epochs=7,
+        validation_split=0.25,
+        verbose=0,
+        callbacks=[Mortal("callbacks"), stopper, plateau, keeper, rows, remember, Counting()],
+    )
+    with open("rows.csv") as file:
+        table = file.read()
+    model_at_best = make()
+    model_at_best.build((None, 6))
+    model_at_best.load_weights("best.weights.h5")
+    best = [float(w.sum()) for w in model_at_best.get_weights()]
+    say(
+        "callbacks", model, history, drawn, counter, table, best,
+        stopper.wait,
+        stopper.best, stopper.stopped_epoch, plateau.wait, plateau.min_delta, keeper.best, rows.append,
+    )  # fmt: skip
 
 left, right = keras.Input((3,), name="left"), keras.Input((3,), name="right")
 out = keras.layers.Dense(1, activation="sigmoid")(keras.layers.Concatenate()([left, right]))

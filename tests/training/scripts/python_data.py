@@ -5,7 +5,7 @@ import sys
 
 import keras
 import numpy as np
-from victim import Mortal, say
+from victim import Mortal, say, wanted
 
 if "--seeded" in sys.argv:
     keras.utils.set_random_seed(7)
@@ -92,6 +92,8 @@ def build():
 
 
 def train(name, data, **kwargs):
+    if not wanted(name):
+        return
     model = build()
     history = model.fit(data, verbose=0, callbacks=[Mortal(name)], **kwargs)
     say(name, model, history, getattr(data, "seen", None))

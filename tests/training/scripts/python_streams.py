@@ -9,7 +9,7 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from victim import Mortal, say
+from victim import Mortal, say, wanted
 
 if "--seeded" in sys.argv:
     keras.utils.set_random_seed(11)
@@ -22,8 +22,7 @@ signature = (tf.TensorSpec((6,), tf.float32), tf.TensorSpec((1,), tf.float32))
 
 
 def variant(name, dataset, **options):
-    about_validation = "validation_data" in options or "twice" in name
-    if about_validation != (sys.argv[1] == "validation"):
+    if not wanted(name):
         return
     model = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dropout(0.2), keras.layers.Dense(1)]
@@ -96,8 +95,8 @@ variant("hidden", from_generator(by_hidden).batch(10))
 variant("jittered", source.shuffle(60).map(jittered).batch(8).prefetch(1))
 variant("pure", source.shuffle(60).map(doubled, num_parallel_calls=2).batch(8))
 variant("cached", from_generator(shuffled).cache().shuffle(60).batch(8))
-variant("repeated", source.shuffle(60).repeat(2).batch(10))
 variant("joined", source.shuffle(30).concatenate(source.take(20).shuffle(20)).batch(10))
+variant("repeated", source.shuffle(60).repeat(2).batch(10))
 rng = tf.random.Generator.from_seed(5)
 variant(
     "validated",

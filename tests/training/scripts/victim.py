@@ -14,6 +14,12 @@ import keras
 import numpy as np
 
 
+def wanted(name):
+    """Whether a run does this training: the script's arguments name those that it does, or it does all."""
+    named = [word for word in sys.argv[1:] if not word.startswith("--")]
+    return not named or name in named
+
+
 def moments():
     """Return where each life ends, as KILL says: "a/train:5 b/test:2" is the n-th such moment of a fit.
 
