@@ -48,11 +48,12 @@ def test_unseeded_arrays(tmp_path: Path, nursery: Nursery, fits: str, kill: str)
 
 def test_seeded_arrays_are_as_in_plain_python(tmp_path: Path) -> None:
     """Here, and in the tests under a supervisor, all lives begin as users' do: with the first import."""
-    plain = Job(tmp_path / "plain", "arrays.py").plain("--seeded").results
-    assert len(plain) == 10
+    fits = "shuffled", "batches", "several-steps", "callbacks", "two-inputs", "noisy-trace"
+    plain = Job(tmp_path / "plain", "arrays.py").plain("--seeded", *fits).results
+    assert len(plain) == len(fits)
     job = Job(tmp_path / "killed", "arrays.py")
     kill = "shuffled/train:7 callbacks/end:3"
-    assert lost_or_gained(plain, job.run_through("--seeded", kill=kill).results) == []
+    assert lost_or_gained(plain, job.run_through("--seeded", *fits, kill=kill).results) == []
 
 
 def test_a_fit_that_was_killed_before_its_first_checkpoint_tells_its_epochs_once(
@@ -114,7 +115,8 @@ def test_streams_that_are_not_reproducible_are_not_called_exact(tmp_path: Path, 
 
 def test_a_resume_that_forgets_its_place_in_the_data_is_noticed(tmp_path: Path, nursery: Nursery) -> None:
     """The negative control: without it, equal digests would prove nothing."""
-    undisturbed = Job(tmp_path / "undisturbed", "streams.py", nursery=nursery).run_through("--seeded").results
+    fits = "--seeded", "shuffled", "same-order"
+    undisturbed = Job(tmp_path / "undisturbed", "streams.py", nursery=nursery).run_through(*fits).results
     job = Job(tmp_path / "killed", "streams.py", nursery=nursery)
     bootstrap = tmp_path / "forgetful.py"
     bootstrap.write_text(
@@ -128,5 +130,5 @@ def test_a_resume_that_forgets_its_place_in_the_data_is_noticed(tmp_path: Path, 
         "main()\n".replace("BOOTSTRAP", repr(str(job.bootstrap)))
     )
     job.bootstrap = bootstrap
-    killed = job.run_through("--seeded", kill="shuffled/train:5", saved=True).results
+    killed = job.run_through(*fits, kill="shuffled/train:5", saved=True).results
     assert "shuffled" in lost_or_gained(undisturbed, killed)

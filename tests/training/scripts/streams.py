@@ -5,7 +5,7 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from victim import Mortal, say
+from victim import Mortal, say, wanted
 
 if "--seeded" in sys.argv:
     keras.utils.set_random_seed(11)
@@ -17,6 +17,8 @@ source = tf.data.Dataset.from_tensor_slices((x, y))
 
 
 def variant(name, dataset, **options):
+    if not wanted(name):
+        return
     model = keras.Sequential(
         [keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dropout(0.2), keras.layers.Dense(1)]
     )
