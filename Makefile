@@ -74,7 +74,9 @@ versions: $(READY) ## the tests that kill trainings, with each minor version of 
 	@$(BIN)/python -m tests.versions $(ARGS)
 
 bench: $(READY) ## every benchmark, one after the other
-	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python "$$bench"; done
+	@missed=; for bench in benchmarks/bench_*.py; do \
+		echo "== $$bench"; $(BIN)/python "$$bench" || missed="$$missed $$bench"; \
+	done; [ -z "$$missed" ] || { echo "bench: a target was missed, or it failed:$$missed" >&2; exit 1; }
 
 install-service: ## as root: install training-runner.service, or upgrade it in place (systemd/README.md)
 	@systemd/install.sh install

@@ -269,19 +269,22 @@ def measurements(jobs: int, workers: int, rounds: int, seconds: float) -> Iterat
         )
 
 
-def table(found: dict[str, list[float]], about: str) -> None:
-    """Print each figure's median and extremes beside its target."""
+def table(found: dict[str, list[float]], about: str) -> bool:
+    """Print each figure's median and extremes beside its target; tell whether all are kept."""
+    kept = True
     print(f"\n{about}")
     print(f"{'':52}{'median':>9}{'min':>9}{'max':>9}{'target':>9}")
     for name, target in TARGETS.items():
         if values := found.get(name):
             middle = statistics.median(values)
+            kept &= target is None or middle <= target
             verdict = "" if target is None else f"{target:9g}{'' if middle <= target else '  MISSED'}"
             print(f"{name:52}{middle:9.3f}{min(values):9.3f}{max(values):9.3f}{verdict}")
+    return kept
 
 
-def main() -> None:
-    """Measure and print one table."""
+def main() -> int:
+    """Measure and print one table; return 1 where a target is missed."""
     parser = argparse.ArgumentParser(description="What the daemon costs, and how soon it acts.")
     parser.add_argument("--quick", action="store_true", help="1,000 jobs, 10 workers, one round of 10 s")
     parser.add_argument("--jobs", type=int)
@@ -297,8 +300,9 @@ def main() -> None:
         for name, value in measure().items():
             found.setdefault(name, []).append(value)
             print(f"{name}: {value:.3f}", file=sys.stderr)
-    table(found, f"{jobs} jobs, {workers} workers, {rounds} rounds, shares over {seconds:g} s")
+    about = f"{jobs} jobs, {workers} workers, {rounds} rounds, shares over {seconds:g} s"
+    return int(not table(found, about))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

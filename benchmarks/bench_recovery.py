@@ -7,6 +7,8 @@ A Keras script notes each step in a shared page. Once it has trained for a while
 - supervisord, systemd (RestartSec=0) and torchrun, where they are there: the script then keeps itself by
   Keras's BackupAndRestore, after each epoch.
 
+What is not to be exceeded stands beside (`TARGETS`); where it is, the exit code is 1.
+
 What does not train again within a minute is stuck: a kill in the midst of BackupAndRestore's writing leaves a
 backup that cannot be read. It is counted, the backup is removed as a person would, and it goes on.
 
@@ -46,6 +48,13 @@ PAGE = struct.Struct("=qqddd")
 #: After its first step a process trains so long before it is killed: something is saved by then.
 TRAINS_S = 5.0
 STUCK_S = 60.0
+PLAIN = "plain process, first start"
+#: Medians: seconds, or in parts of the plain process.
+TARGETS = {
+    "runner, no spare": (1.15, PLAIN),
+    "runner, warm spare": (1.0, ""),
+    "runner, hot spare": (0.25, ""),
+}
 SCRIPT = """
 import time
 begun_s = time.process_time()
@@ -217,8 +226,17 @@ def torchrun(root: Path, rounds: int, program: str) -> list[tuple[float, float]]
         return bench.kills(rounds)
 
 
-def main() -> None:
-    """Measure and print one table."""
+def verdict(name: str, medians: dict[str, float]) -> str:
+    """Say how a row's median compares with its target; "" where it has none."""
+    target, beside = TARGETS.get(name, (math.nan, ""))
+    if math.isnan(target) or (beside and beside not in medians):
+        return ""
+    share = medians[name] / (medians[beside] if beside else 1.0)
+    return f"  {share:.2f} of {target:.2f}{'' if share <= target else '  MISSED'}"
+
+
+def main() -> int:
+    """Measure and print one table; return 1 where a target is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="three rounds of each")
     parser.add_argument("--rounds", type=int, default=20)
@@ -230,20 +248,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         ways: dict[str, Callable[[], list[tuple[float, float]]]] = {
-            "plain process, first start": lambda: plain(root, rounds),
+            PLAIN: lambda: plain(root, rounds),
             "runner, no spare": lambda: runner(root, rounds, "none"),
             "runner, warm spare": lambda: runner(root, rounds, "warm"),
             "runner, hot spare": lambda: runner(root, rounds, "hot"),
         }
-        if options.supervisord:
-            ways["supervisord"] = lambda: supervisord(root, rounds, options.supervisord)
-        if Path("/run/systemd/system").is_dir():
-            ways["systemd, RestartSec=0"] = lambda: systemd(root, rounds)
-        if options.torchrun:
-            ways["torchrun"] = lambda: torchrun(root, rounds, options.torchrun)
+        others = {
+            "supervisord": (options.supervisord, lambda: supervisord(root, rounds, options.supervisord)),
+            "systemd, RestartSec=0": (Path("/run/systemd/system").is_dir(), lambda: systemd(root, rounds)),
+            "torchrun": (options.torchrun, lambda: torchrun(root, rounds, options.torchrun)),
+        }
+        ways |= {name: measure for name, (there, measure) in others.items() if there}
         print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors")
         print(f"SIGKILL to the next completed step, {rounds} rounds (seconds); then processor seconds")
         print(f"{'':28}{'median':>9}{'min':>9}{'max':>9}{'script':>9}{'stuck':>7}", flush=True)
+        medians: dict[str, float] = {}
         for name, measure in ways.items():
             if options.only and not name.startswith(tuple(options.only)):
                 continue
@@ -251,9 +270,14 @@ def main() -> None:
             seconds = [one for one, _ in took]
             spent = statistics.median([one for _, one in took if not math.isnan(one)] or [math.nan])
             stuck = sum(map(math.isinf, seconds))
-            line = f"{statistics.median(seconds):9.2f}{min(seconds):9.2f}{max(seconds):9.2f}{spent:9.2f}"
-            print(f"{name:28}{line}{stuck:7}", flush=True)
+            medians[name] = statistics.median(seconds)
+            line = f"{medians[name]:9.2f}{min(seconds):9.2f}{max(seconds):9.2f}{spent:9.2f}"
+            print(f"{name:28}{line}{stuck:7}{verdict(name, medians)}", flush=True)
+        for name, (there, _) in others.items():
+            if not there:
+                print(f"{name:28} not measured: it is not here")
+        return int(any("MISSED" in verdict(name, medians) for name in medians))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

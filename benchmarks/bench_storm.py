@@ -9,7 +9,8 @@ killed by SIGKILL every eight seconds until it ends:
 
 Goodput: what the undisturbed training takes from its first step to its last (the mean of one before and one
 after), in parts of what this one took; where it does not end within two and a half times that, in parts of
-the steps that it came to. Exact: the weights are, bit for bit, those of the undisturbed training.
+the steps that it came to. Exact: the weights are, bit for bit, those of the undisturbed training. Where a row
+misses its target (`TARGETS`), or has one and is not exact, the exit code is 1.
 
 Usage: python benchmarks/bench_storm.py [--epochs N] [--every S] [ROW ...]
 """
@@ -38,6 +39,7 @@ from runner.supervisor.traces import read_identity
 PAGE = struct.Struct("=qdd")
 STEPS_PER_EPOCH = 900
 PATIENCE = 2.5
+TARGETS = {"runner-warm": 0.8, "runner-hot": 0.9}
 SCRIPT = """
 import hashlib, mmap, os, struct, sys, time
 import keras
@@ -162,8 +164,8 @@ def restarted(root: Path, epochs: int, every_s: float, until_s: float, keep: str
         processes[-1].wait()
 
 
-def main() -> None:
-    """Measure and print one table."""
+def main() -> int:
+    """Measure and print one table; return 1 where a target is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--every", type=float, default=8.0, help="seconds between two kills")
@@ -175,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         plain = undisturbed(Path(folder) / "undisturbed", options.epochs)
-        steps = plain.seen()[0]
+        steps, missed = plain.seen()[0], False
         print(f"undisturbed: {steps} steps, {options.epochs} epochs")
         print(f"{'':16}{'goodput':>9}{'kills':>7}{'seconds':>9}{'undisturbed':>13}  ended", flush=True)
         for place, name in enumerate(options.rows or rows):
@@ -188,8 +190,12 @@ def main() -> None:
             after = undisturbed(root / "undisturbed", options.epochs)
             whole_s = (plain.took_s() + after.took_s()) / 2
             plain, share = after, whole_s / took_s * storm.seen()[0] / steps
-            print(f"{name:16}{share:9.2f}{kills:7}{took_s:9.1f}{whole_s:13.1f}  {ended}", flush=True)
+            misses = name in TARGETS and (share < TARGETS[name] or ended != "exact")
+            missed |= misses
+            verdict = f"  of {TARGETS[name]:g}{'  MISSED' if misses else ''}" if name in TARGETS else ""
+            print(f"{name:16}{share:9.2f}{kills:7}{took_s:9.1f}{whole_s:13.1f}  {ended}{verdict}", flush=True)
+        return int(missed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
