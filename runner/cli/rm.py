@@ -21,8 +21,11 @@ def command(names: NamesArgument, home: HomeOption = None) -> None:
 
 
 def _forget(home: Home, name: str) -> None:
-    with contextlib.suppress(UnreadableRecordError):
+    try:
         mirror = facts.gather(home, name)["mirror"]
+    except UnreadableRecordError:
+        _refuse_running(home, name)
+    else:
         if mirror is not None and mirror["steps"]:
             print(f"{name}: {mirror['url']} is left: the same job, submitted again, would go on from there")
     held = _hold(home)
@@ -33,6 +36,16 @@ def _forget(home: Home, name: str) -> None:
         _remove(home, name)
     finally:
         os.close(held)
+
+
+def _refuse_running(home: Home, name: str) -> None:
+    """Refuse a job whose record cannot be read, where an attempt runs: nobody could stop that afterwards."""
+    with contextlib.suppress(OSError):  # what is damaged has to go
+        if lock.is_locked(home.job(name).lock):
+            raise RefusedError(
+                f"{name}: its record cannot be read, and its attempt runs; end that first:"
+                f" {home.job(name).attempts}/*/shim.json names its processes"
+            )
 
 
 def _hold(home: Home) -> int | None:

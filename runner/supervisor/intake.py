@@ -16,7 +16,7 @@ from runner.core.spec import PRIORITY_MAX, PRIORITY_MIN, JobSpec
 from runner.core.table import Decision, publish
 from runner.errors import BadJobError, UnreadableRecordError
 from runner.settings import load_spec
-from runner.storage import durable, records, requests
+from runner.storage import durable, lock, records, requests
 from runner.storage.layout import SUBMITTED_MARK, Home, is_job_name, printable_name
 from runner.supervisor.arrivals import Arrival, Arrivals, is_quiet
 from runner.supervisor.book import Book, moment
@@ -175,7 +175,10 @@ class Inbox:
         """Do what is asked, or refuse it for good; False where the disk refused: try again."""
         name = request.name
         if name in self._book.refused and request.verb == Request.REMOVE:
-            self._book.remove(name)
+            if _runs(self._home, name):
+                log.error("%s: its record cannot be read, and its attempt runs: it is not removed", name)
+            else:
+                self._book.remove(name)
             return True
         if name not in self._book.jobs and self._is_coming(name):
             self._held = True
@@ -208,6 +211,13 @@ class Inbox:
         if kind is Request.PRIORITY:
             return Prioritize(_priority(request.args.get("priority")))
         return Event(kind)
+
+
+def _runs(home: Home, name: str) -> bool:
+    try:
+        return lock.is_locked(home.job(name).lock)
+    except OSError:
+        return False  # what is damaged has to go
 
 
 def _priority(value: object) -> int:

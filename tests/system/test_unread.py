@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,14 @@ def test_attempts_outlive_their_records_and_keep_their_place(site: Site) -> None
     site.start()
     wait_for(lambda: (job := site.job("next")) and "free slot" in job.reason, "its reason")
     assert all(map(process.is_alive, workers))
+    asked = [sys.executable, "-m", "runner.cli", "rm", "damaged", "--home", str(site.home.root)]
+    refused = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "its record cannot be read, and its attempt runs; end that first" in refused.stderr
+    site.ask("rm", "damaged")  # as one that was on its way already
     text = site.log.read_text()
+    assert "damaged: its record cannot be read, and its attempt runs: it is not removed" in text
+    assert site.home.folder("damaged").exists()
     for name in spoils:
         assert f"{name}: its record cannot be read, and its attempt 1 runs: it keeps" in text
         (site.home.folder(name) / "done").touch()
