@@ -43,11 +43,15 @@ from runner.storage import records
 from runner.storage.layout import Home
 
 T = TypeVar("T")
+#: Takes a folder and how many rounds; returns for each seconds, and processor seconds.
+Measure = Callable[[Path, int], list[tuple[float, float]]]
 #: Step, pid, when the process did its first step, processor time from the script's start to then, and at it.
 PAGE = struct.Struct("=qqddd")
 #: After its first step a process trains so long before it is killed: something is saved by then.
 TRAINS_S = 5.0
 STUCK_S = 60.0
+#: So many rounds of one row, then of the next, again and again: machines become slower and faster.
+BLOCK = 5
 PLAIN = "plain process, first start"
 #: Medians: seconds, or in parts of the plain process.
 TARGETS = {
@@ -235,6 +239,24 @@ def verdict(name: str, medians: dict[str, float]) -> str:
     return f"  {share:.2f} of {target:.2f}{'' if share <= target else '  MISSED'}"
 
 
+def rows(supervisord_path: str | None, torchrun_path: str | None) -> dict[str, Measure | None]:
+    """Return what there is to measure; None: what that needs is not here."""
+    found: dict[str, Measure | None] = {
+        PLAIN: plain,
+        "runner, no spare": lambda root, rounds: runner(root, rounds, "none"),
+        "runner, warm spare": lambda root, rounds: runner(root, rounds, "warm"),
+        "runner, hot spare": lambda root, rounds: runner(root, rounds, "hot"),
+        "supervisord": None,
+        "systemd, RestartSec=0": systemd if Path("/run/systemd/system").is_dir() else None,
+        "torchrun": None,
+    }
+    if supervisord_path:
+        found["supervisord"] = lambda root, rounds: supervisord(root, rounds, supervisord_path)
+    if torchrun_path:
+        found["torchrun"] = lambda root, rounds: torchrun(root, rounds, torchrun_path)
+    return found
+
+
 def main() -> int:
     """Measure and print one table; return 1 where a target is missed."""
     parser = argparse.ArgumentParser()
@@ -244,39 +266,35 @@ def main() -> int:
     parser.add_argument("--supervisord", default=shutil.which("supervisord"))
     parser.add_argument("--torchrun", default=shutil.which("torchrun"))
     options = parser.parse_args()
-    rounds = 3 if options.quick else options.rounds
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        ways: dict[str, Callable[[], list[tuple[float, float]]]] = {
-            PLAIN: lambda: plain(root, rounds),
-            "runner, no spare": lambda: runner(root, rounds, "none"),
-            "runner, warm spare": lambda: runner(root, rounds, "warm"),
-            "runner, hot spare": lambda: runner(root, rounds, "hot"),
-        }
-        others = {
-            "supervisord": (options.supervisord, lambda: supervisord(root, rounds, options.supervisord)),
-            "systemd, RestartSec=0": (Path("/run/systemd/system").is_dir(), lambda: systemd(root, rounds)),
-            "torchrun": (options.torchrun, lambda: torchrun(root, rounds, options.torchrun)),
-        }
-        ways |= {name: measure for name, (there, measure) in others.items() if there}
-        print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors")
-        print(f"SIGKILL to the next completed step, {rounds} rounds (seconds); then processor seconds")
-        print(f"{'':28}{'median':>9}{'min':>9}{'max':>9}{'script':>9}{'stuck':>7}", flush=True)
-        medians: dict[str, float] = {}
-        for name, measure in ways.items():
-            if options.only and not name.startswith(tuple(options.only)):
-                continue
-            took = measure()
-            seconds = [one for one, _ in took]
-            spent = statistics.median([one for _, one in took if not math.isnan(one)] or [math.nan])
-            stuck = sum(map(math.isinf, seconds))
-            medians[name] = statistics.median(seconds)
-            line = f"{medians[name]:9.2f}{min(seconds):9.2f}{max(seconds):9.2f}{spent:9.2f}"
-            print(f"{name:28}{line}{stuck:7}{verdict(name, medians)}", flush=True)
-        for name, (there, _) in others.items():
-            if not there:
-                print(f"{name:28} not measured: it is not here")
-        return int(any("MISSED" in verdict(name, medians) for name in medians))
+    left = 3 if options.quick else options.rounds
+    chosen = {
+        name: measure
+        for name, measure in rows(options.supervisord, options.torchrun).items()
+        if not options.only or name.startswith(tuple(options.only))
+    }
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+    print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors", flush=True)
+    while left > 0:
+        block, left = min(left, BLOCK), left - BLOCK
+        for name, measure in chosen.items():
+            if measure is not None:
+                with tempfile.TemporaryDirectory() as folder:
+                    took[name] += measure(Path(folder), block)
+    print(
+        f"SIGKILL to the next completed step, {max(map(len, took.values()))} rounds (seconds); then processor seconds"
+    )
+    print(f"{'':28}{'median':>9}{'min':>9}{'max':>9}{'script':>9}{'stuck':>7}")
+    medians: dict[str, float] = {}
+    for name, found in took.items():
+        if not found:
+            print(f"{name:28} not measured: it is not here")
+            continue
+        seconds = [one for one, _ in found]
+        spent = statistics.median([one for _, one in found if not math.isnan(one)] or [math.nan])
+        medians[name] = statistics.median(seconds)
+        line = f"{medians[name]:9.2f}{min(seconds):9.2f}{max(seconds):9.2f}{spent:9.2f}"
+        print(f"{name:28}{line}{sum(map(math.isinf, seconds)):7}{verdict(name, medians)}")
+    return int(any("MISSED" in verdict(name, medians) for name in medians))
 
 
 if __name__ == "__main__":
