@@ -280,9 +280,8 @@ def main() -> int:
             if measure is not None:
                 with tempfile.TemporaryDirectory() as folder:
                     took[name] += measure(Path(folder), block)
-    print(
-        f"SIGKILL to the next completed step, {max(map(len, took.values()))} rounds (seconds); then processor seconds"
-    )
+    rounds = max(map(len, took.values()))
+    print(f"SIGKILL to the next completed step, {rounds} rounds (seconds); then processor seconds")
     print(f"{'':28}{'median':>9}{'min':>9}{'max':>9}{'script':>9}{'stuck':>7}")
     medians: dict[str, float] = {}
     for name, found in took.items():
