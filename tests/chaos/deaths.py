@@ -336,7 +336,7 @@ REQUESTS = Scene(
         ),
         Plan(
             "cancelled",
-            Ending(State.CANCELLED, 1, 1),
+            Ending(State.CANCELLED, 137, 1),
             ("child", "ask:cancel:cancelled", f"await-term:{UNASKED_S}"),
         ),
         Plan(

@@ -48,7 +48,7 @@ def test_unseeded_arrays(tmp_path: Path, nursery: Nursery, fits: str, kill: str)
 
 def test_seeded_arrays_are_as_in_plain_python(tmp_path: Path) -> None:
     """Here, and in the tests under a supervisor, all lives begin as users' do: with the first import."""
-    fits = "shuffled", "batches", "several-steps", "callbacks", "two-inputs", "noisy-trace"
+    fits = "shuffled", "several-steps", "callbacks", "noisy-trace"
     plain = Job(tmp_path / "plain", "arrays.py").plain("--seeded", *fits).results
     assert len(plain) == len(fits)
     job = Job(tmp_path / "killed", "arrays.py")
