@@ -90,8 +90,13 @@ def admit(
 
 def aged(job: Job, now: Moment | None) -> int:
     """Return the job's priority with what it has waited for; never more than a job may ask for."""
-    days = int(waited_s(job, now) // AGING_S) if now is not None else 0
-    return min(job.spec.priority + days, max(PRIORITY_MAX, job.spec.priority))
+    priority = job.spec.priority
+    if now is None:
+        return priority
+    same_boot = job.since_boot and job.since_boot == now.boot
+    if same_boot and job.ledger.waiting_s + now.clock_s - job.since_s < AGING_S:
+        return priority  # no day can be full yet: of thousands that wait, most are told so at once
+    return min(priority + int(waited_s(job, now) // AGING_S), max(PRIORITY_MAX, priority))
 
 
 def begun(jobs: Iterable[Job], now_s: float, now: Moment) -> dict[str, float]:
