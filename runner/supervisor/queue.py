@@ -20,9 +20,9 @@ from runner.supervisor.unread import Unread
 
 log = logging.getLogger(__name__)
 
-#: Starts take so much of a turn, and planning a fifth of all time at most, however long the queue.
+#: Starts take so much of a turn, and planning two fifths of all time at most, however long the queue.
 TURN_S = 0.02
-_REST = 4.0
+_REST = 1.5
 #: After the disk has refused.
 _RETRY_S, _RETRY_REASONS_S = 1.0, 5.0
 
