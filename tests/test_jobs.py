@@ -69,6 +69,9 @@ def test_pima_without_data_says_where_to_get_it(folder):
 @pytest.mark.skipif(not os.environ.get("PIMA_CSV"), reason="PIMA_CSV names no data")
 @pytest.mark.parametrize("folder", ["pima"], indirect=True)
 def test_pima_shows_the_three_strategies(folder):
+    script = (folder / "train.py").read_text()
+    # Left to chance, one start in hundreds has its best epoch first.
+    (folder / "train.py").write_text(f"import keras\n\nkeras.utils.set_random_seed(7)\n{script}")
     done = run(sys.executable, "train.py", cwd=folder, PIMA_CSV=os.environ["PIMA_CSV"])
     assert done.returncode == 0, done.stderr
     assert "the best model on all data: loss" in done.stdout
