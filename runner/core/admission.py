@@ -21,6 +21,7 @@ further, nobody is stopped after a while.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -62,7 +63,7 @@ def admit(
     alone: bool = False,
     now_s: float = 0.0,
     since: Mapping[str, float] | None = None,
-    now: Moment | None = None,
+    ages: Mapping[str, int] | None = None,
 ) -> Plan:
     """Choose what to start and what to stop.
 
@@ -72,13 +73,18 @@ def admit(
         alone: of one job, whatever it comes after; no GPU is hidden from it.
         now_s: the time, by any clock that does not go back.
         since: that of the plan before; of the first plan, `begun`.
-        now: the time that records are held against; without it nobody ages.
+        ages: what waiting has added to priorities, as `aged` tells it.
     """
     known = list(jobs)
     by_name = {job.name: job for job in known}
-    turns = _Turns(known, capacity, now_s, since or {}, now, alone=alone)
-    queued = [job for job in known if job.state is State.QUEUED]
-    for job in sorted(queued, key=lambda job: (-aged(job, now), job.order)):
+    of_state: defaultdict[State, list[Job]] = defaultdict(list)
+    for job in known:
+        of_state[job.state].append(job)
+    turns = _Turns(of_state, capacity, now_s, since or {}, ages or {}, alone=alone)
+    queued = of_state[State.QUEUED]
+    queued.sort(key=lambda job: job.order)
+    queued.sort(key=turns.rank, reverse=True)
+    for job in queued:
         before = _awaited(job, by_name) if job.spec.after and not alone else ""
         if before:
             turns.plan.waiting[job.name] = before
@@ -88,15 +94,10 @@ def admit(
     return turns.plan
 
 
-def aged(job: Job, now: Moment | None) -> int:
-    """Return the job's priority with what it has waited for; never more than a job may ask for."""
-    priority = job.spec.priority
-    if now is None:
-        return priority
-    same_boot = job.since_boot and job.since_boot == now.boot
-    if same_boot and job.ledger.waiting_s + now.clock_s - job.since_s < AGING_S:
-        return priority  # no day can be full yet: of thousands that wait, most are told so at once
-    return min(priority + int(waited_s(job, now) // AGING_S), max(PRIORITY_MAX, priority))
+def aged(jobs: Iterable[Job], now: Moment) -> dict[str, int]:
+    """Return by name what waiting has added to priorities: one for each day, up to what a job may ask for."""
+    days = {job.name: (job.spec.priority, int(waited_s(job, now) // AGING_S)) for job in jobs}
+    return {name: max(0, min(more, PRIORITY_MAX - own)) for name, (own, more) in days.items() if more}
 
 
 def begun(jobs: Iterable[Job], now_s: float, now: Moment) -> dict[str, float]:
@@ -120,11 +121,11 @@ class _Turns:
 
     def __init__(
         self,
-        jobs: list[Job],
+        of_state: Mapping[State, list[Job]],
         capacity: Capacity,
         now_s: float,
         since: Mapping[str, float],
-        now: Moment | None,
+        ages: Mapping[str, int],
         *,
         alone: bool,
     ) -> None:
@@ -132,11 +133,10 @@ class _Turns:
         self._capacity = capacity
         self._now_s = now_s
         self._since = since
-        self._now = now
+        self._ages = ages
         self._unasked = () if capacity.gpus and not alone else None  #: for a job that asks for no GPU
         self._free = Slots(capacity)
-        running = [job for job in jobs if job.state is State.RUNNING]
-        stopping = [job for job in jobs if job.state is State.STOPPING]
+        running, stopping = of_state[State.RUNNING], of_state[State.STOPPING]
         for job in (*running, *stopping):
             self._free.take(need_of(job.spec), devices_of(job))
         self._open = self._free.copy()  #: less what jobs that wait keep for themselves
@@ -146,9 +146,13 @@ class _Turns:
         self._stoppable = [job for job in running if may_be_stopped(job)]
         self._stoppable.sort(key=lambda job: (job.current.started_at if job.current else "", job.order))
         self._stoppable.reverse()
-        self._stoppable.sort(key=self._rank)
+        self._stoppable.sort(key=self.rank)
         self._asked: dict[tuple[float, float, int | None, int | None], _Asked] = {}
         self._pass_until_s = math.inf  #: who surely ends by then may have what others keep
+
+    def rank(self, job: Job) -> int:
+        """Return the job's priority with what waiting has added to it."""
+        return job.spec.priority + self._ages.get(job.name, 0)
 
     def call(self, job: Job) -> None:
         """Let the next one start, or wait."""
@@ -195,7 +199,7 @@ class _Turns:
         since_s = self.plan.since[job.name] = self._since.get(job.name, self._now_s)
         self.plan.waiting[job.name] = _waits(job)
         self._pass_until_s = min(self._pass_until_s, since_s + PATIENCE_S)
-        for other in self._victims(job, asked):
+        for other in self._victims(job, asked) if self._stoppable else ():
             self._stop(other, f"makes room for {job.name}")
         comes = self._soon.place(asked.need)
         if comes is not None:
@@ -207,13 +211,13 @@ class _Turns:
 
     def _victims(self, job: Job, asked: _Asked) -> list[Job]:
         """Choose the running jobs that have to stop for this one; none where that would not do."""
-        if not self._stoppable or self._rank(self._stoppable[0]) >= job.spec.priority:
+        if self.rank(self._stoppable[0]) >= job.spec.priority:
             return []
         if job.spec.priority <= asked.in_vain or job.fruitless >= FRUITLESS_MAX:
             return []
         if self._soon.place(asked.need) is not None:
             return []
-        weaker = [other for other in self._stoppable if self._rank(other) < job.spec.priority]
+        weaker = [other for other in self._stoppable if self.rank(other) < job.spec.priority]
         for count in range(1, len(weaker) + 1):
             if self._room_without(weaker[:count]).place(asked.need) is not None:
                 return self._spare(weaker[:count], asked.need)
@@ -227,9 +231,6 @@ class _Turns:
             if self._room_without(others).place(need) is not None:
                 chosen = others
         return chosen
-
-    def _rank(self, job: Job) -> int:
-        return aged(job, self._now)
 
     def _room_without(self, stopped: list[Job]) -> Slots:
         room = self._soon.copy()

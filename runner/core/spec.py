@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: Names of jobs: what a folder, a command line and a file name all take without quoting.
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -138,3 +142,14 @@ class JobSpec:
     resources: ResourcesSpec = field(default_factory=ResourcesSpec)
     isolation: IsolationSpec = field(default_factory=IsolationSpec)
     seed: int | None = None  #: None: chosen once per job and recorded
+
+    def __post_init__(self) -> None:
+        """Share what other jobs want, too: of ten thousand, a plan looks at what is in the cache already."""
+        for name in ("checkpoint", "restart", "limits", "resources", "isolation"):
+            object.__setattr__(self, name, _shared(getattr(self, name)))
+
+
+@lru_cache(maxsize=1024)
+def _shared(part: T) -> T:
+    """Return the first of all that are equal."""
+    return part

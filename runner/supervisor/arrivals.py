@@ -89,7 +89,10 @@ class Arrivals:
         self._again.append(arrival)
 
     def _is_new(self, folder: str) -> bool:
-        return folder not in self._pending and not self._is_known(printable_name(folder))
+        stands_for_itself = "%" not in folder  # where it is known: what was encoded has one
+        if folder in self._pending or (stands_for_itself and self._is_known(folder)):
+            return False
+        return not self._is_known(printable_name(folder))
 
     def _add(self, arrivals: list[Arrival]) -> None:
         if arrivals:

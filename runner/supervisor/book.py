@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from runner.core.job import Job, Moment
+from runner.core.job import ACTIVE, Job, Moment, State
 from runner.core.reports import MIRROR_FACTS
 from runner.core.table import publish
 from runner.errors import UnreadableRecordError
@@ -42,6 +42,7 @@ class Book:
         self.refused: set[str] = set()  #: names whose record cannot be read: left alone, loudly
         self.postponed: set[str] = set()  #: names whose record the disk did not give us: to be tried again
         self.mirrored: set[str] = set()  #: names of the jobs that have a mirror
+        self.with_gpus: set[str] = set()  #: names of the jobs that wait for GPUs, or have some
         self.on_change: Callable[[], None] = _nothing  #: called when what is queued, or active, is another
         self._order = 0
         self._unsaved: dict[str, str] = {}  #: what the disk refused last, of whom
@@ -70,6 +71,8 @@ class Book:
             return
         self._order = max(self._order, job.order)
         (self.mirrored.discard if job.spec.checkpoint.mirror is None else self.mirrored.add)(job.name)
+        concerned = job.spec.resources.gpus and (job.state is State.QUEUED or job.state in ACTIVE)
+        (self.with_gpus.add if concerned else self.with_gpus.discard)(job.name)
         self.on_change()
 
     def load(self, name: str) -> None:
@@ -165,6 +168,7 @@ class Book:
             self.jobs.pop(name, None)
             self.refused.discard(name)
             self.mirrored.discard(name)
+            self.with_gpus.discard(name)
             self.on_change()
 
 

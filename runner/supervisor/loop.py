@@ -134,23 +134,28 @@ class Loop:
 
 
 class Soon:
-    """A callback that comes soon after it was asked for: once, however often that was."""
+    """A callback that comes soon after it was asked for: once, however often that was.
 
-    def __init__(self, loop: Loop, callback: Callback) -> None:
+    Args:
+        burst_s: how much of its rests may be owed: after a while without calls, the first ones need not wait.
+    """
+
+    def __init__(self, loop: Loop, callback: Callback, burst_s: float = 0.0) -> None:
         self._loop = loop
         self._callback = callback
+        self._burst_s = burst_s
         self._rested_at = 0.0
         self._timer: Timer | None = None
 
     def ask(self, delay_s: float = 0.0) -> None:
         """Have it come in a later turn of the loop, `delay_s` from now, or when it was asked for already."""
         if self._timer is None:
-            resting_s = self._rested_at - time.monotonic()
+            resting_s = self._rested_at - self._burst_s - time.monotonic()
             self._timer = self._loop.after(max(delay_s, resting_s), self._call)
 
     def rest(self, seconds: float) -> None:
-        """Have what is asked for from now on come no sooner than `seconds` from now."""
-        self._rested_at = time.monotonic() + seconds
+        """Have what is asked for from now on come no sooner than in `seconds`, less what may be owed."""
+        self._rested_at = max(self._rested_at, time.monotonic()) + seconds
 
     def _call(self) -> None:
         self._timer = None

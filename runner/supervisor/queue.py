@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from runner.core.admission import admit, begun
+from runner.core.admission import admit, aged, begun
 from runner.core.events import Admitted, AnyEvent, Preempt
 from runner.core.inventory import Capacity
 from runner.core.job import ACTIVE, State
@@ -20,9 +20,12 @@ from runner.supervisor.unread import Unread
 
 log = logging.getLogger(__name__)
 
-#: Starts take so much of a turn, and planning two fifths of all time at most, however long the queue.
+#: Starts take so much of a turn, and planning a fifth of all time at most, however long the queue; but a few
+#: plans in a row may come at once.
 TURN_S = 0.02
-_REST = 1.5
+_REST, _BURST_S = 4.0, 1.0
+#: How often it is looked who has waited another day.
+_AGES_S = 60.0
 #: After the disk has refused.
 _RETRY_S, _RETRY_REASONS_S = 1.0, 5.0
 
@@ -52,19 +55,20 @@ class Queue:
         self._handle = handle
         self._alone = alone
         self._on_untold = on_untold
-        self._turns = Soon(loop, self._admit)
+        self._turns = Soon(loop, self._admit, _BURST_S)
         self._retries = Soon(loop, self.ask)
         self._gpus = Gpus(loop, self.ask)
         self._unread = Unread(book, self._gpus.shown_to)
         self._capacity = Capacity(allotment.cpus(), (), allotment.memory_bytes())
         self._since: dict[str, float] | None = None  # nobody knows yet but the records
+        self._ages: dict[str, int] = {}
+        self._aged_until_s = 0.0  # by then a day may have become full
         self._untold: dict[str, str] = {}  # what queued jobs wait for, and their records do not say yet
-        self._with_gpus = True  # a job waits for GPUs, or has some
         self.closed = False  #: nothing is started any more
 
     def tend(self) -> None:
         """Look where devices may have changed, or what nobody watches has ended; called now and then."""
-        if self._with_gpus or self._unread.any_left():
+        if self._with_gpus() or self._unread.any_left():
             self.ask()
 
     def ask(self) -> None:
@@ -75,8 +79,7 @@ class Queue:
         """Start and stop what is to be, a few a turn; nothing before the GPUs have been looked for."""
         if self.closed:
             return
-        self._with_gpus = not self._gpus.known or self._concerned()
-        if self._with_gpus:
+        if self._with_gpus():
             self._gpus.tend()
         if not self._gpus.known:
             return
@@ -84,10 +87,13 @@ class Queue:
             self._retries.ask(_RETRY_S)
             return
         capacity = replace(self._capacity, gpus=self._gpus.devices)
-        jobs, now_s, now = self._book.jobs, time.monotonic(), moment()
-        since = begun(jobs.values(), now_s, now) if self._since is None else self._since
-        known = [*jobs.values(), *self._unread.running()]
-        plan = admit(known, capacity, alone=self._alone, now_s=now_s, since=since, now=now)
+        jobs, now_s = self._book.jobs, time.monotonic()
+        if self._since is None:
+            self._since = begun(jobs.values(), now_s, moment())
+        if now_s >= self._aged_until_s:
+            self._ages, self._aged_until_s = aged(jobs.values(), moment()), now_s + _AGES_S
+        known, since = [*jobs.values(), *self._unread.running()], self._since
+        plan = admit(known, capacity, alone=self._alone, now_s=now_s, since=since, ages=self._ages)
         self._turns.rest(_REST * (time.monotonic() - now_s))
         self._since = plan.since
         for name, reason in plan.preempt.items():
@@ -104,9 +110,9 @@ class Queue:
         That has not recorded them: what they were started with tells what they see, all of it where nothing
         was said. Nobody else gets that while they run.
         """
-        for job in [*self._book.jobs.values()]:
+        for job in [self._book.jobs[name] for name in self._book.with_gpus]:
             attempt = job.current
-            if job.state not in ACTIVE or not job.spec.resources.gpus or attempt is None:
+            if job.state not in ACTIVE or attempt is None:
                 continue
             if attempt.gpus is None and self._gpus.devices:
                 paths = self._book.home.job(job.name).attempt(attempt.number)
@@ -140,7 +146,6 @@ class Queue:
                 return bool(self._untold)
         return False
 
-    def _concerned(self) -> bool:
-        """Tell whether a job waits for GPUs, or has some."""
-        jobs = self._book.jobs.values()
-        return any(job.spec.resources.gpus and job.state in ACTIVE | {State.QUEUED} for job in jobs)
+    def _with_gpus(self) -> bool:
+        """Tell whether a job waits for GPUs, or has some; at first, whether there are any is to be found."""
+        return bool(self._book.with_gpus) or not self._gpus.known

@@ -46,9 +46,9 @@ RELAY_S = 0.25
 _SETTLE_S = 0.01
 #: How long one turn goes on with what can wait: then come signals, ends, and what is new.
 TURN_S = 0.02
-#: After deciding who is to start, and after looking, so many times as long goes to the rest: a fifth at most
-#: of the time goes to either, however long the queue.
-_REST = 4.0
+#: After looking, so many times as long goes to the rest: a fifth of all time at most, however many folders
+#: there are; but a few looks in a row may come at once.
+_REST, _BURST_S = 4.0, 1.0
 _RETRY_DISK_S = 1.0
 #: At an attempt's end, how many more looks its facts get.
 _LAST_READS = 64
@@ -83,7 +83,7 @@ class Supervisor:
         self.draining = False
         self.exec_again = False
         self._waits: dict[str, Timer] = {}
-        self._looks = Soon(self.loop, self._look)
+        self._looks = Soon(self.loop, self._look, _BURST_S)
         self._quiet_looks = Soon(self.loop, self._looks.ask)
         self._chores = Soon(self.loop, self._work)
         self.queue = Queue(self.loop, self.book, self.handle, self._chores.ask, alone=config.only is not None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runner.core.admission import AGING_S, FRUITLESS_MAX, PATIENCE_S, Plan, admit, aged, begun
 from runner.core.inventory import Capacity, Device, Slots, devices_of, need_of
-from runner.core.job import ACTIVE, UNSEEN_S_MAX, Attempt, CheckpointRef, Job, Ledger, Outcome, State
+from runner.core.job import ACTIVE, UNSEEN_S_MAX, Attempt, CheckpointRef, Job, Ledger, Moment, Outcome, State
 from runner.core.ledger import passed
 from runner.core.spec import PRIORITY_MAX, JobSpec, LimitsSpec, ResourcesSpec
 from tests.core.life import at
@@ -260,29 +260,35 @@ def test_who_made_room_is_told_why_it_waits() -> None:
 # --- aging ------------------------------------------------------------------------------------------------
 
 
+def admit_at(moment: Moment, jobs: list[Job], capacity: Capacity) -> Plan:
+    return admit(jobs, capacity, ages=aged(jobs, moment))
+
+
 def test_a_day_in_the_queue_counts_as_one_priority() -> None:
     old, new = job("b"), replace(job("a", priority=2), since=at(2 * AGING_S - 1).iso)
-    assert admit([old, new], Capacity(1), now=at(2 * AGING_S - 1)).start == ("a",)
-    assert admit([old, new], Capacity(1), now=at(2 * AGING_S)).start == ("a",), "it came first"
-    assert admit([old, replace(new, order=999)], Capacity(1), now=at(2 * AGING_S)).start == ("b",)
+    assert admit_at(at(2 * AGING_S - 1), [old, new], Capacity(1)).start == ("a",)
+    assert admit_at(at(2 * AGING_S), [old, new], Capacity(1)).start == ("a",), "it came first"
+    assert admit_at(at(2 * AGING_S), [old, replace(new, order=999)], Capacity(1)).start == ("b",)
 
 
 def test_who_has_waited_is_not_stopped_and_has_nobody_stopped() -> None:
     low = replace(running("p"), ledger=Ledger(waiting_s=AGING_S))
-    assert admit([low, job("a", priority=1)], Capacity(1), now=at(9)).preempt == {}
-    assert admit([low, job("a", priority=2)], Capacity(1), now=at(9)).preempt == {"p": "makes room for a"}
-    assert admit([running("p"), job("a")], Capacity(1), now=at(9 * AGING_S)).preempt == {}
+    assert admit_at(at(9), [low, job("a", priority=1)], Capacity(1)).preempt == {}
+    assert admit_at(at(9), [low, job("a", priority=2)], Capacity(1)).preempt == {"p": "makes room for a"}
+    assert admit_at(at(9 * AGING_S), [running("p"), job("a")], Capacity(1)).preempt == {}
     queue = [replace(job("a"), ledger=low.ledger), job("b", cpus=2, priority=1)]
-    plan = admit([running("p"), running("q", 1, cpus=2), *queue], Capacity(3), now=at(9))
+    plan = admit_at(at(9), [running("p"), running("q", 1, cpus=2), *queue], Capacity(3))
     assert plan.preempt == {}, "there is no room for both"
 
 
 def test_a_clock_that_is_set_makes_no_job_older() -> None:
     dated = at(0, step_s=-20_000 * AGING_S)
     low = replace(job("a"), since=dated.iso, since_boot=dated.boot, since_s=dated.clock_s)
-    assert aged(low, at(AGING_S)) == 1
-    assert aged(low, at(9, boot="next")) == UNSEEN_S_MAX // AGING_S, "only the wall clock knows"
-    assert aged(replace(low, ledger=Ledger(waiting_s=20_000 * AGING_S)), at(9)) == PRIORITY_MAX
+    assert aged([low], at(AGING_S - 1)) == {}
+    assert aged([low], at(AGING_S)) == {"a": 1}
+    assert aged([low], at(9, boot="next")) == {"a": UNSEEN_S_MAX // AGING_S}, "only the wall clock knows"
+    old = replace(low, ledger=Ledger(waiting_s=20_000 * AGING_S), spec=JobSpec(priority=7))
+    assert aged([old], at(9)) == {"a": PRIORITY_MAX - 7}
     assert begun([low], 7.0, at(9)) == {"a": 7.0 - 9}
 
 
@@ -309,7 +315,8 @@ def test_higher_priorities_keep_nobody_longer_than_a_day_each(
         if chance.random() < 0.8:
             fresh = [job(f"h{hour}.{n}", priority=higher, order=1000 + hour) for n in range(size)]
             late |= {one.name: replace(one, since=now.iso) for one in fresh}
-        plan = admit([low, *late.values()], Capacity(size), now_s=3600.0 * hour, now=now)
+        jobs = [low, *late.values()]
+        plan = admit(jobs, Capacity(size), now_s=3600.0 * hour, ages=aged(jobs, now))
         if low.name in {*plan.start, *plan.preempt}:
             to = State.RUNNING if plan.start else State.QUEUED
             low = replace(passed(low, now).with_attempt(Attempt(1, now.iso)), state=to)

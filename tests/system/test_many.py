@@ -294,6 +294,24 @@ def test_what_rests_comes_after_what_waits() -> None:
     assert order == ["other", "rested"]
 
 
+def test_rests_may_be_owed_until_they_add_up() -> None:
+    loop, calls = Loop(), []
+
+    def call() -> None:
+        calls.append(None)
+        soon.rest(1000)
+        soon.ask()
+
+    soon = Soon(loop, call, burst_s=2500)
+    soon.ask()
+    loop.after(0.2, loop.stop)
+    try:
+        loop.run()
+    finally:
+        loop.close()
+    assert len(calls) == 3, "the fourth is to wait for the 500 s beyond the burst"
+
+
 def put_records(home: Home, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a daemon made of so many folders, in less time; only the last has its folder."""
     put_folder(home, f"job-{count:05d}")

@@ -28,6 +28,7 @@ class Trouble(keras.callbacks.Callback):
             until_saved(6)
             raise ValueError("no such class\\nsecond line")
         if step == 8 and trouble == "nan" and float(self.model.optimizer.learning_rate) > 0.007:
+            until_saved(7)
             weights = self.model.layers[0].kernel
             weights.assign(weights * float("nan"))
         if step == 9 and trouble == "nan":
