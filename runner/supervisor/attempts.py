@@ -120,6 +120,9 @@ class Attempts:
         """Watch an attempt that another supervisor started, and ask it again what was asked of it."""
         attempt = Live(job.name, job.attempt, self._files(job), asked=ask)
         self.live[job.name] = attempt
+        if self._isolate and read(attempt.paths.launch).get("write") is None:
+            text = "started without --isolate: until it ends it can write what its user can"
+            log.warning("%s: attempt %d was %s", job.name, job.attempt, text)
         self._find_shim(attempt)
 
     def bury(self, job: Job, unseen: Ended) -> None:

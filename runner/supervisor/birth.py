@@ -63,6 +63,15 @@ def confine(launch: dict[str, Any], group: attemptgroup.Group, libc: ctypes.CDLL
         OSError: that could not be done; then the worker is not started.
     """
     group.enter()
+    keep_in(launch, libc)
+
+
+def keep_in(launch: dict[str, Any], libc: ctypes.CDLL) -> None:
+    """Keep this process, where the job is isolated, from writing but where the job may.
+
+    Raises:
+        OSError: that could not be done.
+    """
     if launch.get("write") is not None:
         landlock.write_only_below(landlock.usual(launch["state"], launch["cwd"]) + launch["write"], libc)
 
@@ -87,8 +96,14 @@ def start_keeper(
     """Start the keeper, where there is to be one; return its pid, and what the worker is handed.
 
     That is the descriptors of a socket to the keeper and of the memory for snapshots, which is made where
-    there is none. Where nobody takes the socket, the keeper writes what is left in memory, and ends.
+    there is none. Where nobody takes the socket, the keeper writes what is left in memory, and ends. It does
+    what the worker asks, with the job's environment: it may write no more than that.
     """
+
+    def settle() -> None:
+        stand_back()
+        keep_in(launch, libc)
+
     if not launch.get("keeper"):
         return 0, ()
     try:
@@ -99,7 +114,7 @@ def start_keeper(
         mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with mine:
             handed = (mine.fileno(), memory)
-            how = launch["keeper"], launch, folder, libc, handed, stand_back
+            how = launch["keeper"], launch, folder, libc, handed, settle
             pid = start(*how) if start is not None else start_process(*how)
     except OSError as failure:
         sys.stderr.write(f"shim: there is no keeper: {failure}\n")

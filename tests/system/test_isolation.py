@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 from runner.cli import staging
-from runner.core.job import Outcome, State
+from runner.core.job import Job, Outcome, State
+from runner.core.spec import CheckpointSpec, IsolationSpec, JobSpec
 from runner.errors import BadJobError
-from runner.supervisor import allotment, cgroups, landlock, launch
+from runner.storage.layout import Home
+from runner.supervisor import allotment, cgroups, confining, landlock, launch
 from runner.supervisor.attemptgroup import Group
 from tests.system.conftest import Site, wait_for
 
@@ -318,6 +320,88 @@ def test_an_isolated_job_writes_only_where_it_may(elsewhere: Path, by: str | Non
         site.close()
     told = (site.home.folder("writer") / "result").read_text().split()
     assert told == ["True"] * 2 + [str(by != "daemon")] + [str(by is None)] * 2
+
+
+LAUNCHER = Path(landlock.__file__).parent
+#: A shim's beginning.
+KEEPER = """
+import ctypes, json, os, sys
+sys.path.insert(0, ".")
+import shim
+plan = json.loads(sys.argv[1])
+keeper, _ = shim.birth.start_keeper(plan, plan["cwd"], ctypes.CDLL(None, use_errno=True))
+os.waitpid(keeper, 0)
+"""
+
+
+@needs_landlock
+@pytest.mark.parametrize("write", [None, []])
+def test_a_keeper_writes_only_where_its_job_may(elsewhere: Path, write: list[str] | None) -> None:
+    """It does what a worker asks, and has what [env] says."""
+    own, victim = elsewhere / "own", elsewhere / "victim"
+    own.mkdir()
+    program = ["sh", "-c", "echo x > $0/result; echo x > $1; echo over > $0/over", str(own), str(victim)]
+    plan = {"keeper": program, "write": write, "state": str(own), "cwd": str(own), "env": {}}
+    subprocess.run([sys.executable, "-c", KEEPER, json.dumps(plan)], check=True, cwd=LAUNCHER)
+    assert (own / "result").exists()
+    assert (own / "over").exists()
+    assert victim.exists() == (write is None)
+
+
+@needs_landlock
+def test_who_was_started_before_the_daemon_isolated_its_jobs_is_named(elsewhere: Path) -> None:
+    site = Site(elsewhere / "home")
+    site.submit("free", "100000", "0.01")
+    try:
+        first = site.start()
+        wait_for(lambda: site.count("free") > 0, "the counter")
+        first.kill()
+        first.wait()
+        site.start("--isolate")
+        said = "free: attempt 1 was started without --isolate: until it ends it can write what its user can"
+        wait_for(lambda: said in site.log.read_text(), "the daemon to say so")
+    finally:
+        site.close()
+
+
+@needs_landlock
+@pytest.mark.parametrize("link", ["state", "jobs"])
+def test_a_home_that_leads_where_any_job_may_write_cannot_be_isolated(
+    elsewhere: Path, tmp_path: Path, link: str
+) -> None:
+    (elsewhere / "home").mkdir()
+    (tmp_path / link).mkdir()
+    (elsewhere / "home" / link).symlink_to(tmp_path / link)
+    site = Site(elsewhere / "home")
+    try:
+        assert site.start("--isolate").wait(timeout=30) == 2
+        assert f"--isolate protects nothing in {site.home.root / link}" in site.log.read_text()
+    finally:
+        site.close()
+
+
+@needs_landlock
+def test_where_an_isolated_job_cannot_write_nor_have_its_mirror(elsewhere: Path, tmp_path: Path) -> None:
+    """Neither where other jobs have their files, nor where a job could lead it there by a link."""
+    home, own = Home(elsewhere / "home"), elsewhere / "own"
+    (elsewhere / "state").mkdir()
+    (elsewhere / "home").mkdir()
+    home.state.symlink_to(elsewhere / "state")
+
+    def refused(write: Path, mirror: Path) -> bool:
+        url = f"file://{mirror}"
+        spec = JobSpec(isolation=IsolationSpec((str(write),)), checkpoint=CheckpointSpec(mirror=url))
+        try:
+            confining.confined(home, Job("a", State.QUEUED, "", 0, spec))
+        except OSError:
+            return True
+        return False
+
+    assert not refused(own, elsewhere / "mirror")
+    assert not refused(own, home.root / "mirror")
+    assert refused(elsewhere / "state", elsewhere / "mirror")
+    for mirror in (tmp_path, own / "sub", home.root, home.folder("a"), elsewhere / "state" / "other"):
+        assert refused(own, mirror), mirror
 
 
 @needs_landlock
