@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from runner.core.exactness import Kind, text
 from runner.core.failure import Failure
-from runner.core.job import BestRef, CheckpointRef, Classified, Job, Moment, seconds_between
+from runner.core.job import BestRef, CheckpointRef, Classified, Job, Moment, elapsed_s
 
 #: The kinds of facts a worker reports; an event log names anything else a "note", so that no worker can
 #: write there that its job succeeded.
@@ -54,9 +54,14 @@ def log_bytes(facts: Sequence[Mapping[str, Any]], size_bytes: int) -> int:
     return max(0, size_bytes) + _LINE_BYTES * len(facts)
 
 
-def is_logged(job: Job, size_bytes: int, now: str) -> bool:
-    """Tell whether the log takes that much more of the job's facts."""
-    allowed = LOG_BYTES + LOG_BYTES_PER_S * seconds_between(job.submitted_at, now)
+def is_logged(job: Job, size_bytes: int, moment: Moment) -> bool:
+    """Tell whether the log takes that much more of the job's facts.
+
+    What it may take by the day is of the days that were seen, and of a bounded time besides: a clock that was
+    wrong at submission allows no more.
+    """
+    seen_s = sum(asdict(job.ledger).values()) + (job.current.age_s(moment) if job.current else 0.0)
+    allowed = LOG_BYTES + LOG_BYTES_PER_S * elapsed_s(job.submitted_at, "", 0.0, moment, seen_s)
     least = _ROOM_AGAIN_BYTES if job.facts_dropped else 0
     return max(size_bytes, least) <= allowed - job.facts_logged
 

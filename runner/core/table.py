@@ -162,7 +162,7 @@ def _reported(job: Job, event: Reported, moment: Moment) -> Decision:
     job = replace(apply_facts(job, event.facts, moment), facts_read=event.read)
     if not event.facts:
         return Decision(job)
-    if not is_logged(job, size, moment.iso):
+    if not is_logged(job, size, moment):
         if not job.facts_dropped:
             job = publish(
                 job, moment, "facts-dropping", reason="its facts are too many for the log of events"

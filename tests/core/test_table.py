@@ -9,8 +9,19 @@ import pytest
 
 from runner.core.actions import Action, Ask, Remove, Signal, Start, Wait
 from runner.core.events import Admitted, AnyEvent, Ended, Prioritize, Reported, Request, Sight
-from runner.core.job import ACTIVE, ATTEMPTS_MAX, SETTLED, UNSEEN_S_MAX, Attempt, Goal, Job, Outcome, State
-from runner.core.reports import LOG_BYTES
+from runner.core.job import (
+    ACTIVE,
+    ATTEMPTS_MAX,
+    SETTLED,
+    UNSEEN_S_MAX,
+    Attempt,
+    Goal,
+    Job,
+    Ledger,
+    Outcome,
+    State,
+)
+from runner.core.reports import LOG_BYTES, LOG_BYTES_PER_S, is_logged
 from runner.core.table import TABLE, Ignore, Move, Refuse, decide, publish, refusal
 from tests.core.life import (
     ADMITTED,
@@ -724,6 +735,19 @@ def test_a_flood_of_facts_is_dropped_and_said_but_changes_the_record() -> None:
     assert [line["event"] for line in life.job.outbox][:2] == ["facts-dropped", "ended"]
     life.on(Reported(({"event": "warning"},), 9 << 20))
     assert life.job.outbox[-1]["event"] == "facts-dropping", "the next attempt has no more"
+
+
+def test_a_clock_that_was_wrong_at_submission_allows_no_flood() -> None:
+    life = in_state(State.RUNNING)
+    years = replace(life.job, submitted_at="1970-01-01T00:00:00+00:00")
+    assert is_logged(years, LOG_BYTES, at(0))
+    assert is_logged(years, LOG_BYTES + 29 * 86400 * LOG_BYTES_PER_S, at(0)), (
+        "a month may pass with nobody there"
+    )
+    assert not is_logged(years, LOG_BYTES + 31 * 86400 * LOG_BYTES_PER_S, at(0))
+    assert is_logged(
+        replace(years, ledger=Ledger(useful_s=86400.0)), LOG_BYTES + 31 * 86400 * LOG_BYTES_PER_S, at(0)
+    )
 
 
 def test_a_month_of_honest_facts_is_logged() -> None:

@@ -55,7 +55,7 @@ if b"RUNNER_SPARE=" in open("/proc/self/environ", "rb").read():
     with open("hesitates", "w") as out:
         out.write(str(os.getpid()))
     print("it hesitates", flush=True)
-    while not os.path.exists("go"):
+    while not os.path.exists(os.environ["GO"]):
         time.sleep(0.01)
     print("it goes on", flush=True)
 """
@@ -158,7 +158,9 @@ def test_one_that_is_not_ready_yet_is_waited_for(site: Site, tmp_path: Path, how
     packages.mkdir()
     (packages / "hesitates.py").write_text(HESITATES)
     site.start()
-    env = f'[env]\nPYTHONPATH = "{packages}:{os.environ.get("PYTHONPATH", "")}"\n'
+    told = site.home.job("count").attempt(2).shim  # that it was handed over
+    go = told if how == "in time" else tmp_path / "never"
+    env = f'[env]\nGO = "{go}"\nPYTHONPATH = "{packages}:{os.environ.get("PYTHONPATH", "")}"\n'
     submit(site, "count", toml=env, script="import hesitates\n" + COUNTS)
     folder = site.home.folder("count")
     spare = wait_for(lambda: (folder / "hesitates").exists() and (folder / "hesitates").read_text(), "it")
@@ -175,8 +177,6 @@ def test_one_that_is_not_ready_yet_is_waited_for(site: Site, tmp_path: Path, how
         assert "a new process is started" not in told
         assert not psutil.pid_exists(int(spare))
         return
-    if how == "in time":
-        (folder / "go").touch()
     wait_for(lambda: len(site.trace("count")) == 2, "count to be started again")
     pid, attempt, _ = starts(site, "count")[1]
     assert attempt == "2"
