@@ -9,31 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from runner.errors import NoSuchJobError
 from runner.storage.layout import Home
 from runner.supervisor import process
+from tests.waiting import wait_for
 
-T = TypeVar("T")
 COUNTER = Path(__file__).parent.parent / "system" / "counter.py"
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("RUNNER_")}
-
-
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
-    """Wait until `condition` gives something true, and return that."""
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s:g} s for {what}")
-        time.sleep(0.01)
-    return result
 
 
 @dataclass(frozen=True)

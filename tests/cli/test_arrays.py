@@ -21,7 +21,7 @@ from runner.errors import RefusedError, UsageError
 from runner.settings import load_spec, resolve
 from runner.settings.overlay import Setting, overlaid
 from runner.storage.layout import START_FROM, SUBMITTED_MARK, Home, is_job_name
-from tests.cli.conftest import wait_for
+from tests.waiting import wait_for
 
 SAYS = ["sh", "-c", 'echo "$LR" "$@"', "sh"]
 

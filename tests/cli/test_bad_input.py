@@ -16,7 +16,7 @@ from runner.storage import records
 from runner.storage.layout import printable_name
 from runner.supervisor import intake
 from runner.supervisor.book import moment
-from tests.cli.conftest import wait_for
+from tests.waiting import wait_for
 
 
 def _empty(folder: Path) -> None:

@@ -12,7 +12,7 @@ from runner.core.job import Job, State
 from runner.errors import RefusedError
 from runner.storage import durable, eventlog, lock, records, requests
 from runner.storage.layout import Home
-from tests.cli.conftest import wait_for
+from tests.waiting import wait_for
 
 NAME = "digits"
 

@@ -17,7 +17,8 @@ from runner.cli import checkup, doctor, staging
 from runner.core.exactness import Kind
 from runner.core.job import Classified, Job, State
 from runner.storage import records
-from tests.cli.conftest import ENVIRON, Answer, Bench, wait_for
+from tests.cli.conftest import ENVIRON, Answer, Bench
+from tests.waiting import wait_for
 
 HEAD = """
 import threading

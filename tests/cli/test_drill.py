@@ -19,7 +19,8 @@ from runner.cli import lab, sameness
 from runner.settings import load_spec
 from runner.storage import checkpoint, eventlog
 from runner.storage.layout import Home
-from tests.cli.conftest import ENVIRON, wait_for
+from tests.cli.conftest import ENVIRON
+from tests.waiting import wait_for
 
 
 def drill(folder, *words, **environ):

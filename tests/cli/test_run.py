@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runner.storage import records
 from runner.supervisor import process
-from tests.cli.conftest import wait_for
+from tests.waiting import wait_for
 
 
 def supervisors(runner, name):

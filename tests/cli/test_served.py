@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runner.cli import facts
 from runner.supervisor import allotment
-from tests.cli.conftest import wait_for
+from tests.waiting import wait_for
 
 FOREVER = ("1000000", "0.01")
 

@@ -22,7 +22,8 @@ from runner.cli.top import metric, pause_s, summary, table
 from runner.storage import durable
 from runner.storage.layout import Home
 from runner.supervisor import process
-from tests.cli.conftest import ENVIRON, wait_for
+from tests.cli.conftest import ENVIRON
+from tests.waiting import wait_for
 
 DATA = Path(__file__).parents[1] / "data"
 CLEAN_UP = b"\x1b[?1049l"  # the terminal's own screen is back

@@ -17,9 +17,9 @@ from runner.core.job import Job as Record
 from runner.storage import eventlog, records
 from runner.storage.layout import Home
 from tests.matrix.registry import FOLDER, Variant
-from tests.system.conftest import wait_for
 from tests.training.harness import Attempt, Job
 from tests.training.nursery import Nursery
+from tests.waiting import wait_for
 
 _STAGE = Path(__file__).with_name("stage.py")
 #: Makes the resume forget where it was in the data; goes before the script.

@@ -16,7 +16,8 @@ from runner.core.job import Job
 from runner.storage import mirrored
 from runner.supervisor import process
 from tests.mirror.servers import KINDS, Place, opened
-from tests.system.conftest import Site, wait_for
+from tests.system.conftest import Site
+from tests.waiting import wait_for
 
 PACER = Path(__file__).with_name("pacer.py")
 QUICK = '[restart]\nbackoff = "50ms..200ms"\n'

@@ -20,7 +20,7 @@ from runner.storage import checkpoint, lock, mirrored, records
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import Home
 from tests.mirror.servers import Place, SftpServer
-from tests.system.conftest import wait_for
+from tests.waiting import wait_for
 
 
 def make_home(root: Path, url: str, size: int, steps: tuple[int, ...], **checkpoint: Any) -> Home:

@@ -10,7 +10,7 @@ from runner.core.job import State
 from runner.storage import checkpoint, mirrored
 from tests.mirror.conftest import Home
 from tests.mirror.servers import Place
-from tests.system.conftest import wait_for
+from tests.waiting import wait_for
 
 SCRIPT = """
 import time

@@ -12,7 +12,8 @@ import pytest
 from runner.core.job import State
 from tests.mirror.conftest import Home
 from tests.mirror.servers import Place, SftpServer
-from tests.system.conftest import assert_events_in_order, wait_for
+from tests.system.conftest import assert_events_in_order
+from tests.waiting import wait_for
 
 Homes = Callable[[str], Home]
 

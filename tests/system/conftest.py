@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -20,21 +20,11 @@ from runner.errors import UnreadableRecordError
 from runner.storage import eventlog, lock, records, requests
 from runner.storage.layout import Home
 from runner.supervisor import process
+from tests.waiting import wait_for
 
-T = TypeVar("T")
 #: For the log of events to follow a record that was just written.
 FOLLOW_S = 20.0
 COUNTER = Path(__file__).with_name("counter.py")
-
-
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
-    """Wait until `condition` gives something true, and return that."""
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s:g} s for {what}")
-        time.sleep(0.005)
-    return result
 
 
 class Site:

@@ -8,7 +8,8 @@ import sys
 
 from runner.storage import records
 from runner.supervisor import process
-from tests.system.conftest import COUNTER, Site, wait_for
+from tests.system.conftest import COUNTER, Site
+from tests.waiting import wait_for
 
 #: The counter as a script that imports a package, and says at once that it trains.
 COUNTS = """

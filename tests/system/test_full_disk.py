@@ -16,7 +16,8 @@ import pytest
 from runner.cli import facts
 from runner.core.job import State
 from runner.supervisor import process
-from tests.system.conftest import Site, assert_events_in_order, wait_for
+from tests.system.conftest import Site, assert_events_in_order
+from tests.waiting import wait_for
 
 #: Trains ten epochs and prints much; waits in the seventh for leave to go on, and is slow then.
 SCRIPT = """

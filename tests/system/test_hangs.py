@@ -17,7 +17,8 @@ from runner.cli import facts
 from runner.core.job import Outcome, State
 from runner.storage import records
 from runner.supervisor import allotment, process
-from tests.system.conftest import Site, wait_for
+from tests.system.conftest import Site
+from tests.waiting import wait_for
 
 LIMIT_S = 3.0
 FREEZER = Path("/sys/fs/cgroup/freezer")

@@ -16,7 +16,8 @@ from runner.core.job import Outcome, State
 from runner.core.reports import LOG_BYTES
 from runner.storage import records, requests
 from runner.supervisor import process
-from tests.system.conftest import Site, wait_for
+from tests.system.conftest import Site
+from tests.waiting import wait_for
 
 FACTS = "$RUNNER_STATE/attempts/0001/facts.jsonl"
 

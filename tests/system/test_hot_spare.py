@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from runner.core.job import State
-from tests.system.conftest import Site, wait_for
+from tests.system.conftest import Site
 from tests.system.spares import FITS, WAIT_S, submit, waits
+from tests.waiting import wait_for
 
 EVERY = '[checkpoint]\nevery = "7 steps"\n'
 #: Has a module of its own, and says when the step is traced.

@@ -23,7 +23,8 @@ from runner.errors import BadJobError
 from runner.storage.layout import Home
 from runner.supervisor import allotment, cgroups, confining, landlock, launch
 from runner.supervisor.attemptgroup import Group
-from tests.system.conftest import Site, wait_for
+from tests.system.conftest import Site
+from tests.waiting import wait_for
 
 MIB = 1 << 20
 ONCE = "[restart]\nbudget = 0\n"

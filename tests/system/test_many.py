@@ -22,7 +22,8 @@ from runner.supervisor.book import Book, moment
 from runner.supervisor.broom import Broom
 from runner.supervisor.intake import Inbox, take_up
 from runner.supervisor.loop import Loop, Soon
-from tests.system.conftest import Site, wait_for
+from tests.system.conftest import Site
+from tests.waiting import wait_for
 
 RECORDS = 2000
 FOLDERS = 400

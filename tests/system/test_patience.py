@@ -22,16 +22,17 @@ from runner.cli import lab
 from runner.core.hang import PATIENCE
 from runner.core.job import Outcome, State
 from runner.supervisor import process
-from tests.system.conftest import Site, assert_events_in_order, wait_for
+from tests.system.conftest import Site, assert_events_in_order
+from tests.waiting import wait_for
 
 MINUTES = float(os.environ.get("PATIENCE_MINUTES", "0.2"))
 LONG = "PATIENCE_MINUTES" in os.environ
+#: What a busy machine, as beside other tests, adds to a step, and to the second in which a hang is found.
+BUSY_S = 0.0 if LONG else 2.0
 #: A step takes from a hundredth of this to all of it; twice as much is a hang.
 STEP_S = 2.0 if LONG else 1.0
-LIMIT_S = 2 * STEP_S
-STOPPED_S = 60.0 if LONG else 3.0
-#: What a busy machine, as beside other tests, adds to the second in which a hang is to be found.
-BUSY_S = 0.0 if LONG else 2.0
+LIMIT_S = 2 * STEP_S + BUSY_S
+STOPPED_S = 60.0 if LONG else LIMIT_S + 1
 #: Below this no limit is learned, which is too long for the short form.
 LEARNED_S = PATIENCE["train"].floor_s
 DAY_S = 86400

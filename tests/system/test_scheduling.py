@@ -17,7 +17,8 @@ from runner.core.job import Job, Outcome, State
 from runner.storage import records
 from runner.supervisor import allotment
 from runner.supervisor.gpus import FRESH_S
-from tests.system.conftest import Site, assert_events_in_order, wait_for
+from tests.system.conftest import Site, assert_events_in_order
+from tests.waiting import wait_for
 
 CPUS = allotment.cpus()
 #: Says what it sees, and ends when it is told to.

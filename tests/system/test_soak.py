@@ -19,8 +19,9 @@ import pytest
 
 from runner.core.job import Outcome, State
 from runner.storage import records
-from tests.system.conftest import Site, assert_events_in_order, wait_for
+from tests.system.conftest import Site, assert_events_in_order
 from tests.system.test_storm import kill_worker
+from tests.waiting import wait_for
 
 LONG = "SOAK_KILLS" in os.environ
 KILLS = int(os.environ.get("SOAK_KILLS", "2"))

@@ -15,8 +15,9 @@ from runner.core.job import State
 from runner.storage import lock
 from runner.supervisor import process, traces
 from runner.supervisor.spare import HEAD_START_S
-from tests.system.conftest import Site, assert_events_in_order, wait_for
+from tests.system.conftest import Site, assert_events_in_order
 from tests.system.spares import COUNTS, FITS, FOR_EVER, WAIT_S, spare_of, submit, waits
+from tests.waiting import wait_for
 
 UNTIL_ENOUGH = (
     COUNTS

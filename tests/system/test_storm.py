@@ -18,7 +18,8 @@ import pytest
 
 from runner.core.job import Outcome, State
 from runner.storage import records
-from tests.system.conftest import Site, assert_events_in_order, wait_for
+from tests.system.conftest import Site, assert_events_in_order
+from tests.waiting import wait_for
 
 KILLS = int(os.environ.get("STORM_KILLS", "2"))
 BOTH = int(os.environ.get("STORM_BOTH", "1"))

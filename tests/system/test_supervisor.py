@@ -14,7 +14,8 @@ import pytest
 from runner.core.job import Outcome, State
 from runner.storage import requests
 from runner.supervisor import allotment, process
-from tests.system.conftest import Site, assert_events_in_order, wait_for
+from tests.system.conftest import Site, assert_events_in_order
+from tests.waiting import wait_for
 
 QUICK = '[restart]\nbackoff = "50ms..200ms"\n'
 

@@ -21,7 +21,8 @@ import pytest
 from runner.core.job import Outcome, State, seconds_between
 from runner.storage import records
 from runner.supervisor import process, traces
-from tests.system.conftest import COUNTER, Site, assert_events_in_order, wait_for
+from tests.system.conftest import COUNTER, Site, assert_events_in_order
+from tests.waiting import wait_for
 
 
 def kill_daemon(site: Site) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from runner.core.job import State
 from runner.supervisor import allotment, process
-from tests.system.conftest import Site, wait_for
+from tests.system.conftest import Site
 from tests.system.test_isolation import group  # noqa: F401 - a fixture
+from tests.waiting import wait_for
 
 WAITS = ["sh", "-c", "until [ -e done ]; do sleep 0.05; done"]
 
