@@ -125,7 +125,7 @@ needs_faketime = pytest.mark.skipif(lab.faketime() is None, reason="needs Debian
 
 @needs_faketime
 def test_a_clock_that_is_set_disturbs_no_job(runner, tmp_path):
-    folder = runner.folder("count", "300", "0.02")
+    folder = runner.folder("count", "600", "0.02")
     done = drill(folder, "--faults", "clock", "--json", "--home", str(tmp_path))
     report = json.loads(done.stdout)
     assert done.returncode == 0, report

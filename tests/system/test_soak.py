@@ -26,7 +26,7 @@ from tests.waiting import wait_for
 LONG = "SOAK_KILLS" in os.environ
 KILLS = int(os.environ.get("SOAK_KILLS", "2"))
 SEEDED = [False, True] if LONG else [False]
-EPOCHS = 150 if LONG else 30
+EPOCHS = 150 if LONG else 60
 #: Half of the kills come at any moment of a start, the others while it trains.
 STARTING_S, TRAINING_S = 3.5, 0.5
 SCRIPT = Path(__file__).parents[2] / "jobs" / "pima" / "train.py"

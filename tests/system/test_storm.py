@@ -21,10 +21,10 @@ from runner.storage import records
 from tests.system.conftest import Site, assert_events_in_order
 from tests.waiting import wait_for
 
-KILLS = int(os.environ.get("STORM_KILLS", "2"))
+KILLS = int(os.environ.get("STORM_KILLS", "3"))
 BOTH = int(os.environ.get("STORM_BOTH", "1"))
 #: So many that it does not end before the last strike.
-EPOCHS = 50 if "STORM_KILLS" in os.environ else 12
+EPOCHS = 50 if "STORM_KILLS" in os.environ else 15
 #: One strike in four comes at any moment from the process's start on, the others while it trains.
 EARLY_SHARE = 0.25
 EARLY_S, TRAINING_S = 4.0, 1.0

@@ -42,8 +42,8 @@ def test_as_many_batches_as_in_plain_python(tmp_path: Path, nursery: Nursery) ->
     calm = Job(tmp_path / "calm", "train.py", text=SCRIPT, nursery=nursery).run_through()
     assert losses(calm) == losses(plain)
     kill = (
-        "endless/train:3 endless/train:9@14 validated/test:4 both/train:3 both/test:2 short/train:8"
-        " all/again/train:5"
+        "endless/train:3 endless/train:8 endless/train:9@14 validated/test:4 validated/train:6 both/train:3"
+        " both/test:2 short/train:7 short/train:8 whole/train:5 all/again/train:5"
     )
     job = Job(tmp_path / "killed", "train.py", text=SCRIPT, nursery=nursery)
     assert job.run_through(kill=kill, every=("steps", 1), saved=True).results == calm.results
