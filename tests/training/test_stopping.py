@@ -115,7 +115,8 @@ class Asked(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 signal.signal(signal.SIGTERM, stop)
-say("fit", model, model.fit(x, x[:, :1], batch_size=10, epochs=3, verbose=0, callbacks=[Asked()]))
+options = {"validation_data": (x, x[:, :1]), "callbacks": [Asked()], "verbose": 0}
+say("fit", model, model.fit(x, x[:, :1], batch_size=10, epochs=3, **options))
 """
 
 
@@ -125,10 +126,12 @@ def test_a_fit_that_a_handler_of_the_script_has_cut_short_goes_on(tmp_path: Path
     cut = job.run(env={"ASKED": "1"})
     assert cut.code == 75, cut.errors
     assert cut.results["fit"] != calm.results["fit"], "the script has come to its end, early"
+    assert [line["step"] for line in job.metrics()] == [6], "of whole epochs"
     final = job.run()
     assert final.code == 0, final.errors
     assert job.facts_of("resumed", 2)[0]["step"] == 6
     assert final.results == calm.results
+    assert [line["step"] for line in job.metrics()] == [6, 12, 18]
 
 
 LOOPS = """
