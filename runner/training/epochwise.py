@@ -254,6 +254,8 @@ class EpochFit:
     def _epoch_ended(self, epoch: int, logs: Any = None) -> None:
         """Note the metrics when the script's callbacks have seen the epoch's end; take a snapshot."""
         self._make_sure()
+        if self._log.cut_short():
+            return
         metrics = self._log.end_epoch(epoch, logs)
         if not self._log.broken:
             with self._log.surviving():

@@ -123,7 +123,8 @@ class FitLog:
     def cut_short(self) -> bool:
         """Tell whether a handler of the script's own has ended this fit early, or one before it.
 
-        Then the next attempt goes on from what was saved before: nothing of what comes now is to be kept.
+        Then the next attempt goes on from what was saved before: nothing of what comes now is to be kept, nor
+        told as an epoch's.
         """
         stop = self._worker.stop
         if not stop.cut_short and getattr(self._camera.model, "stop_training", False):

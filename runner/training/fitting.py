@@ -373,13 +373,13 @@ class Fit:
 
     def epoch_ended(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Note the epoch's metrics when all callbacks have seen its end; keep the model if it is the best."""
-        worker = self.worker
-        worker.step = self._epoch_step + cursor.completed(self.iterator, self.done)
-        metrics = self._log.end_epoch(epoch, logs)
-        if self._log.broken or not self._trained or self._log.cut_short():
+        self.worker.step = self._epoch_step + cursor.completed(self.iterator, self.done)
+        if self._log.cut_short():
             return
-        with self._log.surviving():
-            self._log.consider(epoch, metrics)
+        metrics = self._log.end_epoch(epoch, logs)
+        if self._trained and not self._log.broken:
+            with self._log.surviving():
+                self._log.consider(epoch, metrics)
 
     # -- the end --------------------------------------------------------------------------------------------
 

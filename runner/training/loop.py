@@ -48,7 +48,7 @@ class Part:
     inside: bool = False  #: a step is under way
     ahead: Tracked | None = None  #: whose element is in hand
     worked: bool = False  #: this attempt has completed a step
-    silent: bool = False  #: what is reported was reported before
+    silent: bool = False  #: what is reported was reported before, or nothing is to be kept (`cut_short`)
     rehearsing: bool = False
     start: Start | None = None
     near_end: Snapshot | None = None
@@ -110,7 +110,7 @@ class Attached(Run):
     def report(self, step: int, **metrics: Any) -> None:
         """Report metrics at a step; see `Run.report`."""
         here, part = self._worker, self._part
-        if part is not None and (part.silent or part.rehearsing):
+        if here.stop.cut_short or (part is not None and (part.silent or part.rehearsing)):
             return
         epoch = part.epoch if part is not None and part.epochs is not None else None
         number = part.number if part is not None else max(0, here.fits - 1)
@@ -156,6 +156,7 @@ class Attached(Run):
         except GeneratorExit:
             part.inside = False
             self._completed(part)
+            part.silent |= self._worker.stop.cuts_short()
             if flat:
                 self._leave(part)
             raise
@@ -287,7 +288,7 @@ class Attached(Run):
             self._left = None
         number, here.fits, self.step = here.fits, here.fits + 1, here.step
         part = Part(number, here.step, epochs, past.point(here, number))
-        part.silent = here.saved is not None
+        part.silent = here.saved is not None or here.stop.cut_short
         self._part, here.looping = part, True
         if epochs is None and here.launch.checkpoint.every.unit is CadenceUnit.EPOCHS:
             here.facts.warn("checkpoint.every counts epochs, which this loop has none of: saved as by auto")
@@ -311,7 +312,6 @@ class Attached(Run):
         point = part.point
         if point is None:
             return 0
-        epoch = int(point.state["cursor"]["epoch"])
         try:
             if point.state["cursor"]["whole"] or point.state["start"] is None:
                 self._own.build(point)
@@ -323,7 +323,7 @@ class Attached(Run):
                 self._own.restore_start(point, part.start)
         except ChangedScriptError as reason:
             self._worker.refuse(str(reason))
-        return epoch
+        return int(point.state["cursor"]["epoch"])
 
     def _resume(self, part: Part, point: Snapshot, source: Iterator[Any] | None) -> Iterator[Any]:
         """Go on from a checkpoint; gives out the step that was about to begin, where its element is there."""
@@ -378,7 +378,7 @@ class Attached(Run):
 
     def _leave(self, part: Part) -> None:
         """Take note that the script has left the loop before its end."""
-        self._left = None if part.silent else part
+        self._left = None if self._worker.stop.cuts_short() or part.silent else part
         if part.point is not None:
             self._worker.facts.warn("the loop was left before it was restored")
             leave(1)

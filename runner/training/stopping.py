@@ -12,7 +12,8 @@ while the main thread is inside a long call. Who then acts:
 If none of these comes, the shim's SIGKILL leaves the last checkpoint standing. A script's own handler for
 SIGTERM comes first: it has half of the grace to end the script in its own way. Where the script then ends
 with 0, nobody can tell whether it had got to its end: it has stopped (75), and the next attempt finds out. A
-fit that was told to stop training meanwhile is not taken for finished.
+fit that was told to stop training meanwhile is not taken for finished, nor is a loop that was left; nothing
+of what follows is kept.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Stop:
         self.leaving = threading.RLock()
         self._grace_s = grace_s
         self._asked_at = 0.0
-        self.cut_short = False  #: a fit has been ended early by the script's own handler
+        self.cut_short = False  #: a fit or loop has been ended early for the request's sake
         self._handled = False  #: our own handler has run
         self._hearing = threading.RLock()  # a handler may come between
         self._read = self._write = -1
@@ -109,9 +110,17 @@ class Stop:
     @property
     def left_to_script(self) -> bool:
         """Whether the request is there, and a handler of the script's own has taken it."""
+        return self._is_there() and (self._is_scripts() or not self._handled)
+
+    def cuts_short(self) -> bool:
+        """Tell whether a loop that is left now may be so for the request's sake, or something was before."""
+        self.cut_short = self.cut_short or self._is_there()
+        return self.cut_short
+
+    def _is_there(self) -> bool:
         if self._read >= 0:  # not in a forked child
             self._hear()  # the watcher may not have come to it yet
-        return self.requested and (self._is_scripts() or not self._handled)
+        return self.requested
 
     def _is_scripts(self) -> bool:
         return signal.getsignal(signal.SIGTERM) != self._on_signal

@@ -12,6 +12,7 @@ import pytest
 from tests.training.harness import Job
 from tests.training.nursery import Nursery
 from tests.training.test_retreat import FITS, SLOWER, rate
+from tests.training.test_stopping import FLAG
 
 #: Gives a Keras that is the installed one, but for the name of one place that the exact resume needs.
 STAND_IN = """
@@ -107,6 +108,18 @@ def test_stopped_and_killed_it_goes_on_at_the_beginning_of_an_epoch(
         *((0, epoch) for epoch in range(5)),
         *((1, epoch) for epoch in range(4)),
     ]
+
+
+def test_of_an_epoch_that_was_cut_short_nothing_is_kept(tmp_path: Path, elsewhere: Nursery) -> None:
+    job = Job(tmp_path, "train.py", text=FLAG, nursery=elsewhere)
+    cut = job.run(env={"ASKED": "1"}, every=("epochs", 1))
+    assert cut.code == 75, cut.errors
+    assert [line["step"] for line in job.metrics()] == [6]
+    assert [fact["step"] for fact in job.facts_of("best")] == [6]
+    final = job.run(every=("epochs", 1))
+    assert final.code == 0, final.errors
+    assert job.facts_of("resumed", 2)[0]["step"] == 6
+    assert [line["step"] for line in job.metrics()] == [6, 12, 18]
 
 
 def test_control_without_it_a_fit_begins_with_its_first_epoch(tmp_path: Path, elsewhere: Nursery) -> None:

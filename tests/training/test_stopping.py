@@ -115,7 +115,8 @@ class Asked(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 signal.signal(signal.SIGTERM, stop)
-say("fit", model, model.fit(x, x[:, :1], batch_size=10, epochs=3, verbose=0, callbacks=[Asked()]))
+options = {"validation_data": (x, x[:, :1]), "callbacks": [Asked()], "verbose": 0}
+say("fit", model, model.fit(x, x[:, :1], batch_size=10, epochs=3, **options))
 """
 
 
@@ -125,10 +126,69 @@ def test_a_fit_that_a_handler_of_the_script_has_cut_short_goes_on(tmp_path: Path
     cut = job.run(env={"ASKED": "1"})
     assert cut.code == 75, cut.errors
     assert cut.results["fit"] != calm.results["fit"], "the script has come to its end, early"
+    assert [line["step"] for line in job.metrics()] == [6], "of whole epochs"
     final = job.run()
     assert final.code == 0, final.errors
     assert job.facts_of("resumed", 2)[0]["step"] == 6
     assert final.results == calm.results
+    assert [line["step"] for line in job.metrics()] == [6, 12, 18]
+
+
+LOOPS = """
+import os, signal, sys
+import keras, numpy as np, runner
+from victim import until_saved
+keras.utils.set_random_seed(7)
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+run = runner.attach(model)
+asked = []
+where = os.environ.get("ASKED", "")
+if "obedient" not in where:
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+
+def train(moment):
+    model.layers[0].kernel.assign_add(np.random.normal(size=(2, 1)))
+    if moment == where.split(" ")[0]:
+        until_saved(run.step - 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return bool(asked) or run.should_stop
+
+for step in run.steps(8):
+    if train(f"steps:{step}"):
+        break
+for epoch in run.epochs(3):
+    for step in run.steps(4):
+        if train(f"epochs:{epoch}:{step}"):
+            break
+    run.report(run.step, val_loss=-run.step)
+for step in run.steps(8):
+    train("at the end")
+    run.checkpoint()
+run.report(run.step, val_loss=0)
+print("RESULT loops", model.layers[0].kernel.numpy().tolist(), run.step)
+"""
+
+
+@pytest.fixture(scope="module")
+def calm_loops(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> tuple[Job, Attempt]:
+    job = Job(tmp_path_factory.mktemp("calm"), "train.py", text=LOOPS, nursery=nursery)
+    return job, job.run()
+
+
+@pytest.mark.parametrize("where", ["steps:5", "epochs:1:2", "epochs:1:2 obedient"])
+def test_a_loop_that_the_script_has_left_when_asked_goes_on(
+    tmp_path: Path, nursery: Nursery, calm_loops: tuple[Job, Attempt], where: str
+) -> None:
+    job = Job(tmp_path, "train.py", text=LOOPS, nursery=nursery)
+    cut = job.run(env={"ASKED": where})
+    assert cut.code == 75, cut.errors
+    told = len(job.metrics()) if job.paths.metrics.exists() else 0
+    assert told == int("epochs" in where), "of what is whole"
+    final = job.run()
+    assert final.code == 0, final.errors
+    assert job.facts_of("resumed", 2)[0]["step"] == (12 if "epochs" in where else 3)
+    assert final.results == calm_loops[1].results
+    assert job.metrics_without_time() == calm_loops[0].metrics_without_time()
 
 
 def test_children_are_terminated_as_ever(tmp_path: Path) -> None:
