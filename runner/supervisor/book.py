@@ -82,6 +82,7 @@ class Book:
             job = records.load_job(paths.record)
             eventlog.append(paths.events, job.outbox)
         except UnreadableRecordError as error:
+            self.postponed.discard(name)
             self.refused.add(name)
             log.error("%s", error)
         except OSError as error:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from runner.core.job import State
+from runner.storage import requests
 from runner.supervisor import allotment, process
 from tests.system.conftest import Site
 from tests.system.test_isolation import group  # noqa: F401 - a fixture
+from tests.system.test_many import Desk, put_folder
 from tests.waiting import wait_for
 
 WAITS = ["sh", "-c", "until [ -e done ]; do sleep 0.05; done"]
@@ -83,3 +85,25 @@ def test_no_group_is_swept_whose_job_has_no_record_that_can_be_read(site: Site) 
     site.start()
     site.wait("next", State.SUCCEEDED)
     assert all(map(process.is_alive, workers))
+
+
+def test_a_record_that_was_withheld_and_then_is_damaged_can_be_removed(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "home")
+    put_folder(desk.home, "a")
+    record = desk.home.job("a").record
+    record.parent.mkdir()
+    record.symlink_to(record)
+    desk.book.load("a")
+    assert (desk.book.refused, desk.book.postponed) == (set(), {"a"})
+    record.unlink()
+    damage(record)
+    desk.book.load("a")
+    assert (desk.book.refused, desk.book.postponed) == ({"a"}, set())
+    requests.submit_request(desk.home, "rm", "a")
+    desk.inbox.find()
+    desk.finish()
+    assert not desk.book.knows("a")
+    put_folder(desk.home, "a")
+    desk.inbox.find()
+    desk.finish()
+    assert desk.book.jobs["a"].state is State.QUEUED
