@@ -306,18 +306,26 @@ class Attempts:
             self._finish(attempt, unseen)
 
     def _kill_strays(self, attempt: Live) -> bool:
-        # Who was started after the first look's list was made, by one that had ended when it was its turn,
-        # is found by a second.
-        strays = self._strays(attempt.name) or self._strays(attempt.name)
+        strays, left = self._kill_left(attempt.name)
         attempt.gone.update(strays)
-        for pid in strays:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
         if attempt.settling == _STRAYS_LOOKS:
             pids = ", ".join(map(str, strays)) or "who holds its lock"
             attempt.stray = f"killed, and not dead: pid {pids}; the job keeps its place until it is"
-        gone = self.groups is None or self.groups.clear(attempt.name)
-        return bool(strays) or not gone or lock.is_locked(self._home.job(attempt.name).lock)
+        return left
+
+    def clear(self, name: str) -> bool:
+        """SIGKILL what a job without a shim has left; tell whether nothing is left."""
+        return not self._kill_left(name)[1]
+
+    def _kill_left(self, name: str) -> tuple[list[int], bool]:
+        # Who was started after the first look's list was made, by one that had ended when it was its turn,
+        # is found by a second.
+        strays = self._strays(name) or self._strays(name)
+        for pid in strays:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        gone = self.groups is None or self.groups.clear(name)
+        return strays, bool(strays) or not gone or lock.is_locked(self._home.job(name).lock)
 
     def _strays(self, name: str) -> list[int]:
         """List the job's processes, but for those of the spare that waits: it belongs to the next attempt."""

@@ -39,6 +39,7 @@ class Queue:
         book: Book,
         handle: Callable[[str, AnyEvent], Decision | None],
         on_untold: Callable[[], None],
+        clear: Callable[[str], bool],
         *,
         alone: bool,
     ) -> None:
@@ -49,6 +50,7 @@ class Queue:
             book: of the jobs.
             handle: lets an event happen to a job.
             on_untold: called when there are reasons to `tell`.
+            clear: kills what a job without a shim has left (see `Unread`).
             alone: the book holds one job, which starts whatever it comes after.
         """
         self._book = book
@@ -58,7 +60,7 @@ class Queue:
         self._turns = Soon(loop, self._admit, _BURST_S)
         self._retries = Soon(loop, self.ask)
         self._gpus = Gpus(loop, self.ask)
-        self._unread = Unread(book, self._gpus.shown_to)
+        self._unread = Unread(book, clear, self._gpus.shown_to)
         self._capacity = Capacity(allotment.cpus(), (), allotment.memory_bytes())
         self._since: dict[str, float] | None = None  # nobody knows yet but the records
         self._ages: dict[str, int] = {}

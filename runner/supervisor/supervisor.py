@@ -86,7 +86,8 @@ class Supervisor:
         self._looks = Soon(self.loop, self._look, _BURST_S)
         self._quiet_looks = Soon(self.loop, self._looks.ask)
         self._chores = Soon(self.loop, self._work)
-        self.queue = Queue(self.loop, self.book, self.handle, self._chores.ask, alone=config.only is not None)
+        doors = self.handle, self._chores.ask, self.attempts.clear
+        self.queue = Queue(self.loop, self.book, *doors, alone=config.only is not None)
         self.book.on_change = self.queue.ask
         self._relays: deque[str] = deque()
         self._locks: list[int] = []

@@ -1,7 +1,8 @@
 """What runs of jobs whose record cannot be read: its place on the machine is given to nobody meanwhile.
 
 Such a job is left alone, and so is its attempt. That it runs, its lock tells; what it was to have, its folder
-in `jobs/`; which GPUs it sees, its launch.json. Limits: what was edited in the folder since is believed.
+in `jobs/`; which GPUs it sees, its launch.json. Where its shim was killed, what the worker has started is
+killed before anybody else gets the place. Limits: what was edited in the folder since is believed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from runner.storage import lock
 from runner.storage.layout import attempt_numbers
 from runner.supervisor import launch
 from runner.supervisor.book import Book, moment
-from runner.supervisor.ends import MACHINES_FAULT
+from runner.supervisor.ends import MACHINES_FAULT, read_outcome
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,21 @@ log = logging.getLogger(__name__)
 class Unread:
     """The attempts that nobody watches, as running jobs for the plans."""
 
-    def __init__(self, book: Book, shown_to: Callable[[Mapping[str, str]], tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        book: Book,
+        clear: Callable[[str], bool],
+        shown_to: Callable[[Mapping[str, str]], tuple[str, ...]],
+    ) -> None:
         """Begin.
 
         Args:
             book: which names what cannot be read.
+            clear: kills what a job without a shim has left; tells whether nothing is left.
             shown_to: returns the GPUs that a process with this environment sees.
         """
         self._book = book
+        self._clear = clear
         self._shown_to = shown_to
         self._running: dict[str, Job] = {}
         self._ended: set[str] = set()  #: nobody starts these again
@@ -52,10 +60,20 @@ class Unread:
         return list(self._running.values())
 
     def _runs(self, name: str) -> bool:
+        """Tell whether something of its attempt lives; without a shim that is killed."""
+        paths = self._book.home.job(name)
         try:
-            return lock.is_locked(self._book.home.job(name).lock)
+            if lock.is_locked(paths.lock):
+                return True
+            number = max(attempt_numbers(paths.attempts), default=0)
         except OSError as error:  # what is damaged for good must not have a place for good
             return error.errno in MACHINES_FAULT - {errno.EIO}
+        if number == 0 or read_outcome(paths.attempt(number)) is not None:
+            return False
+        if self._clear(name):
+            return False
+        log.error("%s: its record cannot be read, and its shim was killed: so is what that has left", name)
+        return True
 
     def _job(self, name: str) -> Job:
         """Return a record in the stead of the one that cannot be read; nobody may stop it."""

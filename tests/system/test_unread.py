@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from runner.core.job import State
 from runner.storage import requests
 from runner.supervisor import allotment, process
 from tests.system.conftest import Site
-from tests.system.test_isolation import group  # noqa: F401 - a fixture
+from tests.system.test_isolation import group, how  # noqa: F401 - fixtures
 from tests.system.test_many import Desk, put_folder
 from tests.waiting import wait_for
 
@@ -85,6 +87,23 @@ def test_no_group_is_swept_whose_job_has_no_record_that_can_be_read(site: Site) 
     site.start()
     site.wait("next", State.SUCCEEDED)
     assert all(map(process.is_alive, workers))
+
+
+@pytest.mark.usefixtures("how")
+def test_what_a_killed_shim_has_left_is_killed_before_its_place_is_given_away(site: Site) -> None:
+    daemon = site.start()
+    site.submit("damaged", command=["sh", "-c", "sleep 600 & wait"], toml=wanting(1))
+    wait_for(lambda: len(site.living("damaged")) > 1, "what the worker starts")
+    shim = site.identity("damaged", "shim")
+    end(daemon)
+    os.kill(shim.pid, signal.SIGKILL)
+    wait_for(lambda: len(site.living("damaged")) == 1, "the end of the worker")
+    damage(site.home.job("damaged").record)
+    site.submit("next", command=["true"], toml=wanting(1))
+    site.start()
+    site.wait("next", State.SUCCEEDED)
+    assert not site.living("damaged")
+    assert "damaged: its record cannot be read, and its shim was killed: so is" in site.log.read_text()
 
 
 def test_a_record_that_was_withheld_and_then_is_damaged_can_be_removed(tmp_path: Path) -> None:
