@@ -88,8 +88,8 @@ def run(
     attempt = Attempt(keeper, folder, float(launch["grace_s"]), *handed[1:])
     attempt.watch(group, logcap.CappedLog(os.path.join(folder, "log"), launch.get("log_bytes"), libc))
     attempt.sees_gpus = launch["env"].get("CUDA_VISIBLE_DEVICES") != ""
-    attempt.tell_identity()  # before there is a worker: else a successor could take it for never started
     try:
+        attempt.tell_identity()  # before there is a worker: else a successor could take it for never started
         birth.make_group(group)
         how = launch["argv"], birth.with_secrets(launch), folder, libc, handed
         attempt.worker = start(*how, lambda: birth.confine(launch, group, libc))
@@ -99,7 +99,8 @@ def run(
         error = failure
     for fd in handed[:1]:
         os.close(fd)  # so that the keeper notices when the worker has ended
-    attempt.tell_identity()
+    if attempt.worker:
+        attempt.tell_identity()
     attempt.supervise(wake)
     if not attempt.kept:  # the keeper was killed, or hung: another one, and nobody at the other end
         attempt.keeper, handed = birth.start_keeper(launch, folder, libc, attempt.memory)
@@ -167,7 +168,7 @@ class Attempt:
             self.deadlines["take_in"] = time.monotonic() + GROUP_LOOK_S
 
     def tell_identity(self) -> None:
-        """Write who shim and worker are; again a second later, for as long as the disk refuses."""
+        """Write who shim and worker are; what the disk refuses of a worker, again a second later."""
         about = {
             "version": 1,
             "shim": lineage.identity(os.getpid()),
@@ -178,6 +179,8 @@ class Attempt:
         try:
             jsonfile.write_json(os.path.join(self.folder, "shim.json"), about)
         except OSError:
+            if not self.worker:
+                raise
             self.deadlines["tell_identity"] = time.monotonic() + jsonfile.RETRY_S
 
     def supervise(self, wake: int) -> None:
@@ -379,10 +382,7 @@ class Attempt:
 
 def watch_signals() -> int:
     """Route signals into a pipe; return its reading end."""
-    read, write = os.pipe()
-    for fd in (read, write):
-        os.set_blocking(fd, False)
-        os.set_inheritable(fd, False)
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

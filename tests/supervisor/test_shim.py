@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import runpy
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from runner.supervisor.attemptgroup import Group
 from runner.supervisor.ends import read_outcome, starved
 from runner.supervisor.lineage import OomKills
 from runner.supervisor.loop import Loop
+from tests.waiting import wait_for
 
 SHIM = Path(runner.__file__).parent / "supervisor" / "shim.py"
 
@@ -135,6 +137,26 @@ def test_what_the_machine_refused_for_a_moment_is_tried_again(
     assert read_outcome(paths) == (
         StartFailed(reason) if final else Ended(exit_code=EXIT_RETRY, reason=reason)
     )
+
+
+#: Whatever is opened: nothing can be written to it.
+ON_A_FULL_DISK = 'exec 3>"$2/lock"; ulimit -S -f 0; exec "$0" -I -S "$1" "$2"'
+
+
+def test_there_is_no_worker_of_which_the_disk_takes_no_word(tmp_path: Path) -> None:
+    """Where everybody else was killed then, the attempt would be taken for never started."""
+    about = {"grace_s": 1.0, "env": {}, "argv": ["mkdir", "ran"], "cwd": str(tmp_path)}
+    (tmp_path / "launch.json").write_text(json.dumps(about))
+    shim = subprocess.Popen(["sh", "-c", ON_A_FULL_DISK, sys.executable, SHIM, tmp_path])
+    try:
+        wait_for(lambda: list(tmp_path.glob("outcome.json*")), "the end that cannot be written either")
+        resource.prlimit(shim.pid, resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE))
+        assert shim.wait(30) == 0
+    finally:
+        shim.kill()
+    assert not (tmp_path / "ran").exists()
+    reason = f"cannot start: [Errno {errno.EFBIG}] {os.strerror(errno.EFBIG)}"
+    assert read_outcome(AttemptPaths(tmp_path)) == Ended(exit_code=EXIT_RETRY, reason=reason)
 
 
 def vmstat(path: Path, kills: int) -> str:
