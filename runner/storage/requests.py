@@ -2,8 +2,10 @@
 
 A request works while no supervisor runs, and takes effect when one does. Files are named by the time of
 asking, so that they are taken in order; the supervisor removes each when it has been carried out or refused.
-Each says when the job that is meant was submitted, where it has a record: one that is carried out again, as
-its supervisor died before it could remove it, finds no other job of that name.
+Each says when the job that is meant was submitted, or, where no record tells that, when the mark of its
+submission or its damaged record was written: one that is carried out again, as its supervisor died before it
+could remove it, finds no other job of that name. Limits: of a folder that was put there by hand, and is not
+taken up yet, nothing is said.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 from runner.errors import UnreadableRecordError
 from runner.storage import durable, jsontext, records
-from runner.storage.layout import Home
+from runner.storage.layout import SUBMITTED_MARK, Home
 
 VERSION = 1
 _BYTES_MAX = 64 * 1024
@@ -31,6 +33,7 @@ class RequestFile:
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     submitted_at: str | None = None  #: of the job that is meant; None: of whichever has the name
+    seen: str | None = None  #: what else tells which is meant, where that is not known
 
 
 def submit_request(home: Home, verb: str, name: str, args: dict[str, Any] | None = None) -> Path:
@@ -42,19 +45,41 @@ def submit_request(home: Home, verb: str, name: str, args: dict[str, Any] | None
     durable.make_folder(home.requests)
     path = home.requests / f"{time.time_ns():020d}-{os.urandom(4).hex()}.json"
     value = {"version": VERSION, "verb": verb, "name": name, "args": args or {}}
-    value["submitted_at"] = _submitted_at(home, name)
+    value["submitted_at"], value["seen"] = _which(home, name)
     with durable.replacing(path) as fd:
         os.fchmod(fd, 0o644)  # whatever the umask: the supervisor may be another user
         durable.write_all(fd, jsontext.encode(value))
     return path
 
 
-def _submitted_at(home: Home, name: str) -> str | None:
+def _which(home: Home, name: str) -> tuple[str | None, str | None]:
+    """Return when the job was submitted, else what its folder or its damaged record shows."""
+    record, mark = _shown_by(home, name)
     try:
-        found = records.load_json(home.job(name).record).get("submitted_at")
-    except (OSError, UnreadableRecordError):
+        found = records.load_json(record).get("submitted_at")
+    except FileNotFoundError:
+        return None, _stamp(mark)
+    except UnreadableRecordError:
+        return None, _stamp(record)
+    except OSError:
+        return None, None
+    return (found, None) if isinstance(found, str) else (None, _stamp(record))
+
+
+def _shown_by(home: Home, name: str) -> tuple[Path, Path]:
+    return home.job(name).record, home.folder(name) / SUBMITTED_MARK
+
+
+def _stamp(path: Path) -> str | None:
+    try:
+        return f"{path.name} of {path.lstat().st_mtime_ns}"
+    except OSError:
         return None
-    return found if isinstance(found, str) else None
+
+
+def means_another(home: Home, request: RequestFile) -> bool:
+    """Tell whether what the request has `seen` of the job that it meant is there no more."""
+    return request.seen is not None and request.seen not in map(_stamp, _shown_by(home, request.name))
 
 
 def pending(home: Home, limit: int = 1000) -> list[Path]:
@@ -93,5 +118,5 @@ def read(path: Path) -> RequestFile:
     verb, name, args = value.get("verb"), value.get("name"), value.get("args", {})
     if not isinstance(verb, str) or not isinstance(name, str) or not isinstance(args, dict):
         raise UnreadableRecordError(f"{path}: expected verb and name as strings and args as an object")
-    submitted_at = value.get("submitted_at")
-    return RequestFile(path, verb, name, args, submitted_at if isinstance(submitted_at, str) else None)
+    which = [found if isinstance(found := value.get(key), str) else None for key in ("submitted_at", "seen")]
+    return RequestFile(path, verb, name, args, *which)

@@ -174,6 +174,9 @@ class Inbox:
     def _carry_out(self, request: requests.RequestFile) -> bool:
         """Do what is asked, or refuse it for good; False where the disk refused: try again."""
         name = request.name
+        if requests.means_another(self._home, request):
+            log.warning("%s: the request %r meant an earlier job; it was dropped", name, request.verb)
+            return True
         if name in self._book.refused and request.verb == Request.REMOVE:
             if _runs(self._home, name):
                 log.error("%s: its record cannot be read, and its attempt runs: it is not removed", name)

@@ -126,3 +126,38 @@ def test_a_record_that_was_withheld_and_then_is_damaged_can_be_removed(tmp_path:
     desk.inbox.find()
     desk.finish()
     assert desk.book.jobs["a"].state is State.QUEUED
+
+
+@pytest.mark.parametrize("verb", ["cancel", "rm"])
+def test_a_request_that_comes_again_does_nothing_to_another_job_without_a_record(
+    tmp_path: Path, verb: str
+) -> None:
+    """A job that is not taken up yet is cancelled, or one whose record is damaged removed."""
+    desk = Desk(tmp_path / "home")
+
+    def put(mtime_s: int) -> None:
+        put_folder(desk.home, "a")
+        mark, record = desk.home.folder("a") / ".submitted.json", desk.home.job("a").record
+        os.utime(mark, (mtime_s, mtime_s))
+        if verb == "rm":
+            record.parent.mkdir()
+            damage(record)
+            os.utime(record, (mtime_s, mtime_s))
+            desk.book.load("a")
+
+    put(1)
+    request = requests.submit_request(desk.home, verb, "a")
+    left = request.read_text()
+    desk.inbox.find()
+    desk.finish()
+    assert not request.exists()
+    assert [job.state for job in desk.book.jobs.values()] == [State.CANCELLED] * (verb == "cancel")
+    desk.book.remove("a")
+    assert not desk.book.knows("a")
+    put(2)
+    request.write_text(left)
+    desk.inbox.find()
+    desk.finish()
+    assert not request.exists()
+    assert desk.home.folder("a").exists()
+    assert [job.state for job in desk.book.jobs.values()] == [State.QUEUED] * (verb == "cancel")
