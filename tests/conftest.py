@@ -6,8 +6,12 @@ import signal
 
 import pytest
 
+from tests import environ
+
 # A shell has its background jobs ignore SIGINT, and so would whatever the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+environ.leave_out()
 
 #: Folders whose files take minutes: begun first, so that no worker is left alone with one at the end
 #: (`--no-loadscope-reorder` leaves the order to this).

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from runner.settings import load_spec
+from tests.environ import whole
 
 JOBS = Path(__file__).parents[1] / "jobs"
 NAMES = ["digits", "loop", "pima", "shell", "stream"]
-ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("RUNNER_", "PIMA_"))}
+ENVIRON = {key: value for key, value in whole().items() if not key.startswith(("RUNNER_", "PIMA_"))}
 
 
 @pytest.fixture
