@@ -201,9 +201,7 @@ class Supervisor:
             self._broom.sweep(self.home.state)
             self._broom.sweep(self.home.jobs, OTHERS_S)
             self._broom.sweep(self.home.requests, OTHERS_S)
-        for name in self.home.recorded():
-            if self.config.only in {None, name}:
-                self.book.load(name)
+        self.book.load_all(name for name in self.home.recorded() if self.config.only in {None, name})
         for name in list(self.book.jobs):
             self._recover(name)
         if self.attempts.groups is not None and self.config.only is None:

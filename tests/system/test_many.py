@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -323,6 +324,18 @@ def put_records(home: Home, count: int, monkeypatch: pytest.MonkeyPatch) -> None
         for order in range(1, count + 1):
             named = replace(job, name=f"job-{order:05d}", order=order)
             records.save_job(home.job(named.name).record, named)
+
+
+def test_records_are_left_alone_by_the_collector(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_records(site.home, 100, monkeypatch)
+    book, before = Book(site.home, Broom()), gc.get_freeze_count()
+    try:
+        book.load_all(site.home.recorded())
+        assert gc.get_freeze_count() >= before + 100
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+    assert len(book.jobs) == 100
 
 
 def test_a_daemon_with_thousands_of_records(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
