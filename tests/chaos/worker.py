@@ -249,7 +249,7 @@ def chained(count: int, digest: str) -> str:
 def saved() -> tuple[int, str]:
     try:
         with open(f"{LEDGER}.saved") as file:
-            count, digest = file.read().split()
+            count, _, digest = file.read().partition(" ")  # before the first step there is no digest yet
     except FileNotFoundError:
         return 0, ""
     return int(count), digest
