@@ -131,6 +131,7 @@ class Spares:
         self._note = note
         self._isolate = isolate
         self._waiting: dict[str, Spare] = {}
+        self._ending: dict[int, Spare] = {}  # by their pidfds: dismissed, and not seen to have ended
         self._not_before: dict[tuple[str, int], float] = {}
 
     def tend(self, job: Job, used_bytes: Callable[[], int]) -> None:
@@ -275,6 +276,7 @@ class Spares:
         if used:
             os.close(spare.pidfd)
         else:
+            self._ending[spare.pidfd] = spare
             self._loop.on_readable(spare.pidfd, lambda: self._reap(spare))
 
     def forget(self, name: str) -> None:
@@ -296,14 +298,16 @@ class Spares:
             self.dismiss(name, "")
 
     def end(self) -> None:
-        """Let all end, and wait for it a moment: nobody else would reap them."""
-        for spare in list(self._waiting.values()):
-            self.dismiss(spare.name, "")
-            process.wait(spare.pidfd, _END_S)
+        """Let all end, and wait a moment for them and who was to end before: nobody else would reap them."""
+        self.dismiss_all()
+        until_s = time.monotonic() + _END_S
+        for spare in self._ending.values():
+            process.wait(spare.pidfd, max(0.0, until_s - time.monotonic()))
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, spare.pidfd, os.WEXITED | os.WNOHANG)
 
     def _reap(self, spare: Spare) -> None:
+        del self._ending[spare.pidfd]
         self._loop.forget(spare.pidfd)
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, spare.pidfd, os.WEXITED)

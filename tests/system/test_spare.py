@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -302,6 +303,20 @@ def test_none_outlives_its_job_or_its_supervisor(site: Site) -> None:
     # What the dead one has told of itself is removed by its shim, a moment after it.
     wait_for(lambda: waits(site, "adopted") != spares["adopted"], "another spare")
     assert len(starts(site, "adopted")) == 1
+
+
+def test_a_daemon_that_ends_with_its_job_has_seen_the_spare_end(site: Site) -> None:
+    submit(site, "count", target=1, script=UNTIL_ENOUGH)
+    daemon = site.start("--only", "count")
+    shim = psutil.Process(waits(site, "count").pid).parent()
+    shim.suspend()
+    (site.home.folder("count") / "enough").touch()
+    site.wait("count", State.SUCCEEDED)
+    with pytest.raises(subprocess.TimeoutExpired):
+        daemon.wait(0.5)
+    shim.resume()
+    assert daemon.wait(30) == 0
+    assert site.living("count") == []
 
 
 def test_whatever_it_says_the_daemon_lives(site: Site, tmp_path: Path) -> None:
