@@ -59,10 +59,11 @@ while not os.path.exists("over"):
         json.dump({**fields, "time": time.strftime("%FT%TZ", time.gmtime())}, out)
     os.rename(state + "/.staged", state + "/progress.json")
 """
-#: An ordinary training whose steps are as uneven.
+#: An ordinary training whose steps are as uneven. The autotuning of tf.data waits by the clock of the day: an
+#: iterator's end waits with it for as long as that is set back, a hang with or without a supervisor.
 TRAINING = """
 import os, random, sys, time
-import keras, numpy as np
+import keras, numpy as np, tensorflow as tf
 step_s, chance = float(sys.argv[1]), random.Random(5)
 class Uneven(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
@@ -72,9 +73,10 @@ class Uneven(keras.callbacks.Callback):
             raise KeyboardInterrupt
 model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
 model.compile("sgd", "mse")
-x, y = np.ones((64, 3)), np.ones((64, 1))
+data, options = tf.data.Dataset.from_tensor_slices((np.ones((64, 3)), np.ones((64, 1)))), tf.data.Options()
+options.autotune.enabled = False
 try:
-    model.fit(x, y, batch_size=8, epochs=100_000, verbose=0, callbacks=[Uneven()])
+    model.fit(data.batch(8).with_options(options), epochs=100_000, verbose=0, callbacks=[Uneven()])
 except KeyboardInterrupt:
     pass
 """
