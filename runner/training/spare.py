@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import importlib
 import importlib.machinery
 import json
@@ -123,6 +124,7 @@ class Waiting:
         try:
             self._background.enter()
             self._left = self._import_all()
+            gc.collect()  # else one of all that was imported falls due soon, and holds up the worker
         except OSError as error:
             raise UnfitError(str(error)) from error
         if self._plan["spare"] == "hot" and not self._cold and not _UNGUARDED.isdisjoint(self._left):

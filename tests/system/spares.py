@@ -23,11 +23,12 @@ exec(compile(open("counter.py").read(), "counter.py", "exec"))
 """
 #: Chance from everywhere, unseeded: packages draw from it too, as they are imported. It waits to be let end.
 FITS = """
-import hashlib, os, random, sys, time
+import gc, hashlib, os, random, sys, time
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np
 import keras
 print("level", os.environ["TF_CPP_MIN_LOG_LEVEL"], sys.argv, len(sys.path), flush=True)
+print("collections since a full one:", gc.get_count()[2], flush=True)
 
 
 class Wait(keras.callbacks.Callback):
