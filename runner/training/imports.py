@@ -3,17 +3,24 @@
 One finder in front of `sys.meta_path`: for a module somebody waits for, the ordinary finders are asked, and
 the loader they give is wrapped for the moment of its execution. The module itself shows its own loader.
 A module that is imported already is handed over at once.
+
+Python's collector of garbage rests while one of the large packages is imported: it would look again and again
+at all that these make, which is no garbage, for a tenth of the time to a script's first step.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+#: While these are imported, with all that they import, nothing is collected.
+_LARGE = frozenset({"tensorflow", "keras", "tf_keras"})
 _waiting: dict[str, list[Callable[[ModuleType], None]]] = {}
 _watchers: list[Callable[[str], None]] = []
 
@@ -39,13 +46,29 @@ def watch(action: Callable[[str], None]) -> None:
     _watchers.append(action)
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let the collector rest during the block; what comes into being there counts as old at once."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        if gc.get_freeze_count() == 0:
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation; nothing is looked at
+        gc.enable()
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         for action in _watchers:
             action(fullname)
-        if fullname not in _waiting:
+        if fullname not in _waiting and fullname not in _LARGE:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
@@ -77,7 +100,8 @@ class _Loader(importlib.abc.Loader):
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
+        with _uncollected() if module.__name__ in _LARGE else contextlib.nullcontext():
+            self._loader.exec_module(module)
         for action in _waiting.pop(module.__name__, []):
             action(module)
 

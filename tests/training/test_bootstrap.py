@@ -82,6 +82,51 @@ def test_the_package_is_there_without_being_installed(tmp_path: Path) -> None:
     assert attempt.output.split()[1:] == ["0", str(tmp_path / "jobs" / "j")], attempt.errors
 
 
+def test_nothing_is_collected_while_a_large_package_is_imported(tmp_path: Path) -> None:
+    """And all is as the script had it afterwards: on, off, with what it has frozen; also where it fails."""
+    text = """
+import gc, importlib, sys
+
+def imported():
+    sys.modules.pop("tensorflow", None)
+    try:
+        import tensorflow
+    except ValueError:
+        return "fails", gc.isenabled(), gc.get_freeze_count()
+    old = any(one is tensorflow.made for one in gc.get_objects(generation=2))
+    return tensorflow.collected, old, gc.isenabled(), gc.get_freeze_count()
+
+print(imported())
+gc.disable()
+print(imported())
+gc.enable()
+sys.fails = True
+print(imported())
+del sys.fails
+gc.freeze()
+frozen = gc.get_freeze_count()
+found = imported()
+print(found[:3], found[3] == frozen)
+"""
+    package = """
+import gc, sys
+made, before = [], gc.get_stats()[0]["collections"]
+if hasattr(sys, "fails"):
+    raise ValueError
+many = [[] for _ in range(100_000)]
+collected = gc.get_stats()[0]["collections"] > before
+"""
+    job = Job(tmp_path, "train.py", text=text)
+    (job.folder / "tensorflow.py").write_text(package)
+    ours = job.run()
+    assert ours.output.splitlines() == [
+        "(False, True, True, 0)",
+        "(False, False, False, 0)",
+        "('fails', True, 0)",
+        "(False, False, True) True",
+    ], ours.errors
+
+
 def test_unseeded_chance_comes_from_the_seed_of_the_job(tmp_path: Path) -> None:
     text = (
         "import random, json, numpy as np\n"
