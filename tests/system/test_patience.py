@@ -27,15 +27,16 @@ from tests.waiting import wait_for
 
 MINUTES = float(os.environ.get("PATIENCE_MINUTES", "0.2"))
 LONG = "PATIENCE_MINUTES" in os.environ
-#: What a busy machine, as beside other tests, adds to a step, and to the second in which a hang is found.
-BUSY_S = 0.0 if LONG else 2.0
 #: A step takes from a hundredth of this to all of it; twice as much is a hang.
 STEP_S = 2.0 if LONG else 1.0
-LIMIT_S = 2 * STEP_S + BUSY_S
-STOPPED_S = 60.0 if LONG else LIMIT_S + 1
-#: A learned limit is no less, which is too long for the short form; a long pause makes it more.
+LIMIT_S = 2 * STEP_S
+STOPPED_S = 60.0 if LONG else 3.0
+#: What a busy machine, as beside other tests, adds to the second in which a hang is to be found.
+BUSY_S = 0.0 if LONG else 2.0
+#: A learned limit is no less, which is too long for the short form. A stop adds up to a second to a step at
+#: each of its ends, as no look sees more: a hundred times such a pause is less than twice that.
 LEARNED_S = PATIENCE["train"].floor_s
-LEARNED_S_MAX = 3 * LEARNED_S
+LEARNED_S_MAX = 2 * LEARNED_S
 DAY_S = 86400
 #: libfaketime has no time.sleep under a monotonic clock that it leaves alone.
 SLEEP = """
