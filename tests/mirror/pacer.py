@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.storage import checkpoint
+from runner.storage import checkpoint, durable
 from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import JobPaths
 
@@ -61,7 +61,7 @@ while step < target and not stop:
             "file": "b.weights.h5",
         }
         save(paths.best / "b.weights.h5", step, best=best)
-        (paths.best / "best.json").write_text(json.dumps({"version": 1, **best}))
+        durable.write(paths.best / "best.json", json.dumps({"version": 1, **best}).encode())
     save(paths.checkpoint(step), step)
     report(event="checkpoint", path=f"checkpoints/{paths.checkpoint(step).name}", step=step, epoch=0)
     for _, old in paths.list_checkpoints()[: -launch["checkpoint"]["keep"]]:
