@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from hypothesis import settings
 
 from tests import environ
 
@@ -12,6 +13,10 @@ from tests import environ
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 environ.leave_out()
+
+# An example takes as long as a busy machine and its disk make it.
+settings.register_profile("unhurried", settings(), deadline=None)
+settings.load_profile("unhurried")
 
 #: Folders whose files take minutes: begun first, so that no worker is left alone with one at the end
 #: (`--no-loadscope-reorder` leaves the order to this).

@@ -13,12 +13,12 @@ T = TypeVar("T")
 _SOON_S, _LATE_S, _SHARE = 0.005, 0.05, 0.02
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
+def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 90.0) -> T:
     """Wait until `condition` gives something true, and return that."""
-    began_s = time.monotonic()
+    began_s, waited_s = time.monotonic(), 0.0
     while not (result := condition()):
-        waited_s = time.monotonic() - began_s
-        if waited_s > timeout_s:
+        before_s, waited_s = waited_s, time.monotonic() - began_s
+        if before_s > timeout_s:  # who was held up for that long himself looks once more
             raise AssertionError(f"waited {timeout_s:g} s for {what}")
         time.sleep(min(_LATE_S, max(_SOON_S, _SHARE * waited_s)))
     return result

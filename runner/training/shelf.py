@@ -287,10 +287,9 @@ class Shelf:
             size: bytes that it writes for it.
         """
         with self._asking:
-            patience_s = PATIENCE_S + size / RATE_BYTES_PER_S
-            if self._leaving:
-                patience_s = HURRY_S + size / HURRIED_BYTES_PER_S
-            self._deadline = time.monotonic() + patience_s
+            self._deadline = time.monotonic() + PATIENCE_S + size / RATE_BYTES_PER_S
+            if self._leaving:  # looked at only now: who leaves from here on finds a deadline to shorten
+                self._deadline = time.monotonic() + HURRY_S + size / HURRIED_BYTES_PER_S
             answer = b""
             if self._send(message):
                 answer = self._received()

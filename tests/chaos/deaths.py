@@ -32,9 +32,9 @@ from tests.faults import tracer
 from tests.faults.tracer import Act, Call, Kill
 
 #: A supervisor that has not brought everything to its end by then hangs.
-PATIENCE_S = 25
+PATIENCE_S = 100
 #: A worker that is not asked what it waits for goes on by then, and its job ends otherwise than it should.
-UNASKED_S = 15
+UNASKED_S = 60
 DONE, LEFT = 0, 3
 CAPACITY = Capacity(64.0)
 #: One successor in so many is killed as well, at one of its first calls.

@@ -41,6 +41,7 @@ class Ending:
     attempts: int | None = None  #: how many, where nobody strikes at them; None: any number
     result: str | None = None  #: what the job's own file must hold; None: it has none
     removed: bool = False  #: nothing may be left of it
+    limited: bool = False  #: its budget may be spent by a strike: then its exit code is that of the strike
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ SUCCEEDED = Ending(State.SUCCEEDED, 0)
 CANCELLED = Ending(State.CANCELLED, None)
 
 
-def failed(code: int, attempts: int | None = None) -> Ending:
-    return Ending(State.FAILED, code, attempts)
+def failed(code: int, attempts: int | None = None, *, limited: bool = False) -> Ending:
+    return Ending(State.FAILED, code, attempts, limited=limited)
 
 
 def counted(target: int) -> Ending:
@@ -118,7 +119,8 @@ def with_spare(kind: str) -> str:
 
 def failing(name: str, code: int, count: int, toml: str = ENDURING) -> Plan:
     """Return a job that fails for good with this code, when it has counted so far."""
-    return Plan(name, failed(code), (f"count:{count}:0.01", f"exit:{code}"), toml)
+    limited = ENDURING not in toml
+    return Plan(name, failed(code, limited=limited), (f"count:{count}:0.01", f"exit:{code}"), toml)
 
 
 def training(name: str, epochs: int, pause_s: float, result: str | None, spare: str = "none") -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ def judge(home: Home, plan: Plan, ledgers: Path, struck: Struck) -> list[str]:
     found += [f"events.jsonl: torn: {event}" for event in torn]
     log = [event for event in events if isinstance(event, dict)]
     ended = [event for event in log if event["event"] == "ended"]
-    found += ending(job, plan.ending, home, ledgers)
+    found += ending(job, plan.ending, home, ledgers, struck)
     found += numbering(job, log)
     found += moves(log)
     found += agreement(job, log, ended)
@@ -67,9 +68,12 @@ def judge(home: Home, plan: Plan, ledgers: Path, struck: Struck) -> list[str]:
     return [f"{plan.name}: {one}" for one in found]
 
 
-def ending(job: Job, wanted: Ending, home: Home, ledgers: Path) -> Iterator[str]:
+def ending(job: Job, wanted: Ending, home: Home, ledgers: Path, struck: Struck) -> Iterator[str]:
     """Each job ends as it should, exactly."""
-    if job.state is not wanted.state or wanted.exit_code not in {None, job.exit_code}:
+    codes = {wanted.exit_code}
+    if wanted.limited and job.attempt in struck.workers:
+        codes |= {128 + signal.SIGKILL, 128 + signal.SIGTERM}
+    if job.state is not wanted.state or not codes & {None, job.exit_code}:
         yield (
             f"ended {job.state} with {job.exit_code} ({job.reason}), "
             f"not {wanted.state} with {wanted.exit_code}"

@@ -127,7 +127,9 @@ def _game(label: str, variants: list[Variant], rules: Rules, nursery: Nursery | 
 def _draw(moments: list[str], rules: Rules, chance: random.Random) -> list[dict[str, Any]]:
     """Draw deaths in the order in which they come; one of them so late that there is something to resume."""
     late = [i for i, moment in enumerate(moments) if moment == "train" and 3 * i >= len(moments)]
-    deaths = [{"kind": "train", "at": chance.choice(late), "dying_s": 0.1}]
+    deaths = [
+        {"kind": "train", "at": chance.choice(late), "dying_s": 0.1, "saved": rules.forgetful},
+    ]
     kinds = ["train"] if rules.forgetful or rules.hot else sorted({*moments, "save", "after"})
     for kind in chance.choices(kinds, k=rules.kills - 1):
         # It dies at the beginning of the next fit, be it one that is resumed.

@@ -148,6 +148,8 @@ def tell(clock, kind):
         if death["kind"] == "save":
             die_while_saving(clock.name)
         else:
+            if death.get("saved"):
+                victim.until_saved(int(os.environ["SAVED_BEFORE"]) + 1)
             die(clock.name, death["dying_s"])
 
 

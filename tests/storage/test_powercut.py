@@ -27,7 +27,11 @@ CUTS = 20
 @pytest.fixture(params=list(disks.KINDS))
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     try:
-        with disks.made(tmp_path, disks.KINDS[request.param]) as found:
+        with (
+            disks.apart(),
+            disks.in_memory(tmp_path / "memory") as folder,
+            disks.made(folder, disks.KINDS[request.param]) as found,
+        ):
             yield found
     except disks.NoDiskError as error:
         pytest.fail(f"power cuts: {error}")
@@ -171,13 +175,13 @@ def test_a_cut_at_any_moment_leaves_a_whole_version_not_older_than_the_last_save
     for _ in range(CUTS):
         writer = Writer(path, saved)
         writer.start()
-        writer.began.wait(10)
+        writer.began.wait(60)
         threading.Event().wait(chance.random() * 0.01)
         # Only what was said to be saved before the cut began: while the call below shuts the file system
         # down, a sync that is under way may still return without an error.
         promised = writer.saved
         disk.cut()
-        writer.join(10)
+        writer.join(60)
         assert not writer.is_alive()
         disk.boot()
         data = path.read_bytes()

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from runner.core.inventory import Device
-from runner.supervisor import gpus
 from runner.supervisor.gpus import Gpus, listed_by_driver, parse, visible
 from runner.supervisor.loop import Loop
 
@@ -75,20 +74,25 @@ def test_what_is_listed_no_more_is_not_well_until_it_is_again(
 
 
 def test_one_that_never_answers_holds_up_nothing_and_is_killed(
-    program: Callable[[str], None], loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Callable[[str], None], loop: Loop, tmp_path: Path
 ) -> None:
-    found = Gpus(loop, lambda: None)
+    found, pid = Gpus(loop, lambda: None), tmp_path / "pid"
     look(found, loop)
-    monkeypatch.setattr(gpus, "_LOOK_S_MAX", 0.2)
-    program(f"echo $$ > {tmp_path}/pid; exec sleep 600")
-    turns: list[float] = []
-    loop.after(0.05, lambda: turns.append(time.monotonic()))
-    assert all("did not answer" in device.fault for device in look(found, loop))
-    assert turns, "the loop went on meanwhile"
+    program(f"echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600")
+    found.look()
+    while not pid.exists():  # the loop goes on meanwhile
+        loop.after(0.01, lambda: None)
+        loop._turn()
+    deadline = found._deadline
+    assert deadline is not None
+    assert deadline.when_s > time.monotonic()
+    assert deadline.callback is not None
+    deadline.callback()
+    assert all("did not answer" in device.fault for device in found.devices)
     program(f"printf '{WELL}'")
     while found._pidfd >= 0:  # until the killed one is reaped
         loop._turn()
-    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
     assert look(found, loop) == (Device("GPU-aa"), Device("GPU-bb"))
 
 

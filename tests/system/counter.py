@@ -1,6 +1,8 @@
 """A resumable worker that needs no Keras: it counts, its count is its checkpoint, and it says so as facts.
 
-Usage: counter.py TARGET [PAUSE_S] [--ignore-term] [--stall-at N] [--fail-at N CODE] [--fork]
+Usage: counter.py TARGET [PAUSE_S] [--ignore-term] [--stall-at N] [--fail-at N CODE] [--fork] [--hold-at N FILE]
+
+`--hold-at`: at N it counts no further until there is such a file.
 """
 
 import contextlib
@@ -69,6 +71,12 @@ while count < target:
         sys.exit(75)
     if count == value("--stall-at") and attempt == 1:
         time.sleep(600)
+    if count == value("--hold-at"):
+        go = Path(options[options.index("--hold-at") + 2])
+        while not go.exists() and not stop:
+            time.sleep(0.01)
+        if stop:
+            continue
     if count == value("--fail-at"):
         sys.exit(int(options[options.index("--fail-at") + 2]))
     time.sleep(pause_s)

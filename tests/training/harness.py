@@ -197,7 +197,7 @@ class Attempt:
         self.code: int | None = None
         self.output = self.errors = ""
 
-    def wait(self, timeout_s: float = 200.0) -> Attempt:
+    def wait(self, timeout_s: float = 500.0) -> Attempt:
         self.output, self.errors = self.process.communicate(timeout=timeout_s)
         self.code = self.process.returncode
         if self.beside is not None:

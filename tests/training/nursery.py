@@ -34,9 +34,13 @@ class Nursery:
         """Let one life be lived; return its exit code."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(orders) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        try:
+            self._process.stdin.write(json.dumps(orders) + "\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
+        except BaseException:
+            self._process.kill()  # else the next life would read the answer of this one
+            raise
 
     def close(self) -> None:
         """End it."""

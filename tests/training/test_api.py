@@ -144,7 +144,9 @@ def test_a_stop_is_obeyed_at_the_next_step(tmp_path: Path) -> None:
     first = job.start("--slow", "--compiled-chance", every=("steps", 10_000))
     first.until(lambda: any(fact["fit"] == 1 for fact in job.facts_of("fit-started")))
     first.until(lambda: len([f for f in job.facts_of("phase") if f["phase"] == "train"]) == 2)
-    assert first.send(signal.SIGTERM).wait().code == 75, first.errors
+    first.send(signal.SIGTERM)
+    (job.folder / "asked").touch()
+    assert first.wait().code == 75, first.errors
     step = job.facts_of("checkpoint")[-1]["step"]
     second = job.run("--compiled-chance")
     assert second.code == 0, second.errors

@@ -33,9 +33,9 @@ SCRIPTS = {
     "an interrupt": "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)\n",
     "an own excepthook": "import sys\nsys.excepthook = lambda *e: print('mine', e[0])\nraise ValueError\n",
     "exit handlers and threads": """
-        import atexit, threading, time
+        import atexit, threading
         atexit.register(print, "at exit")
-        threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+        threading.Thread(target=lambda: (threading.main_thread().join(), print("thread"))).start()
         print("main")
     """,
     "warnings": """

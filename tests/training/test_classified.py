@@ -11,6 +11,7 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 import keras, numpy as np
+from victim import until_saved
 x = np.ones((8, 2), "float32")
 def forever():
     while True:
@@ -20,13 +21,13 @@ class Death(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
     def on_train_batch_begin(self, batch, logs=None):
-        self.dies("middle", batch == 3)
-        self.dies("begin", self.epoch == 2)
+        self.dies("middle", batch == 3, 4)
+        self.dies("begin", self.epoch == 2, 11)
     def on_epoch_end(self, epoch, logs=None):
         time.sleep(0.7 * (epoch == 1))  # so that the checkpoint is due when the next one begins
-    def dies(self, where, now):
+    def dies(self, where, now, saved):
         if now and not Path(where).exists():
-            time.sleep(0.3)  # the checkpoint before it becomes durable
+            until_saved(saved)
             Path(where).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -62,7 +63,7 @@ class Death(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
     def on_epoch_end(self, epoch, logs=None):
-        time.sleep(0.7 * (epoch == 1))  # so that the checkpoint is due when the next one begins
+        time.sleep(2.2 * (epoch == 1))  # so that the checkpoint is due when the next one begins
     def on_train_batch_begin(self, batch, logs=None):
         if self.epoch == 2 and not Path("died").exists():
             while not saved.exists():
@@ -81,7 +82,7 @@ def test_data_that_are_asked_for_when_an_epoch_has_begun_are_read_again_then(
     tmp_path: Path, nursery: Nursery
 ) -> None:
     job = Job(tmp_path, "train.py", text=LATE, nursery=nursery)
-    lives = [job.run(every=("s", 0.5)) for _ in range(2)]
+    lives = [job.run(every=("s", 2)) for _ in range(2)]
     assert [life.code for life in lives] == [-9, 0], lives[1].errors
     (resumed,), (replayed,) = job.facts_of("resumed", 2), job.facts_of("replayed", 2)
     assert resumed["step"] == 10
@@ -94,6 +95,7 @@ SHARED = """
 import os, signal, time
 from pathlib import Path
 import keras, numpy as np, tensorflow as tf
+from victim import until_saved
 x = np.random.RandomState(1).rand(40, 2).astype("float32")
 rows = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).shuffle(40)
 data = rows.map(lambda a, b: (a, b)).shuffle(5).batch(8)
@@ -112,15 +114,15 @@ class Looking(keras.callbacks.Callback):
         self.epoch = epoch
     def on_train_batch_begin(self, batch, logs=None):
         if self.epoch == 3 and batch == 3 and not Path(self.name).exists():
-            time.sleep(0.3)  # the checkpoint before it becomes durable
+            until_saved(self.begins)
             Path(self.name).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 class Evaluating(Looking):
-    name = "evaluating"
+    name, begins = "evaluating", 15
     def look(self):
         self.model.evaluate(data, verbose=0)
 class Compiled(Looking):
-    name = "compiled"
+    name, begins = "compiled", 25 + 15
     def look(self):
         total()
 for looking, of in ((Evaluating(), data), (Compiled(), held)):

@@ -80,9 +80,11 @@ def test_stopped_and_killed_it_goes_on_at_the_beginning_of_an_epoch(
 
     job = Job(tmp_path / "job", "epochs.py")
     path = job.folder / "told.txt"
-    first = job.start(env={**unknown, "SLOW": "0.3"}, every=("epochs", 99))
+    first = job.start(env={**unknown, "AWAIT": "1"}, every=("epochs", 99))
     first.until(lambda: path.exists() and "first begin 2" in path.read_text())
-    assert first.send(signal.SIGTERM).wait(30).code == 75, first.errors
+    first.send(signal.SIGTERM)
+    (job.folder / "asked").touch()
+    assert first.wait(30).code == 75, first.errors
     job.nursery = elsewhere
     killed = job.run(env={"KILL": "second/train:10@28"}, every=("epochs", 1))
     assert killed.code == -signal.SIGKILL, killed.errors

@@ -19,7 +19,7 @@ def give(job: Job, first: int, second: int) -> None:
 def killed_in_the_second_fit(root: Path, nursery: Nursery) -> Job:
     job = Job(root, "changing.py", nursery=nursery)
     give(job, 1, 2)
-    attempt = job.run(env={"KILL": "second/train:6"}, every=("steps", 1))
+    attempt = job.run(env={"KILL": "second/train:6@13"}, every=("steps", 1))
     assert attempt.code == -9
     return job
 

@@ -22,6 +22,7 @@ from runner.storage.layout import JobPaths
 from runner.training.saver import Saver
 from runner.training.stock import Stock
 from tests.storage.snapshots import CREATED, assert_same, small
+from tests.waiting import wait_for
 
 
 class Clock:
@@ -263,12 +264,13 @@ def test_saving_at_once_drops_the_waiting_one_and_waits_for_the_writer(bench: Be
         bench.facts.append(fact)
         entered.set()
         assert go_on.wait(30)
+        wait_for(lambda: saver._waiting is None, "the waiting one to be dropped")
 
     saver = bench.saver(report, keep=9)
     saver.submit(small(1), 0.0)
     assert entered.wait(30)
     saver.submit(small(2), 0.0)
-    threading.Timer(0.05, go_on.set).start()
+    go_on.set()
     path = saver.save_now(small(3))
     assert path == bench.paths.checkpoint(3)
     assert [fact["step"] for fact in bench.facts] == [1, 3]

@@ -24,6 +24,8 @@ model.compile(keras.optimizers.SGD(0.01), "mse")
 class Trouble(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         step, trouble = int(self.model.optimizer.iterations), os.environ.get("TROUBLE")
+        if step == 5 and trouble == "bug":
+            until_saved(3)
         if step == 8 and trouble == "bug":
             until_saved(6)
             raise ValueError("no such class\\nsecond line")

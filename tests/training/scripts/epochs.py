@@ -29,9 +29,8 @@ class Told(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.tell("begin", epoch)
-
-    def on_train_batch_end(self, batch, logs=None):
-        time.sleep(float(os.environ.get("SLOW", "0")))
+        while "AWAIT" in os.environ and epoch == 2 and not Path("asked").exists():
+            time.sleep(0.01)
 
     def on_epoch_end(self, epoch, logs=None):
         self.tell("end", epoch)

@@ -31,8 +31,11 @@ class Lingering(keras.callbacks.Callback):
         time.sleep(0.06)
         if self.model.optimizer.iterations == 5:
             Path("was-in-train").touch()
-            for _ in range(400 if os.environ.get("LINGER") == "train" else 0):
-                time.sleep(0.01)
+            if os.environ.get("LINGER") == "train":
+                while not Path("asked").exists():
+                    time.sleep(0.01)
+                for _ in range(200):
+                    time.sleep(0.01)
 
     def on_test_batch_end(self, batch, logs=None):
         if self.model.optimizer.iterations > 10:
