@@ -1,6 +1,7 @@
 """A resumable worker that needs no Keras: it counts, its count is its checkpoint, and it says so as facts.
 
-Usage: counter.py TARGET [PAUSE_S] [--ignore-term] [--stall-at N] [--fail-at N CODE] [--fork] [--hold-at N FILE]
+Usage: counter.py TARGET [PAUSE_S] [--ignore-term] [--stall-at N] [--fail-at N CODE] [--fork]
+    [--hold-at N FILE]
 
 `--hold-at`: at N it counts no further until there is such a file.
 """
