@@ -32,6 +32,10 @@ class Told(keras.callbacks.Callback):
         while "AWAIT" in os.environ and epoch == 2 and not Path("asked").exists():
             time.sleep(0.01)
 
+    def on_train_batch_end(self, batch, logs=None):
+        if "AWAIT" in os.environ and Path("asked").exists():
+            time.sleep(0.7)  # the epoch takes longer than a stop waits
+
     def on_epoch_end(self, epoch, logs=None):
         self.tell("end", epoch)
 
