@@ -30,6 +30,8 @@ _END_S = 15.0
 #: Below /usr, where libfaketime is: as Debian, others, and its own Makefile install it.
 _FAKETIME = (f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64", "lib", "local/lib")
 _FAKETIME_FILE = "libfaketimeMT.so.1"
+#: Where it keeps something of each process that it started in, by the pid.
+_SHARED = Path("/dev/shm")
 #: The lab's limit for a job that has none of its own, where it shall be made to hang.
 HANG_S = 20.0
 #: Makes the main thread of a Python program in the lab wait forever; no program of ours uses it.
@@ -207,8 +209,18 @@ def faketime() -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def _sweep_clocks() -> None:
+    """Remove what killed programs have left of libfaketime: one that gets such a pid would not start."""
+    for path in _SHARED.glob("*faketime_*"):
+        pid = path.name.rpartition("_")[2]
+        with contextlib.suppress(OSError):  # another user's
+            if pid.isdecimal() and not Path("/proc", pid).exists():
+                path.unlink()
+
+
 def clocked(said: Path, preload: Path) -> dict[str, str]:
     """Return what gives a program the clock that a file says, and leaves it what else counts time."""
+    _sweep_clocks()
     alone = ("FAKETIME_NO_CACHE", "DONT_FAKE_MONOTONIC", "FAKETIME_DONT_FAKE_MONOTONIC", "NO_FAKE_STAT")
     preloads = ":".join([str(preload), *filter(None, [os.environ.get("LD_PRELOAD")])])
     return {"LD_PRELOAD": preloads, "FAKETIME_TIMESTAMP_FILE": str(said), **dict.fromkeys(alone, "1")}

@@ -17,10 +17,9 @@ from runner.storage import disk, records
 from runner.storage.layout import JobPaths
 from runner.supervisor import process
 
-#: Idle for so long, or for this part of its limit, an attempt is looked at: is it stopped?
+#: Idle for so long, or for this part of its limit, an attempt is looked at: is it stopped? And from that part
+#: on: is it frozen, does it wait for a processor? To know that takes a second and more; limits may be of two.
 _IDLE_S, _IDLE_PART = 2.0, 0.25
-#: From this part of its limit on: is it frozen, does it wait for a processor?
-_CLOSE_PART = 0.5
 #: It starves where it waits for a processor for most of the time, and far longer than it has one.
 _STARVED_SHARE, _STARVED_RATIO, _ACCOUNT_S = 0.5, 4.0, 1.0
 #: A thread that has work to do keeps a processor for longer than that when it gets one.
@@ -107,7 +106,7 @@ class Watch:
         members = {worker, reporter} if type(reporter) is int and reporter > 0 else {worker}
         if any(process.is_stopped(pid) for pid in members):
             return Ability.HELD
-        if part < _CLOSE_PART:
+        if part < _IDLE_PART:
             return Ability.RUNS
         if any(process.is_frozen(pid) for pid in members):
             return Ability.HELD

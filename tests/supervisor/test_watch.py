@@ -248,11 +248,12 @@ def test_who_gets_no_processor_is_not_idle(seen: Seen) -> None:
 
 def ability_of(seen: Seen, pid: int) -> Ability:
     """Look at a process that has been idle for half of its limit, over a second and a half of real time."""
-    seen.watch.pulse = replace(seen.watch.pulse, idle_s=0.7 * LIMIT_S, seen_at=time.monotonic())
-    seen.watch._ability(seen.job, time.monotonic(), pid)
+    watch = Watch(seen.paths, 2, time.monotonic())
+    watch.pulse = replace(watch.pulse, idle_s=0.7 * LIMIT_S)
+    watch._ability(seen.job, time.monotonic(), pid)
     began = time.monotonic()
     wait_for(lambda: time.monotonic() > began + 1.5)
-    return seen.watch._ability(seen.job, time.monotonic(), pid)
+    return watch._ability(seen.job, time.monotonic(), pid)
 
 
 def test_who_is_frozen_is_not_idle(seen: Seen) -> None:
