@@ -34,8 +34,8 @@ CHANNEL_FD = 5
 MEMORY_FD = 4
 #: In the environment of the worker: the descriptor of its socket to us.
 SPARE = "RUNNER_SPARE"
-#: For a worker that is ready to take its orders.
-ANSWER_S = 1.0
+#: For a worker that is ready to take its orders: less than what a new one takes for the imports.
+ANSWER_S = 3.0
 MESSAGE_BYTES = 65536
 #: What a worker says that has taken its orders (`training.spare`).
 TAKEN = b"{}"
