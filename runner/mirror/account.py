@@ -29,6 +29,8 @@ from runner.storage.mirrored import Status
 
 IDENTITY = "identity.json"
 _IDENTITY_BYTES_MAX = 65536
+#: So often a small file is published at most, where its temporary is swept away.
+_PUTS_MAX = 5
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,12 @@ def identity(medium: Medium, place: str) -> Identity | None:
 
 
 def put_bytes(medium: Medium, name: str, data: bytes) -> None:
-    """Publish a small file."""
+    """Publish a small file; again where its temporary is gone: another home that was still at work swept it.
+
+    Raises:
+        MirrorError: the mirror failed.
+        FileNotFoundError: it was gone each time.
+    """
     fd = os.memfd_create("mirror")
     try:
         durable.write_all(fd, data)
@@ -209,7 +216,13 @@ def put_bytes(medium: Medium, name: str, data: bytes) -> None:
             if b"".join(bytes(piece) for piece in pieces) != data:
                 raise BadCopyError(f"{name}: what the mirror gives back is not what was sent")
 
-        medium.put(name, fd, check)
+        for turn in range(1, _PUTS_MAX + 1):
+            try:
+                medium.put(name, fd, check)
+                break
+            except FileNotFoundError:
+                if turn == _PUTS_MAX:
+                    raise
     finally:
         os.close(fd)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from runner.errors import MirrorError
-from runner.mirror.medium import BadCopyError, Medium, open_medium
+from runner.mirror.account import put_bytes
+from runner.mirror.medium import BadCopyError, Check, Medium, open_medium
 from tests.mirror.servers import Place, S3Server, SftpServer, free_port
 
 LARGE = os.urandom(9_000_000)
@@ -72,6 +73,34 @@ def test_what_was_half_written_is_swept(place: Place, tmp_path: Path) -> None:
     medium.sweep("best")
     assert not list(place.root.rglob("*.tmp"))
     assert medium.sizes("best") == {"b": 4}
+
+
+class Swept:
+    """A medium that another home's process sweeps while something is put there, for so many times."""
+
+    def __init__(self, medium: Medium, times: int) -> None:
+        self.medium, self.times = medium, times
+
+    def put(self, name: str, fd: int, check: Check) -> None:
+        def meanwhile(pieces: Iterator[bytes | memoryview]) -> None:
+            check(pieces)
+            if self.times:
+                self.times -= 1
+                self.medium.sweep("")
+
+        self.medium.put(name, fd, meanwhile)
+
+
+def test_a_small_file_is_published_though_another_home_sweeps(place: Place) -> None:
+    medium = open_medium(place.url, "job")
+    put_bytes(Swept(medium, 2), "identity.json", b"{}")  # type: ignore[arg-type]
+    assert place.files("job") == {"identity.json": b"{}"}
+    if place.kind != "s3":  # where nothing half-written is ever seen
+        with pytest.raises(FileNotFoundError):
+            put_bytes(Swept(medium, 100), "identity.json", b"[]")  # type: ignore[arg-type]
+    assert place.files("job") == {"identity.json": b"{}"}
+    assert not list(place.root.rglob("*.tmp"))
+    medium.close()
 
 
 def test_a_place_that_is_not_there_is_no_empty_one(place: Place) -> None:
