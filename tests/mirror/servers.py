@@ -18,6 +18,8 @@ import pytest
 
 from tests.waiting import wait_for
 
+#: So often the S3 server is started on another port.
+STARTS = 5
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
@@ -117,14 +119,25 @@ class SftpServer(Place):
         assert self.process is not None
         found = [self.process.pid]
         for pid in found:
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += [int(child) for child in task.read_text().split()]
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                    found += [int(child) for child in task.read_text().split()]
         return found[1:]
+
+    def halt(self) -> list[int]:
+        """Let those that serve a connection stand still; return their pids."""
+        pids = self.sessions()
+        _kill(pids, signal.SIGSTOP)
+        wait_for(lambda: all(map(_stands_still, pids)), "the sessions to stand still")
+        return pids
+
+    def go_on(self, pids: list[int]) -> None:
+        """Let those that stand still go on."""
+        _kill(pids, signal.SIGCONT)
 
     def down(self) -> None:
         if self.process is not None:
-            for pid in [*self.sessions(), self.process.pid]:
-                os.kill(pid, signal.SIGKILL)
+            _kill([*self.sessions(), self.process.pid], signal.SIGKILL)
             self.process.wait()
             self.process = None
 
@@ -148,11 +161,13 @@ class S3Server(Place):
         """Start the server, one for all tests of this process."""
         if cls.process is not None:
             return
-        cls.port = free_port()
-        argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(cls.port)]
-        cls.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        atexit.register(cls.process.kill)
-        wait_for(lambda: _listens(cls.port), "the S3 server")
+        for _ in range(STARTS):
+            port = free_port()
+            process = _moto(port)
+            if process is not None:
+                cls.port, cls.process = port, process
+                return
+        raise AssertionError("the S3 server does not start")
 
     def prepare(self, root: Path) -> None:
         self.serve()
@@ -192,6 +207,29 @@ class S3Server(Place):
 
     def close(self) -> None:
         self.up()
+
+
+def _moto(port: int) -> subprocess.Popen[bytes] | None:
+    """Start an S3 server; None where it ended at once: somebody else has taken its port."""
+    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    atexit.register(process.kill)
+    wait_for(lambda: _listens(port) or process.poll() is not None, "the S3 server", 120)
+    return process if process.poll() is None else None
+
+
+def _kill(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, number)
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether a process is stopped, or has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _listens(port: int) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import ENVIRON, Bench, runner
 from tests.mirror.conftest import PACER
 from tests.mirror.servers import Place, SftpServer
+from tests.waiting import wait_for
 
 __all__ = ["runner"]
 
@@ -28,9 +29,14 @@ def test_run_waits_for_the_mirror(
     monkeypatch.setitem(ENVIRON, "HOME", str(Path("~").expanduser()))
     with (job / "job.toml").open("a") as toml:
         toml.write(f'[checkpoint]\nmirror = "{sftp.url}"\n')
-    answer = runner("run", str(job))
-    assert answer.code == 0, answer.err
-    assert f"pace: copying to {sftp.url}/pace (Ctrl-C: leave that to the background)" in answer.out
+    run = runner.start("run", str(job))
+    assert run.stdout is not None
+    wait_for(lambda: list(sftp.root.rglob("*.tmp")) or run.poll() is not None, "a copy to begin")
+    sessions = sftp.halt()
+    said = f"pace: copying to {sftp.url}/pace (Ctrl-C: leave that to the background)"
+    assert said in map(bytes.decode, map(bytes.strip, run.stdout))  # up to its end at most
+    sftp.go_on(sessions)
+    assert run.wait(120) == 0, (runner.root / "stderr").read_text()
     there = sftp.files("pace")
     assert len(there["checkpoints/step-000000000001.weights.h5"]) > 12_000_000
     assert runner.job("pace")["mirror"] == {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +21,9 @@ from runner.storage.checkpoint import Snapshot
 from runner.storage.layout import Home
 from tests.mirror.servers import Place, SftpServer
 from tests.waiting import wait_for
+
+#: So often a test begins again that looked too late.
+TURNS = 10
 
 
 def make_home(root: Path, url: str, size: int, steps: tuple[int, ...], **checkpoint: Any) -> Home:
@@ -58,8 +61,9 @@ def assert_nothing_half(home: Home, place: Place) -> None:
 
 def kill_while_copying(home: Home, place: Place, later_s: float) -> None:
     """Start copying, and kill that some time after a file has begun to arrive."""
+    left = {*place.root.rglob("*.tmp")}
     process = copier(home)
-    wait_for(lambda: list(place.root.rglob("*.tmp")) or process.poll() is not None, "a copy to begin")
+    wait_for(lambda: {*place.root.rglob("*.tmp")} - left or process.poll() is not None, "a copy to begin")
     time.sleep(later_s)  # the moments are spread, not waited for
     process.kill()
     process.wait()
@@ -78,14 +82,25 @@ def test_killed_while_it_copies(kind: str, tmp_path: Path, request: pytest.Fixtu
     assert not list(place.root.rglob("*.tmp"))
 
 
-def test_a_copy_that_stands_still_can_be_killed_and_done_again(tmp_path: Path, sftp: SftpServer) -> None:
-    home = make_home(tmp_path / "home", sftp.url, 4_000_000, (1,))
+def copies_half(home: Home, sftp: SftpServer) -> bool:
+    """Kill what copies while the server stands still; tell whether that was in the midst of a checkpoint."""
     process = copier(home)
-    sessions = wait_for(lambda: list(sftp.root.rglob("*.tmp")) and sftp.sessions(), "a copy to begin")
-    for pid in sessions:
-        os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: list(sftp.root.rglob(".step-*.tmp")) or process.poll() is not None, "a copy to begin")
+    sftp.halt()
     process.kill()
     process.wait()
+    return bool(list(sftp.root.rglob(".step-*.tmp")))
+
+
+def test_a_copy_that_stands_still_can_be_killed_and_done_again(tmp_path: Path, sftp: SftpServer) -> None:
+    for turn in range(TURNS):
+        home = make_home(tmp_path / f"home-{turn}", sftp.url, 4_000_000, (1,))
+        if copies_half(home, sftp):
+            break
+        sftp.down()  # it was copied before anybody looked
+        shutil.rmtree(sftp.root / "job", ignore_errors=True)
+        sftp.up()
+    assert list(sftp.root.rglob(".step-*.tmp"))
     assert_nothing_half(home, sftp)
     sftp.down()
     sftp.up()
@@ -116,6 +131,14 @@ def test_only_one_copies(tmp_path: Path, folder: Place) -> None:
     assert folder.files("job") == {}
 
 
+def kill_while_fetching(home: Home, *fetch: str) -> None:
+    """Start fetching, and kill that once a checkpoint has begun to arrive."""
+    folder, process = home.job("job").checkpoints, copier(home, *fetch)
+    wait_for(lambda: list(folder.glob(".step-*.tmp")) or process.poll() is not None, "a fetch")
+    process.kill()
+    process.wait()
+
+
 def test_a_fetch_that_is_killed_is_done_again(tmp_path: Path, sftp: SftpServer) -> None:
     """The checkpoint comes last: with the rest alone the job would begin anew."""
     first = make_home(tmp_path / "first", sftp.url, 16_000_000, (1,))
@@ -123,14 +146,14 @@ def test_a_fetch_that_is_killed_is_done_again(tmp_path: Path, sftp: SftpServer) 
     save(paths.fit(0), 1)
     paths.metrics.write_text("{}\n")
     assert copier(first).wait(60) == 0
-    second = make_home(tmp_path / "second", sftp.url, 0, ())
-    paths = second.job("job")
-    paths.attempt(1).dir.mkdir(parents=True)
     fetch = "--fetch", "job", "--attempt", "1"
-    process = copier(second, *fetch)
-    wait_for(lambda: list(paths.checkpoints.glob(".step-*.tmp")) or process.poll() is not None, "a fetch")
-    process.kill()
-    process.wait()
+    for turn in range(TURNS):
+        second = make_home(tmp_path / f"second-{turn}", sftp.url, 0, ())
+        paths = second.job("job")
+        paths.attempt(1).dir.mkdir(parents=True)
+        kill_while_fetching(second, *fetch)
+        if not paths.list_checkpoints():
+            break  # else all was fetched before anybody looked
     assert paths.list_fits()
     assert not paths.list_checkpoints()
     assert mirrored.must_fetch(paths, sftp.url, "job")

@@ -13,6 +13,7 @@ from tests.mirror.servers import Place
 from tests.waiting import wait_for
 
 SCRIPT = """
+import os
 import time
 import keras
 import numpy as np
@@ -21,15 +22,25 @@ x = np.random.random((160, 4)).astype("float32")
 layers = [keras.layers.Dense(8), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
 model = keras.Sequential([keras.Input((4,)), *layers])
 model.compile("adam", "mse")
-pause = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(0.02))
+
+
+def wait(batch, logs):
+    while model.optimizer.iterations == 45 and not os.path.exists("go"):
+        time.sleep(0.02)
+
+
+pause = keras.callbacks.LambdaCallback(on_train_batch_end=wait)
 model.fit(x, x.sum(axis=1), epochs=10, batch_size=16, validation_split=0.1, callbacks=[pause], verbose=0)
 """
 
 
-def submit(home: Home, url: str) -> None:
+def submit(home: Home, url: str, *, wait: bool = False) -> None:
+    """Submit the script; it trains to its end, or waits at step 45 for a file `go`."""
     staged = home.home.jobs / ".fit.tmp"
     staged.mkdir()
     (staged / "train.py").write_text(SCRIPT)
+    if not wait:
+        (staged / "go").touch()
     (staged / "job.toml").write_text(f'[checkpoint]\nevery = "10 steps"\nmirror = "{url}"\n')
     (staged / ".submitted.json").write_text('{"version": 1, "source": null}')
     staged.rename(home.home.folder("fit"))
@@ -50,10 +61,11 @@ def test_a_moved_job_ends_as_if_it_had_stayed(
 ) -> None:
     first = homes("first")
     first.start()
-    submit(first, folder.url)
-    wait_for(lambda: any(map(mirrored.step_of, first.status("fit").files)), "a checkpoint on the mirror", 90)
+    submit(first, folder.url, wait=True)
+    wait_for(lambda: any(map(mirrored.step_of, first.status("fit").files)), "a checkpoint on the mirror", 200)
     wait_for(lambda: taken_aside(folder.root, tmp_path / "aside"), "a copy of the mirror")
-    first.wait("fit", State.SUCCEEDED, timeout_s=90)
+    (first.home.folder("fit") / "go").touch()
+    first.wait("fit", State.SUCCEEDED, timeout_s=300)
     first.wait_mirrored("fit")
     first.close()
     shutil.rmtree(folder.root)
@@ -65,7 +77,7 @@ def test_a_moved_job_ends_as_if_it_had_stayed(
     bad.write_bytes(b"not a checkpoint")
     second.start()
     submit(second, folder.url)
-    second.wait("fit", State.SUCCEEDED, timeout_s=120)
+    second.wait("fit", State.SUCCEEDED, timeout_s=300)
     restored, resumed = second.event("fit", "restored"), second.event("fit", "resumed")
     assert restored["attempt"] == 2
     assert 0 < restored["step"] < 90
