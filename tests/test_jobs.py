@@ -37,7 +37,7 @@ def run(*words: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[s
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=ENVIRON | {"TF_CPP_MIN_LOG_LEVEL": "2"} | environ,
     )
 

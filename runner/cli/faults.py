@@ -30,9 +30,11 @@ from runner.supervisor.traces import read_identity
 RECOVERY_S_MAX = 180.0
 _STOPPED_S = 3.0
 _HANG_S_MAX = 60.0
-_FULL_S_MAX = 10.0
+_FULL_S_MAX = 60.0
 _SPARE_BYTES = 256 * 1024
-_DIES_S_MAX = 20.0
+_DIES_S_MAX = 60.0
+#: What a worker has found out is in the events as soon as its supervisor has read it.
+_TOLD_S_MAX = 20.0
 _DAY_S = 86_400
 _SLOW_S = 5.0
 _NO_KEEPER = "it has no keeper: it is a command"
@@ -278,7 +280,9 @@ def _torn(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     hit.what += f" (that of step {step})"
     lab.start()
     _recovered(lab, name, hit, job, struck)
-    found = _event_since(lab, name, "quarantined", job["revision"]) is not None
+    found = _until(
+        lab, lambda: _event_since(lab, name, "quarantined", job["revision"]) is not None, _TOLD_S_MAX
+    )
     hit.held = hit.held and found
     hit.note = "it was quarantined" if found else "it was not found out"
 
@@ -292,18 +296,20 @@ def _disk(lab: Lab, name: str, hit: Hit, job: dict[str, Any]) -> None:
     before = resource.prlimit(job["pid"], resource.RLIMIT_FSIZE)
     for pid in pids:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, before[1]))
-    failed = _until(
-        lab, lambda: _event_since(lab, name, "save-failed", job["revision"]) is not None, _FULL_S_MAX
-    )
+
+    def failed() -> bool:
+        return _event_since(lab, name, "save-failed", job["revision"]) is not None
+
+    _until(lab, lambda: failed() or lab.look(name)["pid"] != job["pid"], _FULL_S_MAX)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
     after = lab.look(name)
     hit.recovery_s = time.time() - struck
     hit.held = after["attempt"] == job["attempt"]
-    if hit.held and not failed:
+    if hit.held and not failed():
         raise NotStruckError(f"no save failed within {_FULL_S_MAX:g} s; save more often: checkpoint.every")
-    saves = "a save failed and was reported" if failed else "no save was tried meanwhile"
+    saves = "a save failed and was reported" if failed() else "no save was tried meanwhile"
     hit.note = f"{saves}; training went on" if hit.held else f"{saves}; the attempt did not survive it"
 
 

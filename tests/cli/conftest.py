@@ -17,12 +17,24 @@ from typing import Any
 import pytest
 
 from runner.errors import NoSuchJobError
+from runner.storage import eventlog, records
 from runner.storage.layout import Home
 from runner.supervisor import process
 from tests.waiting import wait_for
 
 COUNTER = Path(__file__).parent.parent / "system" / "counter.py"
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("RUNNER_")}
+
+
+def command_line(limits: dict[str, float]) -> list[str]:
+    """Return what starts the command line with other limits, such as {"daemon.TAKE_UP_S": 60.0}."""
+    modules = ", ".join(sorted({name.partition(".")[0] for name in limits}))
+    given = "; ".join(f"{name} = {value}" for name, value in limits.items())
+    return [
+        sys.executable,
+        "-c",
+        f"import sys; from runner.cli import main, {modules}; {given}; sys.exit(main())",
+    ]
 
 
 @dataclass(frozen=True)
@@ -51,14 +63,16 @@ class Bench:
         self.home = Home(root / "home")
         self.home.create()
         self.started: list[subprocess.Popen[bytes]] = []
+        #: A supervisor on a busy machine may take its time.
+        self.limits = {"daemon.TAKE_UP_S": 60.0}
 
     def argv(self, *words: str) -> list[str]:
         """--home goes after the verb."""
-        return [sys.executable, "-m", "runner.cli", words[0], "--home", str(self.home.root), *words[1:]]
+        return [*command_line(self.limits), words[0], "--home", str(self.home.root), *words[1:]]
 
     def __call__(self, *words: str, **environ: str) -> Answer:
         done = subprocess.run(
-            self.argv(*words), capture_output=True, cwd=self.root, env=ENVIRON | environ, timeout=120
+            self.argv(*words), capture_output=True, cwd=self.root, env=ENVIRON | environ, timeout=300
         )
         return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -75,9 +89,15 @@ class Bench:
         return started
 
     def supervise(self) -> subprocess.Popen[bytes]:
+        """Start a daemon, and wait until it is the one that serves."""
         daemon = self.start("supervise")
-        wait_for(self.home.supervisor.exists, "the daemon")
+        wait_for(lambda: self._serving() == daemon.pid, "the daemon")
         return daemon
+
+    def _serving(self) -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            return int(records.load_json(self.home.supervisor)["identity"]["pid"])
+        return None
 
     def folder(self, name: str, *arguments: str, toml: str = "", command: list[str] | None = None) -> Path:
         """Make a folder to submit: the counter of the system tests, or `command`."""
@@ -115,6 +135,17 @@ class Bench:
             return int(facts.gather(self.home, name)["step"])
         except NoSuchJobError:
             return 0
+
+    def pid(self, name: str) -> int:
+        """Wait until the job's worker is known; return its pid."""
+        from runner.cli import facts
+
+        return int(wait_for(lambda: facts.gather(self.home, name)["pid"], f"the worker of {name}"))
+
+    def told(self, name: str, kind: str) -> list[dict[str, Any]]:
+        """Return what the job's events say of one kind."""
+        found = eventlog.read(self.home.job(name).events)
+        return [event for event in found if isinstance(event, dict) and event.get("event") == kind]
 
     def close(self) -> None:
         for started in self.started:

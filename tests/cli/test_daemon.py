@@ -18,7 +18,8 @@ NAME = "digits"
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(daemon, "TAKE_UP_S", 60.0)  # the thread that plays the supervisor may be slow
     home = Home(tmp_path)
     home.create()
     home.folder(NAME).mkdir()
@@ -75,6 +76,15 @@ def test_what_the_disk_kept_is_not_called_removed(home, left, monkeypatch):
 
     with pytest.raises(RefusedError, match=r"digits: not removed, .* is still there"):
         ask(home, Request.REMOVE, remove)
+
+
+def test_what_is_not_taken_up_in_time_is_said(home, monkeypatch, capsys):
+    monkeypatch.setattr(daemon, "TAKE_UP_S", 0.05)
+    held = lock.try_lock(home.lock)
+    assert held is not None
+    daemon.ask(home, NAME, Request.PAUSE)
+    assert capsys.readouterr().out == "digits: pause asked; the supervisor has not taken it up yet\n"
+    assert len(requests.pending(home)) == 1
 
 
 def test_another_verb_never_says_removed(home, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +19,8 @@ from runner.cli import checkup, doctor, staging
 from runner.core.exactness import Kind
 from runner.core.job import Classified, Job, State
 from runner.storage import records
-from tests.cli.conftest import ENVIRON, Answer, Bench
+from runner.training import rehearsal
+from tests.cli.conftest import ENVIRON, Answer, Bench, command_line
 from tests.waiting import wait_for
 
 HEAD = """
@@ -110,9 +113,9 @@ def folder_of(root: Path, text: str, toml: str = "", name: str = "mine") -> Path
     return folder
 
 
-def start(scratch: Path, *words: str) -> subprocess.Popen[str]:
+def start(scratch: Path, *words: str, unwatched_s: float = 15.0) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "runner.cli", "doctor", *words],
+        [*command_line({"checkup._UNWATCHED_S": unwatched_s}), "doctor", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -121,10 +124,13 @@ def start(scratch: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def ask(scratch: Path, *words: str) -> Answer:
+def ask(scratch: Path, *words: str, unwatched_s: float = 15.0) -> Answer:
     """Run a doctor; whatever it says, it leaves nothing."""
-    started = start(scratch, *words)
-    out, err = started.communicate(timeout=120)
+    started = start(scratch, *words, unwatched_s=unwatched_s)
+    try:
+        out, err = started.communicate(timeout=300)
+    finally:
+        started.kill()
     assert list(scratch.iterdir()) == [], "nothing is left"
     return Answer(started.returncode, out, err)
 
@@ -177,16 +183,29 @@ def test_streams_by_replay_with_its_cost_and_not_exact(tmp_path: Path, scratch: 
     assert [one["method"] for one in fits] == ["replay", "pull", "pull", "epoch"]
     assert {one["where"] for one in fits} == {f"train.py:{_line(folder, 'model.fit')}"}
     generator, pieces = fits[0]["replay"], fits[1]["replay"]
-    assert (generator["batches"], generator["epoch_batches"], pieces["epoch_batches"]) == (200, 5, 7)
-    assert 0 < generator["batch_s"] < generator["epoch_s"] < 1
+    assert 0 < generator["batches"] <= 200
+    assert (generator["epoch_batches"], pieces["epoch_batches"]) == (5, 7)
+    assert 0 < generator["batch_s"] <= generator["epoch_s"]
     assert fits[2]["reason"].startswith("the validation data are shuffled, then repeated")
     assert fits[3]["reason"].startswith("RandomUniform in the dataset has no seed")
     assert fits[3]["replay"] is None
 
 
+def test_reading_again_is_measured_over_some_batches_and_for_about_a_second(monkeypatch) -> None:
+    one = object.__new__(rehearsal.Rehearsal)
+    one.iterator = SimpleNamespace(steps_per_epoch=5)
+    monkeypatch.setattr(one, "_source", lambda _: iter(range(1000)), raising=False)
+    monkeypatch.setattr(rehearsal.time, "monotonic", itertools.count(0.0, 0.001).__next__)
+    told = one._measure(None)
+    assert (told["batches"], told["epoch_batches"]) == (200, 5)
+    assert (told["batch_s"], told["epoch_s"]) == pytest.approx((0.001, 0.005))
+    monkeypatch.setattr(rehearsal.time, "monotonic", itertools.count(0.0, 0.25).__next__)
+    assert one._measure(None)["batches"] == 5, "the first that takes it beyond a second is the last"
+
+
 def test_loops_of_the_api_and_loops_that_nothing_is_kept_of(tmp_path: Path, scratch: Path) -> None:
     folder = folder_of(tmp_path, HEAD + LOOPS)
-    answer = ask(scratch, str(folder), "--verbose")
+    answer = ask(scratch, str(folder), "--verbose", unwatched_s=120.0)
     assert answer.code == 1
     assert "loss True\n" in answer.err, "what is not trained gives results all the same"
     assert "seen [0, 0]\n" in answer.err, "each loop took one step"
@@ -246,24 +265,36 @@ def test_what_cannot_be_looked_at(runner: Bench, scratch: Path) -> None:
     assert "a command is started again as it is" in answer.out
 
 
-SLEEPER = "import subprocess, time\nsubprocess.Popen(['setsid', 'sleep', '612'])\nprint('here', flush=True)\n"
+SLEEPER = """
+import subprocess, time
+from pathlib import Path
+stray = subprocess.Popen(["setsid", "sleep", "612"])
+Path({stray!r}).write_text(str(stray.pid))
+time.sleep(612)
+"""
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
 def test_neither_a_timeout_nor_a_signal_leaves_anything(
     tmp_path: Path, scratch: Path, number: signal.Signals | None
 ) -> None:
-    folder = folder_of(tmp_path, SLEEPER + "time.sleep(612)\n")
-    started = start(scratch, str(folder), "--timeout", "2" if number is None else "60")
-    wait_for(lambda: [p for p in scratch.glob("*/state/*/attempts/*/log") if p.read_text()], "the script")
-    (root,) = scratch.iterdir()
+    stray = tmp_path / "stray"
+    folder = folder_of(tmp_path, SLEEPER.format(stray=str(stray)))
+    started = start(scratch, str(folder), "--timeout", "10" if number is None else "600")
     if number is not None:
+        wait_for(lambda: stray.exists() and stray.read_text(), "the script")
+        assert _living(scratch), "all of them are told by their environment"
         started.send_signal(number)
-    out, err = started.communicate(timeout=60)
+    out, err = started.communicate(timeout=120)
     assert started.returncode == (1 if number is None else 130), (out, err)
-    assert ("it was ended after 2 s; more with --timeout" in out) == (number is None)
+    assert ("it was ended after 10 s; more with --timeout" in out) == (number is None)
+    assert int(stray.read_text()) > 0, "there was something to end"
     assert list(scratch.iterdir()) == []
-    assert not [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and _carries(pid, root)]
+    wait_for(lambda: not _living(scratch), "all that was killed to be gone")
+
+
+def _living(scratch: Path) -> list[Path]:
+    return [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and _carries(pid, scratch)]
 
 
 def _carries(process: Path, root: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,16 +29,36 @@ def drill(folder, *words, **environ):
         [sys.executable, "-m", "runner.cli", "drill", str(folder), *words],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=600,
         env=ENVIRON | environ,
     )
     assert "Traceback" not in done.stdout + done.stderr
     return done
 
 
+def stop(started):
+    """End a drill that still runs, and let it end what it has started."""
+    if started.poll() is None:
+        started.send_signal(signal.SIGINT)
+        try:
+            started.wait(60)
+        finally:
+            started.kill()
+
+
+def counting(target, *holds, go="never"):
+    """Count; under faults hold at the first of `holds` in attempt 1, and so on, until there is the file `go`."""
+    cases = "".join(f" */disturbed:{attempt}) at={hold};;" for attempt, hold in enumerate(holds, 1))
+    counter = shlex.join([sys.executable, "counter.py", str(target), "0.01", "--hold-at"])
+    script = f'case "$RUNNER_STATE:$RUNNER_ATTEMPT" in{cases} *) at=-1;; esac; exec {counter} $at {go}'
+    return ["sh", "-c", script]
+
+
 def test_faults_strike_and_are_got_over(runner, tmp_path):
     (tmp_path / "tmp").mkdir()
-    folder = runner.folder("count", "600", "0.01", toml='[restart]\nbackoff = "50ms"\n')
+    # The worker is due at 120, the supervisor at 240, both at 360, the shim at 480.
+    command = counting(600, 200, 400, 500)
+    folder = runner.folder("count", command=command, toml='[restart]\nbackoff = "50ms"\n')
     told = tmp_path / "report.md"
     words = ("--faults", "worker,supervisor,both,shim", "--json", "--report", str(told))
     done = drill(folder, *words, TMPDIR=str(tmp_path / "tmp"))
@@ -57,19 +78,35 @@ def test_faults_strike_and_are_got_over(runner, tmp_path):
 
 def test_a_job_that_cannot_get_over_it_fails_the_drill(runner, tmp_path):
     (tmp_path / "tmp").mkdir()
-    folder = runner.folder("sleeps", command=["sleep", "4"], toml="[restart]\nbudget = 0\n")
-    done = drill(folder, "--kills", "1", TMPDIR=str(tmp_path / "tmp"))
+    sleeps = 'case "$RUNNER_STATE" in */disturbed) exec sleep 600;; *) exec sleep 1;; esac'
+    folder = runner.folder("sleeps", command=["sh", "-c", sleeps], toml="[restart]\nbudget = 0\n")
+    told = tmp_path / "report.md"
+    done = drill(folder, "--kills", "1", "--report", str(told), TMPDIR=str(tmp_path / "tmp"))
     assert done.returncode == 1
+    report = json.loads(told.with_suffix(".json").read_text())
+    assert [hit["fault"] for hit in report["faults"]] == ["worker"], "it struck"
+    assert report["disturbed"]["state"] == "failed"
     assert "NOT all of it held" in done.stdout
     assert "kept for a look: " in done.stdout
 
 
 def test_what_cannot_happen_is_not_counted_as_got_over(runner, tmp_path):
     (tmp_path / "place").mkdir()
-    folder = runner.folder("count", "150", "0.01")  # its checkpoints are not files of ours
-    done = drill(folder, "--faults", "torn,disk", "--json", "--home", str(tmp_path / "place"))
-    report = json.loads(done.stdout)
-    assert done.returncode == 1, "they were asked for"
+    go, said, told = tmp_path / "go", tmp_path / "said", tmp_path / "report.md"
+    # Its checkpoints are not files of ours. The faults are due at 50 and 100.
+    folder = runner.folder("count", command=counting(150, 120, go=shlex.quote(str(go))))
+    words = ("--faults", "torn,disk", "--home", str(tmp_path / "place"), "--report", str(told))
+    argv = [sys.executable, "-m", "runner.cli", "drill", str(folder), *words]
+    with said.open("wb") as out:
+        started = subprocess.Popen(argv, stdout=out, stderr=out, env=ENVIRON)
+    try:
+        wait_for(lambda: said.read_text().count("did not happen") == 2, "both to be tried")
+        go.touch()
+        assert started.wait(120) == 1, "they were asked for"
+    finally:
+        stop(started)
+    assert "Traceback" not in said.read_text()
+    report = json.loads(told.with_suffix(".json").read_text())
     assert (report["held"], report["faults"]) == (False, [])
     assert [missed["fault"] for missed in report["missed"]] == ["torn", "disk"]
     assert all("there is no checkpoint" in missed["why"] for missed in report["missed"])
@@ -97,6 +134,7 @@ def keras_job(folder, epochs=15, units=1):
     return folder
 
 
+@pytest.mark.timeout(900)
 def test_faults_of_a_training_are_got_over_too(tmp_path):
     folder = keras_job(tmp_path / "keras", epochs=20, units=400)  # its checkpoints are larger than its log
     (folder / "job.toml").write_text('[checkpoint]\nevery = "1s"\n[restart]\nbackoff = "50ms"\n' + HANGS)

@@ -33,7 +33,7 @@ def test_one_command_is_enough(runner):
     assert answer.code == 0, answer.err
     assert "attempt 1 starts" in answer.out
     assert "digits: succeeded after 30 steps and 0 restarts" in answer.out
-    assert supervisors(runner, "digits") == []
+    wait_for(lambda: not supervisors(runner, "digits"), "the supervisor to end")
     again = runner("run", str(runner.root / "digits"))
     assert again.code == 0
     assert "has succeeded already" in again.out
@@ -48,15 +48,17 @@ def test_a_failure_shows_the_end_of_the_log(runner):
 
 
 def test_an_interrupt_holds_the_job_and_the_same_command_resumes_it(runner):
-    folder = str(runner.folder("digits", "300", "0.01"))
+    go = runner.root / "go"
+    folder = str(runner.folder("digits", "300", "0.01", "--hold-at", "100", str(go)))
     first = runner.start("run", folder)
     wait_for(lambda: runner.step("digits") > 20, "some steps")
     first.send_signal(signal.SIGINT)
-    out = first.communicate(timeout=30)[0].decode()
+    out = first.communicate(timeout=120)[0].decode()
     assert first.returncode == 130
     assert "to resume: runner run" in out
     held = runner.until("digits", "paused")
-    assert supervisors(runner, "digits") == []
+    wait_for(lambda: not supervisors(runner, "digits"), "the supervisor to end")
+    go.touch()
     answer = runner("run", folder)
     assert answer.code == 0
     assert f"resumed from step {held['checkpoint']['step']} (epoch 1)" in answer.out
@@ -64,12 +66,15 @@ def test_an_interrupt_holds_the_job_and_the_same_command_resumes_it(runner):
 
 
 def test_a_dead_supervisor_is_replaced_and_the_worker_trains_on(runner):
-    started = runner.start("run", str(runner.folder("digits", "300", "0.01")))
+    go = runner.root / "go"
+    started = runner.start("run", str(runner.folder("digits", "300", "0.01", "--hold-at", "100", str(go))))
     wait_for(lambda: runner.step("digits") > 5, "some steps")
-    worker = runner.job("digits")["pid"]
+    worker = runner.pid("digits")
     (pid,) = supervisors(runner, "digits")
     os.kill(pid, signal.SIGKILL)
-    out = started.communicate(timeout=60)[0].decode()
+    wait_for(lambda: runner.told("digits", "adopted"), "a new supervisor to take over")
+    go.touch()
+    out = started.communicate(timeout=120)[0].decode()
     assert started.returncode == 0, out
     assert "a new supervisor took over attempt 1" in out
     assert "0 restarts" in out
@@ -79,7 +84,7 @@ def test_a_dead_supervisor_is_replaced_and_the_worker_trains_on(runner):
 def test_killed_itself_it_leaves_nothing_running(runner):
     started = runner.start("run", str(runner.folder("digits", "100000", "0.01")))
     wait_for(lambda: runner.step("digits") > 5, "some steps")
-    worker = process.identify(runner.job("digits")["pid"])
+    worker = process.identify(runner.pid("digits"))
     started.kill()
     wait_for(lambda: not supervisors(runner, "digits"), "the supervisor to end")
     assert worker is not None
@@ -92,7 +97,7 @@ def test_with_a_daemon_it_is_a_client(served):
     wait_for(lambda: served.step("digits") > 5, "some steps")
     assert supervisors(served, "digits") == []
     assert records.load_json(served.home.supervisor)["only"] is None
-    assert started.wait(60) == 0
+    assert started.wait(120) == 0
 
 
 def test_a_job_in_place(runner):
