@@ -47,7 +47,7 @@ def stop(started):
 
 
 def counting(target, *holds, go="never"):
-    """Count; under faults hold at the first of `holds` in attempt 1, and so on, until there is the file `go`."""
+    """Count; under faults hold at the first of `holds` in attempt 1, and so on, until the file `go`."""
     cases = "".join(f" */disturbed:{attempt}) at={hold};;" for attempt, hold in enumerate(holds, 1))
     counter = shlex.join([sys.executable, "counter.py", str(target), "0.01", "--hold-at"])
     script = f'case "$RUNNER_STATE:$RUNNER_ATTEMPT" in{cases} *) at=-1;; esac; exec {counter} $at {go}'

@@ -262,8 +262,8 @@ def test_on_a_terminal_it_follows_until_it_is_told_to_end(runner, screen, number
     wait_for(lambda: screen.shows(b"fast"), "the job that has begun to run")
     assert screen.process.poll() is None
     screen.process.send_signal(number)
-    assert screen.process.wait(30) == code
-    assert screen.shows(CLEAN_UP)
+    assert screen.process.wait(120) == code
+    wait_for(lambda: screen.shows(CLEAN_UP), "the terminal's own screen")
     assert b"Traceback" not in screen.shown
 
 
