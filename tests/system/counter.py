@@ -1,9 +1,9 @@
 """A resumable worker that needs no Keras: it counts, its count is its checkpoint, and it says so as facts.
 
 Usage: counter.py TARGET [PAUSE_S] [--ignore-term] [--stall-at N] [--fail-at N CODE] [--fork]
-    [--hold-at N FILE]
+    [--hold-at N FILE]...
 
-`--hold-at`: at N it counts no further until there is such a file.
+`--hold-at`: at N it counts no further until there is such a file; it may be given for several counts.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ attempt = int(os.environ["RUNNER_ATTEMPT"])
 facts = state / "attempts" / f"{attempt:04d}" / "facts.jsonl"
 count_file = Path("count")
 stop = False
+holds = {int(options[at + 1]): Path(options[at + 2]) for at, one in enumerate(options) if one == "--hold-at"}
 
 
 def value(option: str, default: int = -1) -> int:
@@ -72,9 +73,8 @@ while count < target:
         sys.exit(75)
     if count == value("--stall-at") and attempt == 1:
         time.sleep(600)
-    if count == value("--hold-at"):
-        go = Path(options[options.index("--hold-at") + 2])
-        while not go.exists() and not stop:
+    if count in holds:
+        while not holds[count].exists() and not stop:
             time.sleep(0.01)
         if stop:
             continue

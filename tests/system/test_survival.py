@@ -25,6 +25,11 @@ from tests.system.conftest import COUNTER, Site, assert_events_in_order
 from tests.waiting import wait_for
 
 
+def let_go_on(site: Site, file: str = "go") -> None:
+    """Let the counter that is held until there is this file count on."""
+    (site.home.folder("count") / file).touch()
+
+
 def kill_daemon(site: Site) -> None:
     daemon = site.daemons[-1]
     daemon.kill()
@@ -33,15 +38,17 @@ def kill_daemon(site: Site) -> None:
 
 def test_workers_train_on_and_are_adopted(site: Site) -> None:
     site.start()
-    site.submit("count", "400", "0.01")
+    site.submit("count", "400", "0.01", "--hold-at", "50", "alone", "--hold-at", "100", "go")
     wait_for(lambda: site.count("count") >= 20, "progress")
     worker = site.identity("count", "worker")
     kill_daemon(site)
     seen = site.count("count")
+    let_go_on(site, "alone")
     wait_for(lambda: site.count("count") >= seen + 30, "progress without a supervisor")
     site.start()
     wait_for(lambda: "adopted" in site.kinds("count"), "the adoption")
     assert process.is_alive(worker)
+    let_go_on(site)
     job = site.wait("count", State.SUCCEEDED)
     assert job.attempt == 1
     assert job.durable_step == 400
@@ -77,9 +84,10 @@ def test_what_ended_meanwhile_is_recorded_truly(
     site: Site, options: list[str], state: State, outcome: Outcome
 ) -> None:
     site.start()
-    site.submit("count", "60", "0.01", *options)
+    site.submit("count", "60", "0.01", "--hold-at", "20", "go", *options)
     wait_for(lambda: site.count("count") >= 10, "progress")
     kill_daemon(site)
+    let_go_on(site)
     wait_for(site.home.job("count").attempt(1).outcome.exists, "the end, seen by the shim alone")
     assert site.job("count").state is State.RUNNING
     site.start()
@@ -90,10 +98,12 @@ def test_what_ended_meanwhile_is_recorded_truly(
 
 def test_a_killed_shim_takes_its_worker_down_and_the_job_goes_on(site: Site) -> None:
     site.start()
-    site.submit("count", "200", "0.01")
+    site.submit("count", "200", "0.01", "--hold-at", "50", "go")
     wait_for(lambda: site.count("count") >= 20, "progress")
     worker = site.identity("count", "worker", 1)
     os.kill(site.identity("count", "shim", 1).pid, signal.SIGKILL)
+    wait_for(lambda: (job := site.job("count")) and job.attempt == 2, "another attempt")
+    let_go_on(site)
     job = site.wait("count", State.SUCCEEDED)
     assert not process.is_alive(worker)
     assert [a.outcome for a in job.attempts] == [Outcome.ABANDONED, Outcome.SUCCEEDED]
@@ -102,12 +112,13 @@ def test_a_killed_shim_takes_its_worker_down_and_the_job_goes_on(site: Site) -> 
 
 def test_supervisor_and_shim_killed_together(site: Site) -> None:
     site.start()
-    site.submit("count", "200", "0.01")
+    site.submit("count", "200", "0.01", "--hold-at", "50", "go")
     wait_for(lambda: site.count("count") >= 20, "progress")
     shim = site.identity("count", "shim", 1)
     kill_daemon(site)
     os.kill(shim.pid, signal.SIGKILL)
     wait_for(lambda: site.living("count") == [], "the worker to die with its shim")
+    let_go_on(site)
     site.start()
     job = site.wait("count", State.SUCCEEDED)
     assert [a.outcome for a in job.attempts] == [Outcome.ABANDONED, Outcome.SUCCEEDED]
@@ -116,7 +127,7 @@ def test_supervisor_and_shim_killed_together(site: Site) -> None:
 def test_what_a_worker_had_started_ends_with_it_though_supervisor_and_shim_are_killed(site: Site) -> None:
     """The worker dies with its shim; its children do not: they would run beside the next attempt's."""
     site.start()
-    counter = shlex.join([sys.executable, str(COUNTER), "100", "0.01"])
+    counter = shlex.join([sys.executable, str(COUNTER), "100", "0.01", "--hold-at", "50", "go"])
     site.submit("count", command=["/bin/sh", "-c", f"sleep 600 & exec {counter}"])
     wait_for(lambda: site.count("count") >= 20, "progress")
     worker = site.identity("count", "worker", 1)
@@ -125,6 +136,7 @@ def test_what_a_worker_had_started_ends_with_it_though_supervisor_and_shim_are_k
     os.kill(shim.pid, signal.SIGKILL)
     wait_for(lambda: not process.is_alive(worker), "the worker to die with its shim")
     assert len(site.living("count")) == 1
+    let_go_on(site)
     site.start()
     job = site.wait("count", State.SUCCEEDED)
     assert [a.outcome for a in job.attempts] == [Outcome.ABANDONED, Outcome.SUCCEEDED]
@@ -133,7 +145,7 @@ def test_what_a_worker_had_started_ends_with_it_though_supervisor_and_shim_are_k
 
 def test_sigterm_drains(site: Site) -> None:
     daemon = site.start("--on-term", "drain")
-    site.submit("count", "300", "0.01")
+    site.submit("count", "300", "0.01", "--hold-at", "100", "go")
     wait_for(lambda: site.count("count") >= 20, "progress")
     daemon.terminate()
     assert daemon.wait(timeout=30) == 0
@@ -143,32 +155,37 @@ def test_sigterm_drains(site: Site) -> None:
     assert job.durable_step == site.count("count"), "it checkpointed on its way out"
     assert job.charged == 0
     assert site.living("count") == []
+    let_go_on(site)
     site.start()
     assert site.wait("count", State.SUCCEEDED).attempt == 2
 
 
 def test_sigterm_can_leave_workers_training(site: Site) -> None:
     daemon = site.start("--on-term", "leave")
-    site.submit("count", "300", "0.01")
+    site.submit("count", "300", "0.01", "--hold-at", "100", "go")
     wait_for(lambda: site.count("count") >= 20, "progress")
     worker = site.identity("count", "worker")
     daemon.terminate()
-    assert daemon.wait(timeout=10) == 0
+    assert daemon.wait(timeout=30) == 0
     assert process.is_alive(worker)
     site.start()
+    wait_for(lambda: "adopted" in site.kinds("count"), "the adoption")
+    assert process.is_alive(worker)
+    let_go_on(site)
     job = site.wait("count", State.SUCCEEDED)
     assert job.attempt == 1
 
 
 def test_sighup_starts_the_daemon_anew_under_the_same_pid(site: Site) -> None:
     daemon = site.start()
-    site.submit("count", "300", "0.01")
+    site.submit("count", "300", "0.01", "--hold-at", "100", "go")
     wait_for(lambda: site.count("count") >= 20, "progress")
     worker = site.identity("count", "worker")
     daemon.send_signal(signal.SIGHUP)
     wait_for(lambda: "adopted" in site.kinds("count"), "the adoption")
     assert daemon.poll() is None
     assert process.is_alive(worker)
+    let_go_on(site)
     assert site.wait("count", State.SUCCEEDED).attempt == 1
 
 
@@ -176,7 +193,7 @@ def test_the_wall_counts_what_ran_neither_the_clock_nor_the_supervisors_absence(
     """One attempt ends while no supervisor is there, another is adopted beyond its limit; a clock was set."""
     once = "test -e done || { touch done; while test ! -e go; do sleep 0.02; done; exit 3; }"
     site.submit("late", command=["sh", "-c", once], toml='[limits]\nwall = "1h"\n')
-    site.submit("long", "100000", "0.01", toml='[limits]\nwall = "3s"\n')
+    site.submit("long", "100000", "0.01", toml='[limits]\nwall = "10s"\n')
     site.start()
     shims = [site.identity(name, "shim") for name in ("late", "long")]
     wait_for((site.home.folder("late") / "done").exists, "both to run")
@@ -188,7 +205,7 @@ def test_the_wall_counts_what_ran_neither_the_clock_nor_the_supervisors_absence(
         earlier = datetime.fromisoformat(job.current.started_at) - timedelta(days=1)
         attempt = dataclasses.replace(job.current, started_at=earlier.isoformat(timespec="milliseconds"))
         records.save_job(site.home.job(name).record, job.with_attempt(attempt))
-    wait_for(lambda: process.age_s(shims[1]) > 3.2, "the limit to be passed")
+    wait_for(lambda: process.age_s(shims[1]) > 10.2, "the limit to be passed")
     site.start()
     late = site.wait("late", State.SUCCEEDED)
     assert [attempt.outcome for attempt in late.attempts] == [Outcome.FAILED, Outcome.SUCCEEDED]
@@ -196,14 +213,14 @@ def test_the_wall_counts_what_ran_neither_the_clock_nor_the_supervisors_absence(
     assert late.ledger.useful_s + late.ledger.lost_s < 60, "no day of training"
     assert "limits.wall" in site.wait("long", State.FAILED).reason
     dates = {event["event"]: event["time"] for event in site.events("long")}
-    assert seconds_between(dates["adopted"], dates["wall-over"]) < 2.5, "it had had its time before"
+    assert seconds_between(dates["adopted"], dates["wall-over"]) < 5, "it had had its time before"
 
 
 @pytest.mark.parametrize("left", ["whole", "torn", "none"])
 def test_a_reboot_is_not_the_jobs_fault(site: Site, left: str) -> None:
     """The state that a power cut leaves: an active record and perhaps a shim of another boot, no outcome."""
     site.start()
-    site.submit("count", "100", "0.01", toml="[restart]\nbudget = 0\n")
+    site.submit("count", "100", "0.01", "--hold-at", "50", "go", toml="[restart]\nbudget = 0\n")
     wait_for(lambda: site.count("count") >= 20, "progress")
     shim = site.identity("count", "shim", 1)
     kill_daemon(site)
@@ -221,6 +238,7 @@ def test_a_reboot_is_not_the_jobs_fault(site: Site, left: str) -> None:
         path.write_text("")
     if left == "none":
         path.unlink()
+    let_go_on(site)
     site.start()
     job = site.wait("count", State.SUCCEEDED)
     assert job.attempts[0].outcome is Outcome.ABANDONED
@@ -241,7 +259,8 @@ def test_random_kills_of_both(site: Site) -> None:
         kill_daemon(site)
         for name in ("a", "b"):
             if chance.random() < 0.4 and (pids := site.living(name)):
-                os.kill(chance.choice(pids), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(chance.choice(pids), signal.SIGKILL)
         site.start()
     for name in ("a", "b"):
         job = site.wait(name, State.SUCCEEDED, timeout_s=60)
@@ -271,19 +290,28 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(small_disk: Path) -> None:
     try:
         with ballast.open("wb", buffering=0) as out:
             site.start()
-            site.submit("count", "120", "0.01")
+            site.submit("count", "120", "0.01", "--hold-at", "30", "more", "--hold-at", "80", "go")
             wait_for(lambda: site.count("count") >= 10, "progress")
+            daemon = site.daemons[-1]
+            daemon.send_signal(signal.SIGSTOP)
+            wait_for(lambda: process.is_stopped(daemon.pid), "the daemon to stop")
+            seen = site.count("count")
+            let_go_on(site, "more")
+            # It saves one after the other: the fact of the first is written, and nobody has read it.
+            wait_for(lambda: site.count("count") >= seen + 20, "a fact that is to be recorded")
 
             def noticed() -> bool:
                 """Keep the disk full: a page that somebody gives back is enough for a record."""
                 with contextlib.suppress(OSError):
                     while True:
                         out.write(b"x" * 4096)
+                daemon.send_signal(signal.SIGCONT)
                 return "trying again" in site.log.read_text()
 
             wait_for(noticed, "the daemon to notice")
-        assert site.daemons[-1].poll() is None
+        assert daemon.poll() is None
         ballast.unlink()
+        let_go_on(site)
         job = site.wait("count", State.SUCCEEDED, timeout_s=60)
         assert job.durable_step == 120
         assert_events_in_order(site.events("count"))
