@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,16 +19,17 @@ from runner.core.spec import JobSpec
 from runner.core.table import Decision, decide
 from runner.storage import records, requests
 from runner.storage.layout import Home
-from runner.supervisor import allotment, arrivals
+from runner.supervisor import allotment, arrivals, process
 from runner.supervisor.book import Book, moment
 from runner.supervisor.broom import Broom
 from runner.supervisor.intake import Inbox, take_up
-from runner.supervisor.loop import Loop, Soon
 from tests.system.conftest import Site
 from tests.waiting import wait_for
 
 RECORDS = 2000
 FOLDERS = 400
+#: So many that a daemon has found do not go in one turn.
+BACKLOG = 200
 REQUESTS = 2000
 #: Of the machine, more than half: two of these never run at once.
 MOST = f"[resources]\ncpus = {0.6 * allotment.cpus()}\n"
@@ -253,67 +255,6 @@ def test_the_book_tells_of_what_changes_the_queue_only(desk: Desk) -> None:
     assert len(changes) == 4
 
 
-def test_what_is_asked_for_often_comes_once_and_never_in_the_turn_that_asks() -> None:
-    loop, calls, turns = Loop(), [], []
-
-    def ask_again() -> None:
-        calls.append(len(turns))
-        soon.ask()
-        soon.ask()
-
-    def turn() -> None:
-        turns.append(None)
-        if len(turns) == 5:
-            loop.stop()
-        loop.after(0.0, turn)
-
-    soon = Soon(loop, ask_again)
-    for _ in range(100):
-        soon.ask()
-    loop.after(0.0, turn)
-    try:
-        loop.run()
-    finally:
-        loop.close()
-    assert calls == [0, 1, 2, 3, 4]
-
-
-def test_what_rests_comes_after_what_waits() -> None:
-    loop, order = Loop(), []
-
-    def call() -> None:
-        order.append("rested")
-        loop.stop()
-
-    soon = Soon(loop, call)
-    soon.rest(0.1)
-    soon.ask()
-    loop.after(0.05, lambda: order.append("other"))
-    try:
-        loop.run()
-    finally:
-        loop.close()
-    assert order == ["other", "rested"]
-
-
-def test_rests_may_be_owed_until_they_add_up() -> None:
-    loop, calls = Loop(), []
-
-    def call() -> None:
-        calls.append(None)
-        soon.rest(1000)
-        soon.ask()
-
-    soon = Soon(loop, call, burst_s=2500)
-    soon.ask()
-    loop.after(0.2, loop.stop)
-    try:
-        loop.run()
-    finally:
-        loop.close()
-    assert len(calls) == 3, "the fourth is to wait for the 500 s beyond the burst"
-
-
 def put_records(home: Home, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a daemon made of so many folders, in less time; only the last has its folder."""
     put_folder(home, f"job-{count:05d}")
@@ -355,6 +296,35 @@ def test_a_daemon_with_thousands_of_records(site: Site, monkeypatch: pytest.Monk
     assert site.job("job-00009").state is State.CANCELLED
 
 
+def stop(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.send_signal(signal.SIGSTOP)
+    wait_for(lambda: process.is_stopped(daemon.pid), "the daemon to stop")
+
+
+def stop_amid_a_backlog(site: Site) -> None:
+    """Stop the daemon when it has found folders, and many of them are left; more are put there if need be."""
+    daemon = site.daemons[-1]
+
+    def stopped() -> bool:
+        stop(daemon)
+        if len(untaken(site)) >= BACKLOG:
+            return True
+        there = sum(path.name.startswith("job-") for path in site.home.jobs.iterdir())
+        for number in range(there, there + FOLDERS):
+            put_folder(site.home, f"job-{number:05d}")
+        left = len(untaken(site))
+        daemon.send_signal(signal.SIGCONT)
+        wait_for(lambda: len(untaken(site)) <= left - FOLDERS // 10, "the folders to be found")
+        return False
+
+    wait_for(stopped, "a backlog")
+
+
+def untaken(site: Site) -> set[str]:
+    """Return the names of the folders that no job was made of so far."""
+    return {path.name for path in site.home.jobs.glob("job-*")} - {*site.home.recorded()}
+
+
 def test_a_backlog_of_folders_holds_up_no_signal_and_no_newcomer(site: Site) -> None:
     put_folder(site.home, "0-first")
     for number in range(FOLDERS):
@@ -362,12 +332,19 @@ def test_a_backlog_of_folders_holds_up_no_signal_and_no_newcomer(site: Site) -> 
     (site.home.folder("0-first") / "job.toml").write_text(f'command = ["sleep", "600"]\n{MOST}')
     daemon = site.start()
     site.wait("0-first", State.RUNNING)
+    stop_amid_a_backlog(site)
+    backlog = untaken(site)
     site.submit("newcomer", "5", "0.01", toml="priority = 1\n[resources]\ncpus = 0.1\n")
-    site.wait("newcomer", State.SUCCEEDED)
-    assert sum(1 for _ in site.home.recorded()) < FOLDERS, "it waited for the backlog"
+    daemon.send_signal(signal.SIGCONT)
+    started_at = site.wait("newcomer", State.SUCCEEDED).started_at
+    wait_for(lambda: not untaken(site), "the backlog to be taken up")
+    last_at = max(site.job(name).submitted_at for name in backlog)
+    assert started_at < last_at, "it waited for the backlog"
+    stop_amid_a_backlog(site)
     daemon.terminate()
+    daemon.send_signal(signal.SIGCONT)
     assert daemon.wait(timeout=30) == 0
-    assert sum(1 for _ in site.home.recorded()) < FOLDERS, "the signal waited for the backlog"
+    assert untaken(site), "the signal waited for the backlog"
     assert site.job("0-first").state is State.QUEUED
 
 
@@ -377,12 +354,13 @@ def test_a_flood_of_requests_holds_up_no_end_and_no_start(site: Site) -> None:
     site.wait("ends", State.RUNNING)
     site.submit("next", command=["sleep", "600"], toml=MOST)
     wait_for(lambda: (job := site.job("next")) and job.reason == "waits for a free slot", "the queue")
-    daemon.send_signal(signal.SIGSTOP)
+    stop(daemon)
     put_requests(site.home, REQUESTS, "nobody")
-    daemon.send_signal(signal.SIGCONT)
-    wait_for(lambda: len(requests.pending(site.home, REQUESTS)) < REQUESTS, "the flood to be worked on")
     (site.home.folder("ends") / "go").touch()
+    wait_for(site.home.job("ends").attempt(1).outcome.exists, "the end, seen by the shim alone")
+    daemon.send_signal(signal.SIGCONT)
     site.wait("ends", State.SUCCEEDED)
     site.wait("next", State.RUNNING)
-    assert requests.pending(site.home), "the end waited for the flood"
-    wait_for(lambda: not requests.pending(site.home), "the flood to be over", 60)
+    wait_for(lambda: not requests.pending(site.home), "the flood to be over")
+    told = site.log.read_text()
+    assert told.index("next: running") < told.rindex("nobody: no such job"), "the end waited for the flood"

@@ -98,7 +98,7 @@ def test_the_pima_job_is_not_changed_by_kills(site: Site, seeded: bool) -> None:
         )
         starting = chance.random() < 0.5
         if not starting:
-            wait_for(lambda number=number: trains(site, "killed", number), f"attempt {number} to train")
+            wait_for(lambda number=number: trains(site, "killed", number), f"attempt {number} to train", 200)
         # The random moment itself, not a wait for anything:
         time.sleep(chance.uniform(0.0, STARTING_S if starting else TRAINING_S))
         assert site.job("killed").state is State.RUNNING, "the job ended before the last kill"

@@ -82,7 +82,7 @@ def test_a_storm_of_kills_changes_nothing(site: Site) -> None:
         wait_for(lambda number=number: has_begun(site, number), f"attempt {number}")
         early = chance.random() < EARLY_SHARE
         if not early:
-            wait_for(lambda number=number: trains(site, number), f"attempt {number} to train")
+            wait_for(lambda number=number: trains(site, number), f"attempt {number} to train", 200)
         # The random moment itself, not a wait for anything:
         time.sleep(chance.uniform(0.0, EARLY_S if early else TRAINING_S))
         assert site.job("stormy").state is State.RUNNING, "the job ended before the storm was over"
