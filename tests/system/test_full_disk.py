@@ -70,7 +70,9 @@ def submit(site: Site, name: str, out: Path) -> None:
     staged = site.home.jobs / f".{name}.tmp"
     staged.mkdir()
     (staged / "train.py").write_text(SCRIPT)
-    toml = f'[checkpoint]\nevery = "4 steps"\n[env]\nOUT = {json.dumps(str(out))}\n[seed]\nvalue = 5\n'
+    toml = f"[env]\nOUT = {json.dumps(str(out))}\n[seed]\nvalue = 5\n"
+    # With one alone, none goes to make room for the next.
+    toml += '[checkpoint]\nevery = "4 steps"\nkeep = 1\n'
     (staged / "job.toml").write_text(toml)
     (staged / ".submitted.json").write_text('{"version": 1, "source": null}')
     staged.rename(site.home.folder(name))
@@ -83,12 +85,16 @@ def metrics(site: Site, name: str) -> list[dict[str, Any]]:
 
 def memories(pid: int) -> list[str]:
     """What memory files a process holds."""
-    found = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            found.append(str(path.readlink()))
     return [target for target in found if "memfd:runner-snapshots" in target]
 
 
 def fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as out, contextlib.suppress(OSError):
+    """Fill the disk, also where somebody has given something back since."""
+    with path.open("ab", buffering=0) as out, contextlib.suppress(OSError):
         while True:
             out.write(b"x" * 4096)
 
@@ -118,9 +124,13 @@ def training_on_a_full_disk(small_disk: Path, full: Path) -> Iterator[Site]:
     try:
         site.start()
         submit(site, "full", full)
-        wait_for(lambda: "checkpoint" in site.kinds("full"), "the first checkpoint", timeout_s=60)
-        fill(small_disk / "ballast")
-        wait_for((full / "epoch-6").exists, "the training to go on", timeout_s=60)
+        wait_for(lambda: "checkpoint" in site.kinds("full"), "the first checkpoint")
+
+        def goes_on() -> bool:
+            fill(small_disk / "ballast")
+            return (full / "epoch-6").exists()
+
+        wait_for(goes_on, "the training to go on")
         yield site
     finally:
         site.close()
@@ -142,9 +152,9 @@ def test_a_training_outlasts_a_full_disk_and_nothing_is_missing(
             kinds = site.kinds("full")
             return "checkpoint" in kinds[len(kinds) - kinds[::-1].index("save-failed") :]
 
-        wait_for(recovered, "saving to recover", timeout_s=90)
+        wait_for(recovered, "saving to recover")
         (full / "enough").touch()
-        job = site.wait("full", State.SUCCEEDED, timeout_s=60)
+        job = site.wait("full", State.SUCCEEDED, timeout_s=90)
         assert job.attempt == 1
         assert (full / "result").read_text() == plain[0]
         assert metrics(site, "full") == plain[1]
