@@ -53,7 +53,7 @@ with open("result", "w") as out:
 """
 WAIT_S = 240.0
 FOR_EVER = 1_000_000
-#: One that gets no processor for a second (`spare_shim.ANSWER_S`) is rightly replaced: so many are tried.
+#: One that gets no processor for some seconds (`spare_shim.ANSWER_S`) is rightly replaced: so many are tried.
 TRIES = 3
 
 
