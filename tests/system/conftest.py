@@ -60,7 +60,7 @@ class Site:
             return records.load_job(self.home.job(name).record)
         return None
 
-    def wait(self, name: str, *states: State, timeout_s: float = 30.0) -> Job:
+    def wait(self, name: str, *states: State, timeout_s: float = 90.0) -> Job:
         def reached() -> Job | None:
             job = self.job(name)
             return job if job and job.state in states else None

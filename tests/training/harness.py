@@ -204,7 +204,7 @@ class Attempt:
             assert self.beside.wait() == 0
         return self
 
-    def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Attempt:
+    def until(self, condition: Callable[[], Any], timeout_s: float = 200.0) -> Attempt:
         """Wait until something is so."""
         deadline = time.monotonic() + timeout_s
         while not condition():
