@@ -10,18 +10,16 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from runner.core.job import ACTIVE, SETTLED, Job, State
 from runner.storage import records, requests
 from runner.storage.layout import Home
+from tests.waiting import wait_for
 
-T = TypeVar("T")
 #: Now and then unshare(1) fails by itself ("sigprocmask unblock failed").
 BOOTS = 3
 HERE = Path(__file__).parent
@@ -40,15 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.systemd)
-
-
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 20.0) -> T:
-    deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s:g} s for {what}")
-        time.sleep(0.01)
-    return result
 
 
 class Lab:
@@ -152,6 +141,8 @@ class Service:
         self.lab.run("kill", "-s", number, str(pid))
 
     def journal(self) -> str:
+        """All that was said so far."""
+        self.lab.run("journalctl", "--sync")
         return self.lab.run("journalctl", "--no-pager", "--output", "cat", "--unit", UNIT).stdout
 
     def processes(self) -> list[str]:
@@ -193,7 +184,7 @@ class Service:
             return records.load_job(self.home.job(name).record)
         return None
 
-    def wait(self, name: str, *states: State, timeout_s: float = 20.0) -> Job:
+    def wait(self, name: str, *states: State, timeout_s: float = 90.0) -> Job:
         def reached() -> Job | None:
             job = self.job(name)
             return job if job and job.state in states else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -10,7 +11,8 @@ import pytest
 
 from runner.core.job import Outcome, State
 from runner.storage import requests
-from tests.systemd.conftest import HOME, PYTHON, UNIT, USER, Lab, Service, wait_for
+from tests.systemd.conftest import HOME, PYTHON, UNIT, USER, Lab, Service
+from tests.waiting import wait_for
 
 #: What `systemd-analyze security` may say at most. It stands at 2.0, of which the network is 1.2 (data sets,
 #: distributed training) and the devices 0.4 (GPUs); a setting that is lost shows as more.
@@ -77,20 +79,22 @@ def test_workers_outlive_a_killed_daemon(service: Service) -> None:
 @pytest.mark.parametrize("how", ["STOP", "loop"])
 def test_the_watchdog_ends_a_hung_daemon(service: Service, how: str) -> None:
     """A daemon that is stopped, and one that lives but whose loop does not turn."""
-    with service.settings("WatchdogSec=2s", *(["ExecStart=", HUNG] if how == "loop" else [])):
+    with service.settings("WatchdogSec=10s", *(["ExecStart=", HUNG] if how == "loop" else [])):
         service.submit(f"hung-{how.lower()}")
         pid, daemon = service.worker(f"hung-{how.lower()}"), service.pid
         pinged = service.show("WatchdogTimestampMonotonic")
         wait_for(lambda: service.show("WatchdogTimestampMonotonic") != pinged, "a ping")
         assert service.pid == daemon
+        said = [service.journal().count(words) for words in ABORTED]
         service.kill("STOP" if how == "STOP" else "USR2", daemon)
         wait_for(lambda: service.pid not in {0, daemon}, "the watchdog to act")
         service.wait_beats(f"hung-{how.lower()}")
         assert [start[1] for start in service.starts(f"hung-{how.lower()}")] == [pid]
-        assert "Watchdog timeout" in service.journal()
-        assert "Fatal Python error: Aborted" in service.journal()  # the stacks of the hung daemon
+        assert [service.journal().count(words) for words in ABORTED] == [count + 1 for count in said]
 
 
+#: What the journal says of a hung daemon; the second of these begins its stacks.
+ABORTED = "Watchdog timeout", "Fatal Python error: Aborted"
 #: The daemon, whose loop can be made to hang by SIGUSR2.
 HUNG = (
     f"ExecStart={PYTHON} -P -c 'import signal, sys, time; from runner.supervisor.__main__ import main; "
@@ -112,14 +116,23 @@ def test_a_reload_starts_the_daemon_anew_in_place(service: Service) -> None:
 def test_a_stop_in_the_midst_of_a_reload_is_not_lost(service: Service) -> None:
     service.submit("both")
     service.worker("both")
+    before = _stamp(service)
     service.kill("HUP", service.pid)
     # It is about to execute itself, or has: nothing in it handles a signal now.
-    wait_for(lambda: not service.home.supervisor.exists(), "the old daemon to end", 5)
+    wait_for(lambda: _stamp(service) != before, "the old daemon to end")
     service.ctl("stop")
     assert service.processes() == []
     job = service.job("both")
     assert job is not None
     assert (job.state, job.current and job.current.outcome) == (State.QUEUED, Outcome.PREEMPTED)
+
+
+def _stamp(service: Service) -> tuple[int, int] | None:
+    """Tell one daemon's file from the next one's; None between the two."""
+    with contextlib.suppress(FileNotFoundError):
+        found = service.home.supervisor.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def test_a_stop_lets_workers_save_and_leaves_nothing_behind(service: Service) -> None:
@@ -140,19 +153,19 @@ def test_a_stop_lets_workers_save_and_leaves_nothing_behind(service: Service) ->
 
 
 def test_a_grace_beyond_the_units_limit_is_waited_for(service: Service) -> None:
-    with service.settings("TimeoutStopSec=2s"):
-        service.submit("slow", toml='[limits]\ngrace = "20s"\n[env]\nSTOP_TAKES_S = "5"\n')
+    with service.settings("TimeoutStopSec=8s"):  # which holds until the daemon has taken the signal in
+        service.submit("slow", toml='[limits]\ngrace = "40s"\n[env]\nSTOP_TAKES_S = "12"\n')
         service.worker("slow")
         asked = time.monotonic()
         service.ctl("stop")
-        assert time.monotonic() - asked > 5
+        assert time.monotonic() - asked > 12
         assert service.show("Result") == "success"
         attempt = service.job("slow").attempts[0]  # type: ignore[union-attr]
         assert attempt.outcome is Outcome.PREEMPTED
 
 
 def test_workers_of_a_daemon_that_does_not_answer_a_stop_are_stopped_too(service: Service) -> None:
-    with service.settings("TimeoutStopSec=2s", "ExecStart=", HUNG):
+    with service.settings("TimeoutStopSec=5s", "ExecStart=", HUNG):
         service.submit("orphaned")
         service.worker("orphaned")
         service.kill("USR2", service.pid)

@@ -15,7 +15,8 @@ import pytest
 from runner.core.job import Outcome, State
 from runner.storage import eventlog
 from runner.storage.layout import Home
-from tests.systemd.conftest import CHECKOUT, HOME, PYTHON, UNIT, USER, Lab, Service, wait_for
+from tests.systemd.conftest import CHECKOUT, HOME, PYTHON, UNIT, USER, Lab, Service
+from tests.waiting import wait_for
 
 DIGITS = CHECKOUT / "jobs" / "digits"
 
@@ -40,7 +41,7 @@ def test_boot_again_after_a_power_cut_and_after_a_shutdown(own: Lab) -> None:
     for name in ("first", "second"):
         service.submit(name, cpus=0.6 * float(service.lab.run("nproc").stdout))
     service.wait_beats("first")
-    assert service.job("second").state is State.QUEUED  # type: ignore[union-attr]
+    service.wait("second", State.QUEUED)
 
     own.cut_power()
     beats = service.beats("first")
@@ -120,7 +121,7 @@ def test_members_of_the_group_submit_and_others_do_not(service: Service, lab: La
 def test_a_keras_job_checkpoints_within_its_grace(service: Service, lab: Lab) -> None:
     shutil.copytree(DIGITS, lab.jobs / "digits", ignore=shutil.ignore_patterns("__pycache__"))
     lab.run("runner", "submit", "--home", HOME, "/srv/jobs/digits")
-    wait_for(lambda: _step(service.home, "digits") > 0, "the first steps", 60)
+    wait_for(lambda: _step(service.home, "digits") > 0, "the first steps", 200)
     service.ctl("stop")
     assert service.processes() == []
     job = service.job("digits")
@@ -129,7 +130,7 @@ def test_a_keras_job_checkpoints_within_its_grace(service: Service, lab: Lab) ->
     assert (job.state, job.current.outcome, job.current.exit_code) == (State.QUEUED, Outcome.PREEMPTED, 75)
     assert job.durable_step >= _step(service.home, "digits")
     service.ctl("start")
-    resumed = wait_for(lambda: _resumed(service.home, "digits"), "the job to resume", 60)
+    resumed = wait_for(lambda: _resumed(service.home, "digits"), "the job to resume", 200)
     assert (resumed["step"], resumed["exact"]) == (job.durable_step, True)
 
 
