@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 # Test processes: they wait for each other and for clocks, so a few more than there are processors.
-WORKERS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
+WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
 # More arguments for pytest or the drill: make test ARGS="-k resume", make demo ARGS=--keep
 ARGS ?=
 # TensorFlow has wheels for these; PYTHON=... chooses another.
