@@ -31,7 +31,8 @@ def test_run_waits_for_the_mirror(
         toml.write(f'[checkpoint]\nmirror = "{sftp.url}"\n')
     run = runner.start("run", str(job))
     assert run.stdout is not None
-    wait_for(lambda: list(sftp.root.rglob("*.tmp")) or run.poll() is not None, "a copy to begin")
+    # The checkpoint's: before the job has begun there was one of what a fetch has asked.
+    wait_for(lambda: list(sftp.root.rglob(".step-*.tmp")) or run.poll() is not None, "a copy to begin")
     sessions = sftp.halt()
     said = f"pace: copying to {sftp.url}/pace (Ctrl-C: leave that to the background)"
     assert said in map(bytes.decode, map(bytes.strip, run.stdout))  # up to its end at most
