@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 READY := .venv/.ready
-# Test processes: they wait for each other and for clocks, so a few more than there are processors.
+# Test processes: they wait for each other and for clocks, so there are twice as many as processors.
 WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
 # More arguments for pytest or the drill: make test ARGS="-k resume", make demo ARGS=--keep
 ARGS ?=

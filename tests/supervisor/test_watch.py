@@ -247,9 +247,9 @@ def test_who_gets_no_processor_is_not_idle(seen: Seen) -> None:
 
 
 def ability_of(seen: Seen, pid: int) -> Ability:
-    """Look at a process that has been idle for half of its limit, over a second and a half of real time."""
+    """Look at a process that has been idle for a third of its limit, over a second and a half of real time."""
     watch = Watch(seen.paths, 2, time.monotonic())
-    watch.pulse = replace(watch.pulse, idle_s=0.7 * LIMIT_S)
+    watch.pulse = replace(watch.pulse, idle_s=0.3 * LIMIT_S)
     watch._ability(seen.job, time.monotonic(), pid)
     began = time.monotonic()
     wait_for(lambda: time.monotonic() > began + 1.5)

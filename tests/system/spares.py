@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import sys
 
 from runner.storage import records
@@ -53,8 +51,6 @@ with open("result", "w") as out:
 """
 WAIT_S = 240.0
 FOR_EVER = 1_000_000
-#: One that gets no processor for some seconds (`spare_shim.ANSWER_S`) is rightly replaced: so many are tried.
-TRIES = 3
 
 
 def submit(
@@ -90,18 +86,3 @@ def spare_of(site: Site, name: str) -> process.Identity | None:
 
 def waits(site: Site, name: str) -> process.Identity:
     return wait_for(lambda: spare_of(site, name), f"the spare of {name}", WAIT_S)
-
-
-def taken_over(site: Site, name: str, killed: str = "worker") -> tuple[process.Identity, int]:
-    """Kill a job's worker, or its shim, and have its spare take over; return that, and its attempt."""
-    for _ in range(TRIES):
-        spare, job = waits(site, name), site.job(name)
-        assert job is not None
-        attempt = job.attempt + 1
-        os.kill(site.identity(name, killed).pid, signal.SIGKILL)
-        wait_for(lambda attempt=attempt: site.job(name).attempt == attempt, f"attempt {attempt} of {name}")
-        if site.identity(name, "worker", attempt) == spare:
-            return spare, attempt
-        log = site.home.job(name).attempt(attempt).log.read_text()
-        assert "the spare does not answer" in log, "no spare has taken over"
-    raise AssertionError(f"no spare of {name} answers in time")

@@ -10,7 +10,7 @@ import pytest
 
 from runner.core.job import State
 from tests.system.conftest import Site
-from tests.system.spares import FITS, WAIT_S, submit, taken_over, waits
+from tests.system.spares import FITS, WAIT_S, submit, waits
 from tests.waiting import wait_for
 
 EVERY = '[checkpoint]\nevery = "7 steps"\n'
@@ -95,26 +95,23 @@ def ready_of(site: Site, name: str) -> dict[str, Any]:
     return wait_for(lambda: told(site, name, "spare-ready"), f"the spare of {name} to be told")[0]
 
 
-def disturbed_beside_undisturbed(site: Site, script: str) -> int:
-    """Let a job be taken over by its hot spare, and another one, of the same script, be left alone.
-
-    Return which attempt the spare became.
-    """
+def disturbed_beside_undisturbed(site: Site, script: str) -> None:
+    """Let a job be taken over by its hot spare, and another one, of the same script, be left alone."""
     site.start()
     for name, spare in (("disturbed", "hot"), ("undisturbed", "none")):
         submit(site, name, toml=EVERY, script=script, spare=spare)
     (site.home.folder("undisturbed") / "enough").touch()
-    waiting, attempt = taken_over(site, "disturbed")
+    waiting = waits(site, "disturbed")
+    os.kill(site.identity("disturbed", "worker").pid, signal.SIGKILL)
     (site.home.folder("disturbed") / "enough").touch()
-    for name, number in (("disturbed", attempt), ("undisturbed", 1)):
-        assert site.wait(name, State.SUCCEEDED, timeout_s=WAIT_S).attempt == number
-    assert site.identity("disturbed", "worker", attempt) == waiting
-    return attempt
+    for name, attempts in (("disturbed", 2), ("undisturbed", 1)):
+        assert site.wait(name, State.SUCCEEDED, timeout_s=WAIT_S).attempt == attempts
+    assert site.identity("disturbed", "worker", 2) == waiting
 
 
 @pytest.mark.parametrize(("script", "fit"), [(TELLS, 0), (TWICE, 1)], ids=["first fit", "second fit"])
 def test_it_goes_on_with_a_step_that_is_traced(site: Site, script: str, fit: int) -> None:
-    attempt = disturbed_beside_undisturbed(site, script)
+    disturbed_beside_undisturbed(site, script)
     results = [(site.home.folder(name) / "result").read_text() for name in ("disturbed", "undisturbed")]
     assert results[0] == results[1]
     ready = ready_of(site, "disturbed")
@@ -122,7 +119,7 @@ def test_it_goes_on_with_a_step_that_is_traced(site: Site, script: str, fit: int
     assert "reason" not in ready, "the step was executed, too"
     assert [event["hot"] for event in told(site, "disturbed", "spare-took-over")] == [True]
     assert told(site, "disturbed", "resumed")[0]["exact"]
-    log = site.home.job("disturbed").attempt(attempt).log.read_text()
+    log = site.home.job("disturbed").attempt(2).log.read_text()
     before, _, after = log.partition(f"runner: resumes of fit {fit}")
     assert "level 3" in before, "what the script has printed comes first"
     assert "the step is traced" in before
@@ -136,11 +133,10 @@ def test_python_code_in_the_step_is_not_run_before(site: Site) -> None:
     ready = ready_of(site, "runs")
     assert ready["hot"]
     assert "traced only" in ready["reason"]
-    _, attempt = taken_over(site, "runs")
+    os.kill(site.identity("runs", "worker").pid, signal.SIGKILL)
     (site.home.folder("runs") / "enough").touch()
     site.wait("runs", State.SUCCEEDED, timeout_s=WAIT_S)
-    log = site.home.job("runs").attempt(attempt).log.read_text()
-    before, _, after = log.partition("runner: resumes of fit 0")
+    before, _, after = site.home.job("runs").attempt(2).log.read_text().partition("runner: resumes of fit 0")
     assert ["the step is traced" in part for part in (before, after)] == [True, False]
     assert ["Python code runs" in part for part in (before, after)] == [False, True]
 

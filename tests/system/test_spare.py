@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ from runner.storage import lock
 from runner.supervisor import process, traces
 from runner.supervisor.spare import HEAD_START_S
 from tests.system.conftest import Site, assert_events_in_order
-from tests.system.spares import COUNTS, FITS, FOR_EVER, WAIT_S, spare_of, submit, taken_over, waits
+from tests.system.spares import COUNTS, FITS, FOR_EVER, WAIT_S, spare_of, submit, waits
 from tests.waiting import wait_for
 
 UNTIL_ENOUGH = (
@@ -99,18 +100,18 @@ def shim_of(worker: process.Identity) -> int:
 def test_a_spare_takes_over_and_is_renewed(site: Site) -> None:
     site.start()
     submit(site, "count")
-    first, attempt = taken_over(site, "count")
-    wait_for(lambda: len(site.trace("count")) == attempt, "it to count again")
-    assert site.trace("count")[-1][2] > 0, "it counts on"
-    pid = str(first.pid)
-    assert starts(site, "count")[-1][:2] == [pid, str(attempt)]
-    assert site.identity("count", "shim").pid == shim_of(first)
-    assert Path("/proc", pid, "fd", "1").readlink() == site.home.job("count").attempt(attempt).log
+    first = waits(site, "count")
+    shim = shim_of(first)
+    pid, attempt, _ = started_again(site, "count")
+    assert (pid, attempt) == (str(first.pid), "2")
+    assert site.identity("count", "worker", 2) == first
+    assert site.identity("count", "shim", 2).pid == shim
+    assert Path("/proc", pid, "fd", "1").readlink() == site.home.job("count").attempt(2).log
     assert Path("/proc", pid, "oom_score_adj").read_text() == Path("/proc/self/oom_score_adj").read_text()
     threads = [int(thread.name) for thread in Path("/proc", pid, "task").iterdir()]
     assert {os.getpriority(os.PRIO_PROCESS, t) for t in threads} == {os.getpriority(os.PRIO_PROCESS, 0)}
     wait_for(lambda: spare_of(site, "count") not in {None, first}, "another one", WAIT_S)
-    wait_for(lambda: site.kinds("count").count("spare-ready") == attempt, "that to be recorded")
+    wait_for(lambda: site.kinds("count").count("spare-ready") == 2, "that to be recorded")
     assert site.kinds("count").count("spare-took-over") == 1
     site.ask("cancel", "count")
     site.wait("count", State.CANCELLED)
@@ -118,15 +119,31 @@ def test_a_spare_takes_over_and_is_renewed(site: Site) -> None:
     assert_events_in_order(site.events("count"))
 
 
+def test_one_that_is_held_up_for_a_moment_is_waited_for(site: Site) -> None:
+    site.start()
+    submit(site, "count")
+    spare = waits(site, "count")
+    shim = shim_of(spare)
+    os.kill(spare.pid, signal.SIGSTOP)
+    os.kill(site.identity("count", "worker").pid, signal.SIGKILL)
+    wait_for(lambda: site.identity("count", "shim", 2).pid == shim, "it to be handed over")
+    handed_s = time.monotonic()
+    wait_for(lambda: time.monotonic() > handed_s + 1.5, "a moment to pass")
+    os.kill(spare.pid, signal.SIGCONT)
+    wait_for(lambda: len(starts(site, "count")) == 2, "count to be started again")
+    assert starts(site, "count")[1][:2] == [str(spare.pid), "2"]
+
+
 def test_a_killed_shim_costs_no_spare(site: Site) -> None:
     """All that is left of its attempt is killed; the spare, which has the job's marks too, is not of it."""
     site.start()
     submit(site, "count", script=LEAVES_ONE)
-    waits(site, "count")
+    spare = waits(site, "count")
     stray = int((site.home.folder("count") / "stray").read_text())
-    spare, attempt = taken_over(site, "count", killed="shim")
-    wait_for(lambda: len(starts(site, "count")) == attempt, "count to be started again")
-    assert starts(site, "count")[-1][:2] == [str(spare.pid), str(attempt)]
+    os.kill(site.identity("count", "shim").pid, signal.SIGKILL)
+    wait_for(lambda: len(starts(site, "count")) == 2, "count to be started again")
+    pid, attempt, _ = starts(site, "count")[1]
+    assert (pid, attempt) == (str(spare.pid), "2")
     found = process.identify(stray)
     assert found is None or not process.is_alive(found)
     assert "spare-dropped" not in site.kinds("count")
@@ -138,11 +155,12 @@ def test_what_a_spare_ends_with_is_what_an_undisturbed_run_ends_with(site: Site)
     for name in ("disturbed", "undisturbed"):
         submit(site, name, toml=every, script=FITS)
     (site.home.folder("undisturbed") / "enough").touch()
-    spare, attempt = taken_over(site, "disturbed")
+    spare = waits(site, "disturbed")
+    os.kill(site.identity("disturbed", "worker").pid, signal.SIGKILL)
     (site.home.folder("disturbed") / "enough").touch()
     jobs = {name: site.wait(name, State.SUCCEEDED, timeout_s=WAIT_S) for name in ("disturbed", "undisturbed")}
-    assert [job.attempt for job in jobs.values()] == [attempt, 1]
-    assert site.identity("disturbed", "worker", attempt) == spare
+    assert [job.attempt for job in jobs.values()] == [2, 1]
+    assert site.identity("disturbed", "worker", 2) == spare
     results = [(site.home.folder(name) / "result").read_text() for name in jobs]
     assert results[0] == results[1]
     logs = [site.home.job(name).attempt(job.attempt).log.read_text() for name, job in jobs.items()]
@@ -151,10 +169,7 @@ def test_what_a_spare_ends_with_is_what_an_undisturbed_run_ends_with(site: Site)
     (since,) = [line.split(":")[1] for line in logs[0].splitlines() if line.startswith("collections since")]
     assert int(since) <= 1, "else one of all that was imported is due while it is waited for"
     events = [event for event in site.events("disturbed") if event["event"].startswith("spare")]
-    assert [event["event"] for event in events][:attempt] == [
-        *["spare-ready"] * (attempt - 1),
-        "spare-took-over",
-    ]
+    assert [event["event"] for event in events][:2] == ["spare-ready", "spare-took-over"]
     assert events[0]["left"] < 50 < events[0]["modules"], "all was imported but what training itself does"
 
 
