@@ -247,7 +247,7 @@ def test_who_gets_no_processor_is_not_idle(seen: Seen) -> None:
 
 
 def ability_of(seen: Seen, pid: int) -> Ability:
-    """Look at a process that has been idle for a third of its limit, over a second and a half of real time."""
+    """Look at a process that has been idle for a third of its limit, over 1.5 seconds of real time."""
     watch = Watch(seen.paths, 2, time.monotonic())
     watch.pulse = replace(watch.pulse, idle_s=0.3 * LIMIT_S)
     watch._ability(seen.job, time.monotonic(), pid)
